@@ -1,0 +1,55 @@
+//! Metric names. The engine's carry vLLM's names, so that existing dashboards and scalers work; the
+//! scheduler's carry the Gateway API Inference Extension's. `prometheus-client` appends `_total` to
+//! counters, so counters stand here without it.
+
+/// Names of the engine's metrics.
+pub mod engine {
+    /// Gauge: sequences in the running batch.
+    pub const RUNNING: &str = "vllm:num_requests_running";
+    /// Gauge: sequences that wait to be scheduled.
+    pub const WAITING: &str = "vllm:num_requests_waiting";
+    /// Gauge: share of KV-cache blocks in use, 0 to 1.
+    pub const KV_USAGE: &str = "vllm:kv_cache_usage_perc";
+    /// Counter: prompt tokens looked up in the prefix cache.
+    pub const PREFIX_QUERIES: &str = "vllm:prefix_cache_queries";
+    /// Counter: prompt tokens found there.
+    pub const PREFIX_HITS: &str = "vllm:prefix_cache_hits";
+    /// Counter: sequences evicted from the batch and begun again.
+    pub const PREEMPTIONS: &str = "vllm:num_preemptions";
+    /// Counter: prompt tokens processed.
+    pub const PROMPT_TOKENS: &str = "vllm:prompt_tokens";
+    /// Counter: prompt tokens taken from the cache.
+    pub const PROMPT_TOKENS_CACHED: &str = "vllm:prompt_tokens_cached";
+    /// Counter: tokens generated.
+    pub const GENERATION_TOKENS: &str = "vllm:generation_tokens";
+    /// Counter by `finished_reason`: requests finished.
+    pub const REQUEST_SUCCESS: &str = "vllm:request_success";
+    /// Histogram: tokens in a step.
+    pub const ITERATION_TOKENS: &str = "vllm:iteration_tokens_total";
+    /// Histogram: time to first token.
+    pub const TTFT: &str = "vllm:time_to_first_token_seconds";
+    /// Histogram: time between two tokens.
+    pub const ITL: &str = "vllm:inter_token_latency_seconds";
+    /// Histogram: mean time per output token of a request.
+    pub const TPOT: &str = "vllm:request_time_per_output_token_seconds";
+    /// Histogram: whole request.
+    pub const E2E: &str = "vllm:e2e_request_latency_seconds";
+    /// Histogram: time spent waiting.
+    pub const QUEUE_TIME: &str = "vllm:request_queue_time_seconds";
+    /// Histogram: time spent in prefill.
+    pub const PREFILL_TIME: &str = "vllm:request_prefill_time_seconds";
+    /// Histogram: time spent in decode.
+    pub const DECODE_TIME: &str = "vllm:request_decode_time_seconds";
+    /// Histogram: prompt tokens of a request.
+    pub const REQUEST_PROMPT_TOKENS: &str = "vllm:request_prompt_tokens";
+    /// Histogram: generated tokens of a request.
+    pub const REQUEST_GENERATION_TOKENS: &str = "vllm:request_generation_tokens";
+    /// Info gauge: block size and count in its labels (`block_size`, `num_gpu_blocks`).
+    pub const CACHE_CONFIG: &str = "vllm:cache_config_info";
+    /// Gauge, Strata's own: tokens of the prompts that wait.
+    pub const WAITING_TOKENS: &str = "strata:waiting_tokens";
+    /// Gauge, Strata's own: sequences that a step holds at most.
+    pub const MAX_SEQUENCES: &str = "strata:max_sequences";
+    /// Gauge, Strata's own: prompt tokens a second, measured over recent steps.
+    pub const PREFILL_RATE: &str = "strata:prefill_tokens_per_second";
+}

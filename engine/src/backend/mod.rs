@@ -1,0 +1,104 @@
+//! The seam between deciding what to run and running it.
+//!
+//! A [`Backend`] owns the weights and the KV cache's memory and executes one step at a time: a single
+//! forward pass over all tokens that the step scheduled, prefill chunks and decodes mixed. It decides
+//! nothing: which sequences run, and which physical blocks hold their keys and values, is in the
+//! [`StepBatch`].
+
+use std::sync::Arc;
+
+/// Tokens in one KV block, the same in every backend.
+pub const BLOCK_TOKENS: usize = strata_wire::defaults::BLOCK_TOKENS;
+
+/// What a backend is and what a block of its cache costs.
+#[derive(Clone, Debug)]
+pub struct BackendInfo {
+    /// `cpu` or `cuda`.
+    pub name: &'static str,
+    /// The device, in words for a person: processor, instruction set, threads.
+    pub device: String,
+    /// Blocks that were allocated, once, at start.
+    pub total_blocks: usize,
+    /// Bytes of one block over all layers, keys and values.
+    pub block_bytes: usize,
+    /// Size of a row of logits.
+    pub vocab: usize,
+    /// Longest context that the model takes.
+    pub max_model_len: usize,
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Debug)]
+pub struct SequenceSpan {
+    /// Where its tokens start in [`StepBatch::tokens`].
+    pub start: usize,
+    /// How many tokens of it this step runs: one for a decode, more for a prefill chunk.
+    pub len: usize,
+    /// Tokens whose keys and values are in the cache already; the first token of this step is at
+    /// this position.
+    pub context: usize,
+    /// The physical blocks that hold positions `0..context + len`, in order.
+    pub blocks: Arc<[u32]>,
+    /// Whether the logits of its last token are wanted.
+    pub wants_logits: bool,
+}
+
+/// Everything that one forward pass runs.
+#[derive(Clone, Debug, Default)]
+pub struct StepBatch {
+    /// The tokens of all sequences, one after the other.
+    pub tokens: Vec<u32>,
+    /// Which of them belong to which sequence.
+    pub spans: Vec<SequenceSpan>,
+}
+
+/// Rows of logits in the order of the spans that want them, each [`BackendInfo::vocab`] long.
+#[derive(Clone, Debug, Default)]
+pub struct Logits {
+    /// The rows, one after the other.
+    pub data: Vec<f32>,
+    /// Length of a row.
+    pub vocab: usize,
+}
+
+impl Logits {
+    /// The `i`-th row.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.vocab..(i + 1) * self.vocab]
+    }
+}
+
+/// Why a step failed. The engine fails the requests of the step and goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A token id that the model does not have.
+    #[error("token id {token} is outside the model's vocabulary of {vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// The size of the vocabulary.
+        vocab: usize,
+    },
+    /// The device failed.
+    #[error("the {backend} device failed: {message}")]
+    Device {
+        /// Which backend.
+        backend: &'static str,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// Executes steps.
+pub trait Backend: Send {
+    /// What this backend is.
+    fn info(&self) -> &BackendInfo;
+
+    /// Runs one forward pass: writes the keys and values of the step's tokens into their blocks and
+    /// returns the logits that were asked for.
+    fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError>;
+
+    /// Matrix products that [`Backend::forward`] has executed so far: it grows by the same amount
+    /// for every step, however many sequences the step holds.
+    fn matrix_products(&self) -> u64;
+}
