@@ -1,0 +1,3 @@
+//! What a checkpoint says about itself: the shape of the network, its tokenizer and chat template.
+
+pub mod spec;
