@@ -1,1 +1,176 @@
-//! Placeholder.
+//! The canonical prefix of a prompt: cache scope ‖ model ‖ tools ‖ (role, content)…, JSON-decoded, cut
+//! into blocks of [`BLOCK_BYTES`] and hashed as a chain. Two requests that share their first `n`
+//! blocks here share the beginning of their prompts, whatever the white space, key order or escapes
+//! of their bodies. A router needs nothing else of the text, and forgets it.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::defaults::BLOCK_BYTES;
+
+/// The hash of one block and of all blocks before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockHash(pub u64);
+
+/// A prompt's prefix: the chain of its whole blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prefix {
+    /// One hash for each whole block; the rest of the text is not hashed.
+    pub blocks: Vec<BlockHash>,
+    /// Bytes of the whole canonical text, the unhashed rest included.
+    pub bytes: usize,
+}
+
+/// Hashes a canonical text as it comes.
+#[derive(Debug)]
+pub struct PrefixHasher {
+    parent: [u8; 32],
+    block: Vec<u8>,
+    prefix: Prefix,
+}
+
+impl PrefixHasher {
+    /// A chain for this cache scope and model. The scope is part of the root, so that no two scopes
+    /// share a hash; it is not counted in [`Prefix::bytes`].
+    pub fn new(scope: &str, model: &str) -> Self {
+        let mut root = blake3::Hasher::new();
+        for part in [scope, model] {
+            root.update(&(part.len() as u64).to_le_bytes());
+            root.update(part.as_bytes());
+        }
+        Self {
+            parent: *root.finalize().as_bytes(),
+            block: Vec::with_capacity(BLOCK_BYTES),
+            prefix: Prefix::default(),
+        }
+    }
+
+    /// Appends text.
+    pub fn push(&mut self, mut text: &[u8]) {
+        self.prefix.bytes += text.len();
+        while !text.is_empty() {
+            let take = (BLOCK_BYTES - self.block.len()).min(text.len());
+            self.block.extend_from_slice(&text[..take]);
+            text = &text[take..];
+            if self.block.len() == BLOCK_BYTES {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&self.parent);
+                hasher.update(&self.block);
+                self.parent = *hasher.finalize().as_bytes();
+                let mut short = [0; 8];
+                short.copy_from_slice(&self.parent[..8]);
+                self.prefix.blocks.push(BlockHash(u64::from_le_bytes(short)));
+                self.block.clear();
+            }
+        }
+    }
+
+    /// The chain.
+    pub fn finish(self) -> Prefix {
+        self.prefix
+    }
+}
+
+/// Separates a role from its content and a message from the next: bytes that text seldom holds.
+const UNIT: &[u8] = &[0x1f];
+const RECORD: &[u8] = &[0x1e];
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow, default)]
+    model: Cow<'a, str>,
+    #[serde(borrow, default)]
+    tools: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    messages: Vec<Turn<'a>>,
+    #[serde(borrow, default)]
+    prompt: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Turn<'a> {
+    #[serde(borrow, default)]
+    role: Cow<'a, str>,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+/// The canonical prefix of a chat or completion body. `None` when the body is not one; the engine is
+/// the one that says what is wrong with it.
+pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
+    let body: Body<'_> = serde_json::from_slice(body).ok()?;
+    let mut hasher = PrefixHasher::new(scope, &body.model);
+    if let Some(tools) = body.tools {
+        hasher.push(tools.get().as_bytes());
+        hasher.push(RECORD);
+    }
+    for turn in &body.messages {
+        hasher.push(turn.role.as_bytes());
+        hasher.push(UNIT);
+        if let Some(content) = turn.content {
+            push_text(&mut hasher, content);
+        }
+        if let Some(calls) = turn.tool_calls {
+            hasher.push(UNIT);
+            hasher.push(calls.get().as_bytes());
+        }
+        hasher.push(RECORD);
+    }
+    if let Some(prompt) = body.prompt {
+        push_text(&mut hasher, prompt);
+    }
+    Some(hasher.finish())
+}
+
+fn push_text(hasher: &mut PrefixHasher, raw: &RawValue) {
+    match serde_json::from_str::<Cow<'_, str>>(raw.get()) {
+        Ok(text) => hasher.push(text.as_bytes()),
+        Err(_) => hasher.push(raw.get().as_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn chat(scope: &str, system: &str, question: &str) -> Prefix {
+        let body = serde_json::json!({"model": "m", "messages": [
+            {"role": "system", "content": system}, {"role": "user", "content": question}]});
+        of_body(scope, body.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_form_of_the_json_does_not_matter() {
+        let text = "é".repeat(400);
+        let a = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{text}"}}]}}"#);
+        let b = format!(
+            r#"{{ "messages": [ {{"content": "{}", "role":"user"}} ], "temperature": 1, "model":"m" }}"#,
+            "\\u00e9".repeat(400)
+        );
+        assert_eq!(of_body("s", a.as_bytes()), of_body("s", b.as_bytes()));
+        assert_eq!(of_body("s", a.as_bytes()).unwrap().blocks.len(), 3);
+    }
+
+    #[test]
+    fn scopes_share_nothing() {
+        let (a, b) = (chat("a", &"x".repeat(2000), "q"), chat("b", &"x".repeat(2000), "q"));
+        assert!(a.blocks.len() > 4 && a.blocks.iter().all(|h| !b.blocks.contains(h)));
+    }
+
+    proptest! {
+        /// A shared beginning gives shared blocks, and nothing after the first difference is shared.
+        #[test]
+        fn blocks_are_shared_exactly_up_to_the_first_difference(shared in 0usize..3000, tail_a in "[a-m]{1,600}", tail_b in "[n-z]{1,600}") {
+            let system = "s".repeat(shared);
+            let (a, b) = (chat("s", &format!("{system}{tail_a}"), "q"), chat("s", &format!("{system}{tail_b}"), "q"));
+            let same = a.blocks.iter().zip(&b.blocks).take_while(|(x, y)| x == y).count();
+            prop_assert_eq!(same, (shared + "system".len() + 1) / BLOCK_BYTES);
+            prop_assert!(a.blocks[same..].iter().all(|h| !b.blocks[same..].contains(h)));
+        }
+    }
+}
