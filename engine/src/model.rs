@@ -1,3 +1,4 @@
 //! What a checkpoint says about itself: the shape of the network, its tokenizer and chat template.
 
+pub mod source;
 pub mod spec;
