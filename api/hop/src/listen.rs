@@ -1,0 +1,120 @@
+//! A listener with limits for slow clients, that finishes what it has begun before it stops.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use strata_wire::defaults;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// Who is at the other end of the connection; an extension of every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub SocketAddr);
+
+impl Peer {
+    /// Whether the client is on this machine.
+    pub fn is_loopback(self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
+}
+
+/// Why a listener could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody listens there already.
+    #[error("{addr} is in use by another process; stop it, or choose another address with --listen")]
+    InUse {
+        /// The address.
+        addr: String,
+    },
+    /// The address cannot be used.
+    #[error("cannot listen on {addr}: {source}")]
+    Failed {
+        /// The address.
+        addr: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An address that is bound and not yet served.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    addr: SocketAddr,
+}
+
+impl Bound {
+    /// Binds `addr`, such as `127.0.0.1:8080`; port 0 takes a free one.
+    pub async fn bind(addr: &str) -> Result<Self, ListenError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => ListenError::InUse { addr: addr.to_owned() },
+            _ => ListenError::Failed { addr: addr.to_owned(), source },
+        };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let addr = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, addr })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its base URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Serves until `shutdown`, then takes no new connection and gives the open requests `grace` to
+    /// finish.
+    pub async fn serve(self, router: Router, shutdown: CancellationToken, grace: Duration) {
+        let graceful = GracefulShutdown::new();
+        let mut http = hyper::server::conn::http1::Builder::new();
+        http.timer(TokioTimer::new())
+            .header_read_timeout(defaults::HEADER_READ_TIMEOUT)
+            .max_buf_size(defaults::MAX_HEADER_BYTES);
+        loop {
+            let (stream, peer) = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = self.listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of descriptors, or a connection that was reset while it waited: the
+                        // listener itself is sound.
+                        tracing::warn!(%error, "could not accept a connection");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                },
+            };
+            let _ = stream.set_nodelay(true);
+            let router = router.clone();
+            let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+                request.extensions_mut().insert(Peer(peer));
+                let router = router.clone();
+                async move {
+                    let Ok(response) = router.oneshot(request.map(axum::body::Body::new)).await;
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, %peer, "connection ended");
+                }
+            });
+        }
+        drop(self.listener);
+        if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!(grace_s = grace.as_secs(), "stopped before all requests had finished");
+        }
+    }
+}
