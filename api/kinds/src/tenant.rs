@@ -1,0 +1,89 @@
+//! `Tenant`: who may call, with which keys, and which models.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A team, customer or application that calls models, isolated from every other tenant.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "strata.dev",
+    version = "v1alpha1",
+    kind = "Tenant",
+    namespaced,
+    category = "strata",
+    status = "TenantStatus",
+    derive = "PartialEq",
+    derive = "Default"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantSpec {
+    /// The tier that policies and models select by, such as `gold`. Without one the tenant belongs to
+    /// the tier `default`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tier: Option<String>,
+    /// IANA time zone in which budgets begin their day and month, such as `Europe/Berlin`. UTC when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_zone: Option<String>,
+    /// Whether cached prefixes may be shared with tenants that share too. Private when absent: how
+    /// long an answer takes tells what others have asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_sharing: Option<CacheSharing>,
+    /// Keys kept in Secrets. Keys made at run time need no entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub api_keys: Vec<ApiKey>,
+    /// Models that the tenant may use, as names with `*` for any run of characters. None when empty.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Priority of the tenant's requests; higher is served first. 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<i32>,
+}
+
+/// Who shares cached prefixes with whom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CacheSharing {
+    /// With nobody.
+    #[default]
+    Private,
+    /// With every tenant that says `Shared`.
+    Shared,
+}
+
+/// A key whose hash is in a Secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiKey {
+    /// Its name, unique in the tenant.
+    pub name: String,
+    /// The Secret that holds its id and hash, in the tenant's namespace.
+    pub secret_ref: SecretRef,
+    /// When it stops working (RFC 3339). Never when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+}
+
+/// A Secret in the same namespace. For an API key it has the entries `id` (the key's public id) and
+/// `hash` (`v1$` and the hexadecimal SHA-256 of id and secret one after the other), never the key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretRef {
+    /// The Secret's name.
+    pub name: String,
+}
+
+/// What Strata has made of a tenant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, and what stands in its way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Policies that apply to the tenant, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<String>,
+}
