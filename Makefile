@@ -1,0 +1,53 @@
+# Thin targets: each one calls a tool or a script that can be read and run by itself.
+SHELL := /bin/bash
+CARGO ?= cargo
+PYTHON ?= python3
+CACHE ?= $(HOME)/.cache/strata
+MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+VENV := $(CACHE)/venv
+export STRATA_TEST_MODEL ?= $(MODEL)
+
+.PHONY: help demo test lint model crds clients fmt bench release needs
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+needs:
+	@scripts/needs
+
+demo: needs release model ## Build, start examples/quickstart, ask one question through every layer, stop
+	@$(PYTHON) scripts/demo.py --strata target/release/strata --model $(MODEL)
+
+release: needs
+	$(CARGO) build --release --locked -p strata-cli
+
+model: $(MODEL) ## Fetch the small real model that demo and tests use
+
+$(MODEL):
+	@$(PYTHON) scripts/fetch_model.py $(MODEL)
+
+test: needs model clients ## Run every test: Rust, then the OpenAI SDK against `strata up`
+	$(CARGO) build --locked -p strata-cli
+	$(CARGO) test --workspace --locked
+	$(VENV)/bin/python -m pytest -q e2e/clients --strata target/debug/strata --model $(MODEL)
+
+clients: $(VENV)/.ready
+
+$(VENV)/.ready: e2e/clients/requirements.txt
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment: install it with 'apt-get install python3-venv'"; exit 1; }
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r e2e/clients/requirements.txt
+	@touch $@
+
+lint: needs ## Format, clippy, directions between crates, generated files
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(PYTHON) scripts/check_directions.py
+
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+crds: ## Write crds/ and charts' CRDs from the types
+	UPDATE_CRDS=1 $(CARGO) test -q -p strata-kinds crds
+
+bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
+	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)
