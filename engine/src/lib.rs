@@ -3,10 +3,17 @@
 //! It sees batches, KV pages, tokens and memory; it never sees authorization, routing or agent
 //! workflows. The parts, from the outside in:
 //!
-//! - `server`: the OpenAI-compatible HTTP API, text in and out.
+//! - `serve`: the OpenAI-compatible HTTP API, text in and out.
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
 //! - `backend`: one forward pass over everything that a step scheduled.
 //! - `model`, `gguf`, `safetensors`: what a checkpoint says about itself.
 
 pub mod backend;
+pub mod block;
+pub mod gguf;
+pub mod model;
+pub mod safetensors;
+pub mod sampling;
+pub mod step;
+pub mod tensor;

@@ -1,0 +1,205 @@
+//! One sequence's sampler: what it has seen, and the next token from its row of logits.
+
+use std::collections::{HashMap, HashSet};
+
+use super::draw::{Truncation, draw, likeliest};
+use super::params::{Penalties, SamplingParams};
+use super::random;
+
+/// A token that was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    /// Its id.
+    pub token: u32,
+    /// Log probabilities, when they were asked for: by the model's own logits, before penalties and
+    /// temperature.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Log probabilities at one place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// Of the likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why no token can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SamplingError {
+    /// All logits are NaN, or minus infinity after the bias.
+    #[error("no token can be chosen: the model gave no finite logit")]
+    NoFiniteLogit,
+}
+
+/// Chooses the tokens of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    seed: u64,
+    prompt: HashSet<u32>,
+    generated: HashMap<u32, u32>,
+    place: u64,
+}
+
+impl Sampler {
+    /// The sampler of the `choice`-th answer to this prompt.
+    pub fn new(params: SamplingParams, choice: usize, prompt: &[u32]) -> Self {
+        let seen = if params.penalties.repetition == 1.0 {
+            HashSet::new()
+        } else {
+            prompt.iter().copied().collect()
+        };
+        let seed = random::fork(params.seed, choice as u64);
+        Self { params, seed, prompt: seen, generated: HashMap::new(), place: 0 }
+    }
+
+    /// Chooses the next token from its row of logits, and remembers it. `banned` are tokens that must
+    /// not come now.
+    pub fn sample(&mut self, logits: &[f32], banned: &[u32]) -> Result<Sampled, SamplingError> {
+        let adjusted = self.adjust(logits, banned);
+        let row = adjusted.as_deref().unwrap_or(logits);
+        let p = &self.params;
+        let token = if p.temperature == 0.0 {
+            likeliest(row)
+        } else {
+            let cut = Truncation { top_k: p.top_k, top_p: p.top_p, min_p: p.min_p };
+            draw(row, p.temperature, cut, random::uniform(self.seed, self.place))
+        }
+        .ok_or(SamplingError::NoFiniteLogit)?;
+        let logprobs = p.logprobs.map(|top| logprobs(logits, token, top));
+        self.place += 1;
+        if p.penalties != Penalties::NONE {
+            *self.generated.entry(token).or_default() += 1;
+        }
+        Ok(Sampled { token, logprobs })
+    }
+
+    /// The logits with bias, penalties and bans; `None` when nothing changes them.
+    fn adjust(&self, logits: &[f32], banned: &[u32]) -> Option<Vec<f32>> {
+        let p = &self.params;
+        if p.logit_bias.is_empty() && p.penalties == Penalties::NONE && banned.is_empty() {
+            return None;
+        }
+        let mut row = logits.to_vec();
+        for &(token, bias) in &p.logit_bias {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        if p.penalties.repetition != 1.0 {
+            let seen = self.prompt.iter().chain(self.generated.keys().filter(|t| !self.prompt.contains(t)));
+            for &token in seen {
+                if let Some(logit) = row.get_mut(token as usize) {
+                    *logit = if *logit > 0.0 {
+                        *logit / p.penalties.repetition
+                    } else {
+                        *logit * p.penalties.repetition
+                    };
+                }
+            }
+        }
+        for (&token, &count) in &self.generated {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit -= p.penalties.presence + p.penalties.frequency * count as f32;
+            }
+        }
+        for &token in banned {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        Some(row)
+    }
+}
+
+fn logprobs(logits: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from((l - max).exp())).filter(|e| e.is_finite()).sum();
+    let log_sum = max + sum.ln() as f32;
+    let mut ranked: Vec<u32> = (0..logits.len() as u32).filter(|&i| !logits[i as usize].is_nan()).collect();
+    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let top = top.min(ranked.len());
+    if top > 0 && top < ranked.len() {
+        ranked.select_nth_unstable_by(top - 1, order);
+    }
+    ranked.truncate(top);
+    ranked.sort_unstable_by(order);
+    TokenLogprobs {
+        chosen: logits[chosen as usize] - log_sum,
+        top: ranked.into_iter().map(|t| (t, logits[t as usize] - log_sum)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(params: SamplingParams, prompt: &[u32]) -> Sampler {
+        Sampler::new(params, 0, prompt)
+    }
+
+    fn greedy(penalties: Penalties, prompt: &[u32]) -> Sampler {
+        sampler(SamplingParams { penalties, ..SamplingParams::greedy() }, prompt)
+    }
+
+    fn tokens(sampler: &mut Sampler, logits: &[f32], count: usize) -> Vec<u32> {
+        (0..count).map(|_| sampler.sample(logits, &[]).unwrap().token).collect()
+    }
+
+    #[test]
+    fn greedy_takes_the_likeliest_and_the_lower_id_of_equals() {
+        let mut s = sampler(SamplingParams::greedy(), &[]);
+        assert_eq!(tokens(&mut s, &[0.0, 2.0, 2.0, 1.0], 1), [1]);
+    }
+
+    #[test]
+    fn penalties_grow_with_what_was_generated() {
+        let logits = [3.0, 2.5, 0.0];
+        let presence = Penalties { presence: 1.0, ..Penalties::NONE };
+        assert_eq!(tokens(&mut greedy(presence, &[]), &logits, 4), [0, 1, 0, 0], "once for each token");
+        let frequency = Penalties { frequency: 1.0, ..Penalties::NONE };
+        assert_eq!(tokens(&mut greedy(frequency, &[]), &logits, 5), [0, 1, 0, 1, 0], "for each time");
+        let repetition = Penalties { repetition: 2.0, ..Penalties::NONE };
+        assert_eq!(tokens(&mut greedy(repetition, &[0]), &logits, 1), [1], "the prompt counts too");
+        assert_eq!(tokens(&mut greedy(repetition, &[0]), &[-1.0, -1.5], 1), [1], "a negative logit sinks");
+        assert_eq!(tokens(&mut greedy(presence, &[0]), &logits, 1), [0], "the prompt does not count here");
+    }
+
+    #[test]
+    fn bias_and_bans_move_single_tokens() {
+        let params = SamplingParams { logit_bias: vec![(2, 100.0), (9, 100.0)], ..SamplingParams::greedy() };
+        let mut s = sampler(params, &[]);
+        assert_eq!(s.sample(&[1.0, 0.0, 0.0], &[]).unwrap().token, 2, "ids beyond the row are ignored");
+        assert_eq!(s.sample(&[1.0, 0.0, 0.0], &[2]).unwrap().token, 0);
+        assert_eq!(s.sample(&[1.0], &[0]), Err(SamplingError::NoFiniteLogit));
+        assert_eq!(s.sample(&[f32::NAN; 3], &[]), Err(SamplingError::NoFiniteLogit));
+    }
+
+    #[test]
+    fn a_seed_repeats_and_answers_differ() {
+        let logits = vec![0.0; 512];
+        let params = SamplingParams { seed: 7, ..SamplingParams::default() };
+        let run = |choice| tokens(&mut Sampler::new(params.clone(), choice, &[]), &logits, 32);
+        assert_eq!(run(0), run(0));
+        assert_ne!(run(0), run(1));
+        assert_ne!(
+            run(0),
+            tokens(&mut sampler(SamplingParams { seed: 8, ..params.clone() }, &[]), &logits, 32)
+        );
+    }
+
+    #[test]
+    fn log_probabilities_are_the_models_own() {
+        let logits: Vec<f32> = [0.5f32, 0.25, 0.25].iter().map(|p| p.ln() + 3.0).collect();
+        let params =
+            SamplingParams { logprobs: Some(2), logit_bias: vec![(2, 50.0)], ..SamplingParams::greedy() };
+        let sampled = sampler(params, &[]).sample(&logits, &[]).unwrap();
+        let got = sampled.logprobs.unwrap();
+        assert_eq!(sampled.token, 2);
+        assert!((got.chosen - 0.25f32.ln()).abs() < 1e-5, "{got:?}");
+        assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
+        assert!((got.top[0].1 - 0.5f32.ln()).abs() < 1e-5, "{got:?}");
+    }
+}

@@ -1,0 +1,273 @@
+use super::*;
+
+/// Runs plans against a cache that remembers what was written where, and makes each next token from
+/// what the blocks hold: a wrong block table or a block shared by mistake changes the tokens.
+struct Machine {
+    planner: Planner,
+    cache: Vec<[u32; BLOCK_TOKENS]>,
+    wanted: HashMap<SequenceId, (usize, Vec<u32>)>,
+    done: HashMap<SequenceId, Vec<u32>>,
+    cached: HashMap<SequenceId, usize>,
+    preemptions: usize,
+    steps: usize,
+}
+
+impl Machine {
+    fn new(limits: StepLimits, blocks: usize, prefix_cache: bool) -> Self {
+        Self {
+            planner: Planner::new(limits, blocks, prefix_cache),
+            cache: vec![[u32::MAX; BLOCK_TOKENS]; blocks],
+            wanted: HashMap::new(),
+            done: HashMap::new(),
+            cached: HashMap::new(),
+            preemptions: 0,
+            steps: 0,
+        }
+    }
+
+    fn add(&mut self, tokens: &[u32], count: usize, priority: i64, salt: Option<&str>) -> SequenceId {
+        let new = NewSequence { tokens: tokens.to_vec(), priority, cache_salt: salt.map(str::to_owned) };
+        let id = self.planner.add(new).unwrap();
+        self.wanted.insert(id, (count, Vec::new()));
+        id
+    }
+
+    /// One step; `false` when there was nothing to run.
+    fn step(&mut self) -> bool {
+        let plan = self.planner.plan();
+        if plan.batch.spans.is_empty() {
+            return false;
+        }
+        self.steps += 1;
+        self.preemptions += plan.preempted.len();
+        assert!(plan.batch.tokens.len() <= self.planner.limits.tokens);
+        assert!(plan.parts.len() <= self.planner.limits.sequences);
+        for admission in &plan.admitted {
+            self.cached.entry(admission.id).or_insert(admission.cached_tokens);
+        }
+        // A block that is written to in this step belongs to one sequence.
+        let mut written = HashSet::new();
+        for span in &plan.batch.spans {
+            for i in 0..span.len {
+                let at = span.context + i;
+                let block = span.blocks[at / BLOCK_TOKENS];
+                assert!(written.insert((block, at % BLOCK_TOKENS)));
+                assert_eq!(self.planner.pool.holders(block), 1, "a shared block is written to");
+                self.cache[block as usize][at % BLOCK_TOKENS] = plan.batch.tokens[span.start + i];
+            }
+        }
+        self.planner.advance(&plan);
+        for (part, span) in plan.parts.iter().zip(&plan.batch.spans) {
+            assert_eq!(part.samples, span.wants_logits);
+            if !part.samples {
+                continue;
+            }
+            let token = (0..span.context + span.len).fold(17u32, |hash, at| {
+                let token = self.cache[span.blocks[at / BLOCK_TOKENS] as usize][at % BLOCK_TOKENS];
+                (hash ^ token).wrapping_mul(16_777_619)
+            });
+            let (count, output) = self.wanted.get_mut(&part.id).unwrap();
+            output.push(token);
+            if output.len() == *count {
+                let (_, output) = self.wanted.remove(&part.id).unwrap();
+                self.done.insert(part.id, output);
+                assert!(self.planner.remove(part.id));
+            } else {
+                self.planner.push(part.id, token);
+            }
+        }
+        true
+    }
+
+    fn finish(&mut self) {
+        while self.step() {}
+        assert!(self.planner.is_idle() && self.wanted.is_empty(), "the planner stands still");
+        let state = self.planner.state();
+        assert_eq!(state.free_blocks, state.total_blocks);
+    }
+}
+
+const WIDE: StepLimits = StepLimits { tokens: 512, sequences: 64 };
+
+fn alone(tokens: &[u32], count: usize) -> Vec<u32> {
+    let mut machine = Machine::new(StepLimits { tokens: 100_000, sequences: 1 }, 512, false);
+    let id = machine.add(tokens, count, 0, None);
+    machine.finish();
+    machine.done.remove(&id).unwrap()
+}
+
+fn prompt(family: u32, length: usize) -> Vec<u32> {
+    (0..length as u32).map(|i| i.wrapping_mul(31) ^ family).collect()
+}
+
+#[test]
+fn two_requests_that_share_384_tokens_hold_the_same_blocks() {
+    let mut machine = Machine::new(WIDE, 128, true);
+    let shared = prompt(0, 384);
+    let a: Vec<u32> = shared.iter().copied().chain(prompt(1, 128)).collect();
+    let b: Vec<u32> = shared.iter().copied().chain(prompt(2, 128)).collect();
+    // Both arrive at once: the second waits for the first's prefix instead of computing it again.
+    let (ia, ib) = (machine.add(&a, 40, 0, None), machine.add(&b, 40, 0, None));
+    machine.step();
+    assert_eq!(machine.planner.blocks(ib), None);
+    machine.step();
+    let (ba, bb) = (machine.planner.blocks(ia).unwrap(), machine.planner.blocks(ib).unwrap());
+    assert_eq!(ba[..24], bb[..24]);
+    assert!(ba[24..].iter().all(|block| !bb.contains(block)));
+    assert_eq!(machine.planner.state().free_blocks, 128 - 24 - (ba.len() - 24) - (bb.len() - 24));
+    machine.finish();
+    assert_eq!(machine.cached[&ia], 0);
+    assert_eq!(machine.cached[&ib], 384);
+    assert_eq!(machine.done[&ia], alone(&a, 40));
+    assert_eq!(machine.done[&ib], alone(&b, 40));
+}
+
+#[test]
+fn at_least_one_token_is_computed_and_salts_share_nothing() {
+    let mut machine = Machine::new(WIDE, 128, true);
+    let tokens = prompt(0, 64);
+    let first = machine.add(&tokens, 3, 0, None);
+    machine.finish();
+    let again = machine.add(&tokens, 3, 0, None);
+    let salted = machine.add(&tokens, 3, 0, Some("other"));
+    machine.finish();
+    assert_eq!(machine.cached[&again], 48);
+    assert_eq!(machine.cached[&salted], 0);
+    assert_eq!(machine.done[&first], machine.done[&again]);
+    assert_eq!(machine.done[&first], machine.done[&salted]);
+}
+
+#[test]
+fn an_answer_is_cached_for_the_next_turn() {
+    let mut machine = Machine::new(WIDE, 128, true);
+    let mut tokens = prompt(0, 40);
+    let id = machine.add(&tokens, 60, 0, None);
+    machine.finish();
+    tokens.extend(&machine.done[&id]);
+    tokens.extend(prompt(9, 10));
+    let next = machine.add(&tokens, 1, 0, None);
+    machine.finish();
+    // 99 tokens were computed: all but the last that was sampled.
+    assert_eq!(machine.cached[&next], 96);
+}
+
+#[test]
+fn decodes_go_before_prompts_and_a_long_prompt_comes_in_pieces() {
+    let mut machine = Machine::new(StepLimits { tokens: 64, sequences: 8 }, 256, true);
+    let short = machine.add(&prompt(0, 10), 20, 0, None);
+    machine.step();
+    let long = machine.add(&prompt(1, 500), 2, 0, None);
+    let plan = machine.planner.plan();
+    let parts: Vec<_> = plan.parts.iter().map(|p| (p.id, p.tokens, p.samples)).collect();
+    assert_eq!(parts, [(short, 1, true), (long, 63, false)]);
+    machine.planner.advance(&plan);
+    machine.planner.remove(short);
+    machine.planner.remove(long);
+    assert_eq!(machine.planner.state().free_blocks, 256);
+}
+
+#[test]
+fn lower_priority_values_go_first_and_arrival_breaks_ties() {
+    let mut machine = Machine::new(StepLimits { tokens: 64, sequences: 1 }, 64, false);
+    let ids = [(5, 0), (1, 1), (5, 2), (-3, 3)].map(|(p, f)| machine.add(&prompt(f, 8), 1, p, None));
+    let mut order = Vec::new();
+    while !machine.planner.is_idle() {
+        let plan = machine.planner.plan();
+        order.push(plan.parts[0].id);
+        machine.planner.advance(&plan);
+        machine.planner.remove(plan.parts[0].id);
+    }
+    assert_eq!(order, [ids[3], ids[1], ids[0], ids[2]]);
+}
+
+#[test]
+fn the_youngest_starts_over_when_blocks_run_out() {
+    let mut machine = Machine::new(WIDE, 8, true);
+    let old = machine.add(&prompt(0, 48), 60, 0, None);
+    let young = machine.add(&prompt(1, 48), 60, 0, None);
+    machine.finish();
+    assert!(machine.preemptions > 0);
+    assert_eq!(machine.done[&old], alone(&prompt(0, 48), 60));
+    assert_eq!(machine.done[&young], alone(&prompt(1, 48), 60));
+}
+
+#[test]
+fn what_can_never_fit_is_refused() {
+    let mut planner = Planner::new(WIDE, 4, true);
+    let new = |tokens| NewSequence { tokens: vec![0; tokens], priority: 0, cache_salt: None };
+    assert_eq!(planner.add(new(0)), Err(Refused::Empty));
+    assert_eq!(planner.add(new(65)), Err(Refused::TooLong { tokens: 65, needed: 5, total: 4 }));
+    assert!(planner.add(new(64)).is_ok());
+}
+
+#[test]
+fn a_removed_owner_does_not_leave_others_waiting_for_its_prefix() {
+    let mut machine = Machine::new(StepLimits { tokens: 32, sequences: 8 }, 64, true);
+    let tokens = prompt(0, 200);
+    let owner = machine.add(&tokens, 5, 0, None);
+    let waiter = machine.add(&tokens, 5, 0, None);
+    machine.step();
+    machine.wanted.remove(&owner);
+    assert!(machine.planner.remove(owner));
+    assert!(!machine.planner.remove(owner), "twice is harmless");
+    machine.finish();
+    assert_eq!(machine.cached[&waiter], 32, "what the owner had finished is kept");
+    assert_eq!(machine.done[&waiter], alone(&tokens, 5));
+}
+
+mod histories {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Call {
+        Add { family: u32, length: usize, count: usize, priority: i64 },
+        Abort(usize),
+        Steps(usize),
+    }
+
+    fn call() -> impl Strategy<Value = Call> {
+        prop_oneof![
+            3 => (0u32..3, 1usize..90, 1usize..30, -1i64..2)
+                .prop_map(|(family, length, count, priority)| Call::Add { family, length, count, priority }),
+            1 => (0usize..8).prop_map(Call::Abort),
+            3 => (1usize..9).prop_map(Call::Steps),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+        /// Batched equals alone, cached equals uncached, chunked equals whole and preempted equals
+        /// not, for any history, any budget and any number of blocks; and every block comes back.
+        #[test]
+        fn tokens_depend_on_the_prompt_alone(
+            calls in proptest::collection::vec(call(), 1..40),
+            budget in 4usize..80,
+            blocks in 8usize..40,
+            prefix_cache in any::<bool>(),
+        ) {
+            let mut machine = Machine::new(StepLimits { tokens: budget, sequences: 4 }, blocks, prefix_cache);
+            let mut asked = Vec::new();
+            for call in calls {
+                match call {
+                    Call::Add { family, length, count, priority } => {
+                        let tokens = prompt(family, length);
+                        asked.push((machine.add(&tokens, count, priority, None), tokens, count));
+                    }
+                    Call::Abort(at) if !asked.is_empty() => {
+                        let (id, ..) = asked.remove(at % asked.len());
+                        machine.planner.remove(id);
+                        machine.wanted.remove(&id);
+                        machine.done.remove(&id);
+                    }
+                    Call::Abort(_) => {}
+                    Call::Steps(count) => for _ in 0..count { machine.step(); },
+                }
+            }
+            machine.finish();
+            for (id, tokens, count) in asked {
+                prop_assert_eq!(&machine.done[&id], &alone(&tokens, count));
+            }
+        }
+    }
+}
