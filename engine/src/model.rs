@@ -1,4 +1,5 @@
 //! What a checkpoint says about itself: the shape of the network, its tokenizer and chat template.
 
+pub mod load;
 pub mod source;
 pub mod spec;

@@ -55,3 +55,76 @@ pub enum RopeLayout {
     /// (0, d/2), (1, d/2 + 1), …: Hugging Face's order.
     Halves,
 }
+
+/// No model has a dimension beyond this; a larger one in a file is damage.
+const MAX_DIMENSION: usize = 1 << 24;
+
+impl ModelSpec {
+    /// Says in words what about the shape cannot be run, so that a backend may rely on the rest: every
+    /// dimension is at least one and small enough that two of them multiply, heads divide evenly into
+    /// groups, a head has an even width, and the scalars are finite and positive.
+    pub fn check(&self) -> Result<(), String> {
+        let dimensions = [
+            ("vocabulary size", self.vocab),
+            ("hidden size", self.hidden),
+            ("number of layers", self.layers),
+            ("number of heads", self.heads),
+            ("number of key and value heads", self.kv_heads),
+            ("head width", self.head_dim),
+            ("feed-forward width", self.intermediate),
+            ("longest context", self.max_context),
+        ];
+        for (name, value) in dimensions {
+            if value == 0 || value > MAX_DIMENSION {
+                return Err(format!("the {name} is {value}, expected 1 to {MAX_DIMENSION}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!(
+                "{} heads do not share {} key and value heads evenly",
+                self.heads, self.kv_heads
+            ));
+        }
+        if self.heads * self.head_dim > MAX_DIMENSION {
+            return Err(format!("{} heads of {} are too wide", self.heads, self.head_dim));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(format!("the head width {} is odd, so it has no pairs to rotate", self.head_dim));
+        }
+        if !self.rope.factors.is_empty() && self.rope.factors.len() != self.head_dim / 2 {
+            let (have, want) = (self.rope.factors.len(), self.head_dim / 2);
+            return Err(format!("{have} rotary factors were given, expected {want}"));
+        }
+        let positive = |x: f32| x.is_finite() && x > 0.0;
+        if !positive(self.norm_eps) || !positive(self.rope.theta) {
+            let (eps, theta) = (self.norm_eps, self.rope.theta);
+            return Err(format!("norm epsilon {eps} and rotary base {theta} must be positive"));
+        }
+        if !self.rope.factors.iter().all(|f| positive(*f)) {
+            return Err("a rotary factor is not a positive number".to_owned());
+        }
+        Ok(())
+    }
+
+    /// A model of two layers that runs in microseconds, for tests and dry runs with random weights: 4
+    /// heads over 2 key and value heads, hidden size 64, context 512.
+    pub fn tiny(vocab: usize) -> Self {
+        Self {
+            architecture: "llama".to_owned(),
+            vocab,
+            hidden: 64,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            intermediate: 96,
+            norm_eps: 1e-5,
+            rope: Rope { theta: 10_000.0, layout: RopeLayout::Halves, factors: Vec::new() },
+            max_context: 512,
+            tied_embeddings: true,
+            qkv_bias: false,
+            qk_norm: false,
+            sliding_window: None,
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! GGUF, the file format of llama.cpp: typed metadata, then tensors, in one file. Versions 2 and 3,
+//! little-endian.
+
+mod error;
+mod header;
+mod model;
+mod value;
+
+pub use error::GgufError;
+pub use header::{Header, TensorInfo};
+pub(crate) use model::load;
+pub use value::Value;

@@ -1,0 +1,11 @@
+//! Checkpoints as Hugging Face lays them out: `config.json`, weights in one or several safetensors
+//! files, the tokenizer's files.
+
+mod config;
+mod error;
+mod model;
+mod rope;
+mod shards;
+
+pub use error::CheckpointError;
+pub(crate) use model::load;

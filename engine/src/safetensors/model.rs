@@ -1,0 +1,82 @@
+//! Opens a Hugging Face checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::config::{ARCHITECTURES, Config, OneOrMany, Refusal};
+use super::shards::Shards;
+use crate::model::load::{LoadError, LoadedModel, SpecialTokens, TokenizerSource};
+use crate::tensor;
+
+/// `generation_config.json`, where the ids that end an answer may be more than the model's own.
+#[derive(Default, Deserialize)]
+struct Generation {
+    bos_token_id: Option<u32>,
+    eos_token_id: Option<OneOrMany>,
+}
+
+/// Opens the checkpoint in `folder`; its weights are `weights`, if given, rather than what the folder's
+/// usual names say.
+pub(crate) fn load(folder: &Path, weights: Option<&Path>) -> Result<LoadedModel, LoadError> {
+    let path = folder.join("config.json");
+    let config: Config = read_json(&path)?.ok_or_else(|| LoadError::NotAModel {
+        path: weights.unwrap_or(folder).into(),
+        found: "no config.json beside it".to_owned(),
+    })?;
+    let spec = config.spec().map_err(|refusal| match refusal {
+        Refusal::Architecture(architecture) => {
+            LoadError::UnknownArchitecture { path: path.clone(), architecture, supported: ARCHITECTURES }
+        }
+        Refusal::Unsupported(reason) => LoadError::Unsupported { path: path.clone(), reason },
+        Refusal::Bad(source) => LoadError::Checkpoint { path: path.clone(), source },
+    })?;
+    let weights = Shards::open(folder, weights)?;
+    let weights = tensor::assemble(&spec, &tensor::HUGGING_FACE_NAMES, &weights)?;
+    let generation: Generation = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
+    let tokenizer_config: Value = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
+    let eos = generation.eos_token_id.or(config.eos_token_id);
+    Ok(LoadedModel {
+        spec,
+        weights,
+        chat_template: chat_template(folder, &tokenizer_config)?,
+        special: SpecialTokens {
+            bos: generation.bos_token_id.or(config.bos_token_id),
+            eos: eos.map_or_else(Vec::new, OneOrMany::into_vec),
+            add_bos: tokenizer_config["add_bos_token"].as_bool().unwrap_or(false),
+        },
+        name: folder.file_name().map(|name| name.to_string_lossy().into_owned()),
+        tokenizer_source: TokenizerSource::HuggingFace {
+            tokenizer_json: folder.join("tokenizer.json"),
+            tokenizer_config,
+        },
+    })
+}
+
+/// The template: a file of its own, or a string in `tokenizer_config.json`, or the one named `default`
+/// of a list there.
+fn chat_template(folder: &Path, tokenizer_config: &Value) -> Result<Option<String>, LoadError> {
+    let path = folder.join("chat_template.jinja");
+    if path.is_file() {
+        let text = std::fs::read_to_string(&path).map_err(|source| LoadError::Io { path, source })?;
+        return Ok(Some(text));
+    }
+    let template = match &tokenizer_config["chat_template"] {
+        Value::Array(named) => named.iter().find(|t| t["name"] == "default").map(|t| &t["template"]),
+        other => Some(other),
+    };
+    Ok(template.and_then(Value::as_str).map(str::to_owned))
+}
+
+/// A JSON file; none when it is not there.
+fn read_json<T: DeserializeOwned>(path: &PathBuf) -> Result<Option<T>, LoadError> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(LoadError::Io { path: path.clone(), source }),
+    };
+    let parsed = serde_json::from_slice(&text);
+    parsed.map(Some).map_err(|e| LoadError::Checkpoint { path: path.clone(), source: e.into() })
+}

@@ -1,0 +1,152 @@
+//! The weights of a checkpoint: one mapped safetensors file, or several with an index.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ::safetensors::{Dtype, SafeTensors};
+use memmap2::Mmap;
+use serde::Deserialize;
+
+use super::CheckpointError;
+use crate::model::load::LoadError;
+use crate::tensor::{Bytes, ParameterSource, Tensor, TensorKind};
+
+/// All tensors by name.
+pub(super) struct Shards {
+    folder: PathBuf,
+    tensors: BTreeMap<String, Place>,
+}
+
+struct Place {
+    file: Arc<Shard>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Arc<Mmap>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Shards {
+    /// Maps `file` or, without one, what the folder holds.
+    pub(super) fn open(folder: &Path, file: Option<&Path>) -> Result<Self, LoadError> {
+        let mut shards = Self { folder: folder.into(), tensors: BTreeMap::new() };
+        for path in files(folder, file)? {
+            shards.add(path)?;
+        }
+        Ok(shards)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
+        let io = |source| LoadError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        let map = if file.metadata().map_err(io)?.len() == 0 {
+            return Err(LoadError::NotAModel { path, found: "an empty file".to_owned() });
+        } else {
+            map(&file).map_err(io)?
+        };
+        let bad = |e: ::safetensors::SafeTensorError| LoadError::Checkpoint {
+            path: path.clone(),
+            source: e.into(),
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(bad)?;
+        // The header follows its length, eight bytes.
+        let base = header + 8;
+        let shard = Arc::new(Shard { path: path.clone(), map: Arc::new(map) });
+        for (name, info) in metadata.tensors() {
+            let (begin, end) = info.data_offsets;
+            let place = Place {
+                file: Arc::clone(&shard),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                bytes: base + begin..base + end,
+            };
+            self.tensors.insert(name, place);
+        }
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, LoadError> {
+        self.tensors.get(name).ok_or_else(|| LoadError::Tensor {
+            path: self.folder.clone(),
+            tensor: name.to_owned(),
+            problem: "is missing".to_owned(),
+        })
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let place = self.place(name)?;
+        let bad = |problem| LoadError::Tensor { path: place.file.path.clone(), tensor: name.into(), problem };
+        if place.shape != shape {
+            return Err(bad(format!("has the shape {:?}, expected {shape:?}", place.shape)));
+        }
+        let kind = match place.dtype {
+            Dtype::F32 => TensorKind::F32,
+            Dtype::F16 => TensorKind::F16,
+            Dtype::BF16 => TensorKind::BF16,
+            other => {
+                return Err(bad(format!("is stored as {other:?}, only F32, F16 and BF16 are supported")));
+            }
+        };
+        let data = Bytes::mapped(&place.file.map, place.bytes.clone());
+        let data = data.ok_or_else(|| bad("lies outside its file".to_owned()))?;
+        let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape.iter().product()) };
+        Tensor::new(kind, rows, cols, data).map_err(bad)
+    }
+}
+
+fn files(folder: &Path, file: Option<&Path>) -> Result<Vec<PathBuf>, LoadError> {
+    if let Some(file) = file {
+        return Ok(vec![file.into()]);
+    }
+    let single = folder.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let path = folder.join("model.safetensors.index.json");
+    let bad = |path: &Path, source| LoadError::Checkpoint { path: path.into(), source };
+    if !path.is_file() {
+        return Err(bad(folder, CheckpointError::NoWeights));
+    }
+    let text = std::fs::read(&path).map_err(|source| LoadError::Io { path: path.clone(), source })?;
+    let index: Index = serde_json::from_slice(&text).map_err(|e| bad(&path, e.into()))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    let inside = |name: String| {
+        let plain = Path::new(&name).file_name().is_some_and(|f| f == name.as_str());
+        if plain { Ok(folder.join(name)) } else { Err(bad(&path, CheckpointError::OutsidePath(name))) }
+    };
+    names.into_iter().map(inside).collect()
+}
+
+#[allow(unsafe_code)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the map is only read, as plain bytes for which every value is valid; see the GGUF reader
+    // on files that change while they are served.
+    unsafe { Mmap::map(file) }
+}
+
+impl ParameterSource for Shards {
+    type Error = LoadError;
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor, LoadError> {
+        self.tensor(name, &[rows, cols])
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Box<[f32]>, LoadError> {
+        Ok(self.tensor(name, &[len])?.to_f32())
+    }
+}
