@@ -5,9 +5,21 @@
 //! fields, wrong types and broken rules are judged by the schema (by the API server, or by
 //! [`manifest`] for a folder), never by the types.
 
+mod cel;
+pub mod crd;
+pub mod glob;
+pub mod manifest;
+pub mod model_deployment;
+pub mod quantity;
 pub mod quota_policy;
+pub mod schema;
+mod suggest;
 pub mod tenant;
+pub mod unbuilt;
+pub mod validate;
+mod yaml;
 
+pub use model_deployment::{ModelDeployment, ModelDeploymentSpec};
 pub use quota_policy::{QuotaPolicy, QuotaPolicySpec};
 pub use tenant::{Tenant, TenantSpec};
 
@@ -15,3 +27,5 @@ pub use tenant::{Tenant, TenantSpec};
 pub const GROUP: &str = "strata.dev";
 /// The version of all kinds.
 pub const VERSION: &str = "v1alpha1";
+/// The namespace of objects that name none, and of everything in a folder.
+pub const NAMESPACE: &str = "strata";

@@ -5,6 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cel;
+
 /// Limits, budgets and prices for the tenants and models that it selects. Every matching policy
 /// applies.
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,17 +17,22 @@ use serde::{Deserialize, Serialize};
     plural = "quotapolicies",
     namespaced,
     category = "strata",
+    doc = "Limits, budgets and prices for the tenants and models that it selects.",
     status = "QuotaPolicyStatus",
+    printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type=='Enforced')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Enforced')].reason"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     derive = "PartialEq",
     derive = "Default"
 )]
 #[serde(rename_all = "camelCase")]
 pub struct QuotaPolicySpec {
     /// Whom and what the policy applies to. Everything when empty.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Selector::is_empty")]
     pub selector: Selector,
     /// Limits on a sliding window.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "atomic"))]
     pub limits: Vec<Limit>,
     /// A budget for a calendar period, of each selected tenant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -35,6 +42,7 @@ pub struct QuotaPolicySpec {
     pub concurrency: Option<Concurrency>,
     /// Prices, for budgets in currency and for chargeback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["model"]))]
     pub pricing: Vec<Price>,
     /// Service objectives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,24 +58,35 @@ pub struct QuotaPolicySpec {
 pub struct Selector {
     /// Tiers of tenants.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = cel::globs()))]
     pub tiers: Vec<String>,
     /// Tenants by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = cel::globs()))]
     pub tenants: Vec<String>,
     /// Models by the name that requests ask for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set", "x-kubernetes-validations" = cel::globs()))]
     pub models: Vec<String>,
 }
 
 /// At most `limit` of a resource in any window of this length.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rules(&[
+    (
+        "has(self.fallbackModel) == (has(self.onExceed) && self.onExceed == 'Fallback')",
+        "`fallbackModel` and `onExceed: Fallback` go together: set both or neither",
+    ),
+])))]
 pub struct Limit {
     /// What is counted.
     pub resource: Resource,
     /// How much of it.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_000_u64))]
     pub limit: u64,
     /// Length of the sliding window: a number with `s`, `m`, `h` or `d`, such as `1m`.
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::window()))]
     pub window: String,
     /// Who has a counter of their own. Tenant when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,9 +99,11 @@ pub struct Limit {
     pub on_exceed: Option<OnExceed>,
     /// The cheaper model that serves the request instead, for `onExceed: Fallback`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::rules(&[cel::MODEL_NAME])))]
     pub fallback_model: Option<String>,
     /// Amount above `limit` that a short burst may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000_000_000_000_u64))]
     pub burst: Option<u64>,
     /// `false` counts and reports but refuses nothing. True when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,12 +160,18 @@ pub enum OnExceed {
 
 /// A budget for a calendar period in the tenant's time zone: either tokens or an amount of money.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = cel::rule(
+    "has(self.tokens) != has(self.amount)",
+    "set exactly one of `tokens` and `amount`",
+)))]
 pub struct Budget {
     /// Prompt and output tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000_000_000_000_u64))]
     pub tokens: Option<u64>,
     /// Money in the currency of the prices, as a decimal such as `"100.50"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24), extend("x-kubernetes-validations" = cel::decimal()))]
     pub amount: Option<String>,
     /// The period.
     pub period: Period,
@@ -165,6 +192,7 @@ pub enum Period {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Concurrency {
     /// At most this many at once.
+    #[schemars(range(min = 1, max = 1_000_000))]
     pub requests: u32,
 }
 
@@ -173,15 +201,23 @@ pub struct Concurrency {
 #[serde(rename_all = "camelCase")]
 pub struct Price {
     /// The models, as a name with `*` for any run of characters.
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::glob()))]
     pub model: String,
     /// ISO 4217 code, such as `EUR`.
+    #[schemars(length(min = 3, max = 3), extend("x-kubernetes-validations" = cel::rule(
+        "self.matches('^[A-Z]{3}$')",
+        "must be a currency's three letters, such as EUR",
+    )))]
     pub currency: String,
     /// For a million prompt tokens, as a decimal.
+    #[schemars(length(max = 24), extend("x-kubernetes-validations" = cel::decimal()))]
     pub input: String,
     /// For a million prompt tokens that came from the cache; `input` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 24), extend("x-kubernetes-validations" = cel::decimal()))]
     pub cached_input: Option<String>,
     /// For a million output tokens.
+    #[schemars(length(max = 24), extend("x-kubernetes-validations" = cel::decimal()))]
     pub output: String,
 }
 
@@ -190,12 +226,18 @@ pub struct Price {
 pub struct Objectives {
     /// Time to the first token, such as `500ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
     pub ttft: Option<String>,
     /// Time per output token, such as `50ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
     pub tpot: Option<String>,
     /// Share of requests served, such as `99.9%`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::rule(
+        "self.matches('^(100|[0-9]{1,2}([.][0-9]{1,6})?)%$')",
+        "must be a share in percent, such as 99.9%",
+    )))]
     pub availability: Option<String>,
 }
 
@@ -220,4 +262,41 @@ pub struct QuotaPolicyStatus {
     /// `Enforced`, `Overridden`, and what stands in the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+}
+
+impl Selector {
+    /// Whether it selects everything.
+    pub fn is_empty(&self) -> bool {
+        self.tiers.is_empty() && self.tenants.is_empty() && self.models.is_empty()
+    }
+
+    /// Whether it selects requests of a tenant of this name and tier for this model.
+    pub fn selects(&self, tenant: &str, tier: &str, model: &str) -> bool {
+        self.selects_tenant(tenant, tier) && any(&self.models, model)
+    }
+
+    /// Whether it selects any requests of a tenant of this name and tier.
+    pub fn selects_tenant(&self, tenant: &str, tier: &str) -> bool {
+        any(&self.tiers, tier) && any(&self.tenants, tenant)
+    }
+}
+
+fn any(patterns: &[String], name: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|p| crate::glob::matches(p, name))
+}
+
+impl Limit {
+    /// The window's length in seconds. `None` when it is malformed, which the schema refuses.
+    pub fn window_seconds(&self) -> Option<u64> {
+        let unit = self.window.chars().last()?;
+        let number: u64 = self.window.strip_suffix(unit)?.parse().ok()?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return None,
+        };
+        number.checked_mul(seconds).filter(|s| *s > 0)
+    }
 }

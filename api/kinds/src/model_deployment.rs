@@ -1,0 +1,221 @@
+//! `ModelDeployment`: a model, where its weights are, and how it is served.
+
+mod engine;
+mod pod_template;
+mod serving;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use engine::{Device, Engine, KvCache, Parallelism, Prefill, Runtime};
+pub use pod_template::{EnvSource, EnvVar, PodTemplate, Resources, SecretKey};
+pub use serving::{Access, Autoscaling, Canary, Rollout, Routing, RoutingPolicy, Weights};
+
+use crate::cel;
+use crate::tenant::SecretRef;
+
+/// A model that is served by one or more replicas of an engine.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "strata.dev",
+    version = "v1alpha1",
+    kind = "ModelDeployment",
+    plural = "modeldeployments",
+    namespaced,
+    category = "strata",
+    doc = "A model that is served by one or more replicas of an engine.",
+    status = "ModelDeploymentStatus",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    derive = "PartialEq",
+    derive = "Default"
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rules(&[
+    (
+        "!(has(self.replicas) && has(self.autoscaling))",
+        "set `replicas` or `autoscaling`, not both: an autoscaler owns the number of replicas",
+    ),
+    (
+        "!has(self.engine) || !has(self.engine.runtime) || self.engine.runtime != 'Native' || !has(self.engine.image)",
+        "`engine.image` is for the runtimes Vllm and Custom; Native runs Strata's own image",
+    ),
+])))]
+pub struct ModelDeploymentSpec {
+    /// The model.
+    pub model: Model,
+    /// What the model is for. Generate when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// Low-rank adapters served beside the model, each under its own name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub adapters: Vec<Adapter>,
+    /// What runs the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
+    /// How one replica is spread over devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallelism: Option<Parallelism>,
+    /// A second workload that computes prompts, so that the replicas only generate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefill: Option<Prefill>,
+    /// How many replicas. One when neither this nor `autoscaling` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10000))]
+    pub replicas: Option<i32>,
+    /// Lets an autoscaler choose the number of replicas, by load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// How requests are spread over the replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routing: Option<Routing>,
+    /// How a change reaches the replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+    /// Who may use the model. Every tenant that lists it when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+    /// What to add to the replicas' pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_template: Option<PodTemplate>,
+    /// Switches that may change or vanish in any version, by name.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub experimental: std::collections::BTreeMap<String, String>,
+}
+
+/// The model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Model {
+    /// The name that requests ask for. Another name is another ModelDeployment.
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::rules(&[
+        cel::MODEL_NAME,
+        ("self == oldSelf", "cannot be changed: make a new ModelDeployment for the new name"),
+    ])))]
+    pub name: String,
+    /// Where the weights are: `file://PATH` or an absolute path (a GGUF file or a folder with
+    /// safetensors; on a host `file://~/` is the home folder), `hf://OWNER/NAME`,
+    /// `oci://REGISTRY/NAME:TAG`, `s3://BUCKET/PATH`, `pvc://CLAIM/PATH`, `https://HOST/PATH`.
+    #[schemars(length(min = 1, max = 2048), extend("x-kubernetes-validations" = cel::uri()))]
+    pub uri: String,
+    /// Which revision of it: a branch, tag, commit or digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256))]
+    pub revision: Option<String>,
+    /// A Secret with the credentials to fetch it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretRef>,
+    /// Where fetched weights are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<ModelCache>,
+}
+
+/// Where fetched weights are kept, so that they are fetched once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelCache {
+    /// Once on each node, or once in a volume that all replicas mount. Node when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<CacheScope>,
+    /// The PersistentVolumeClaim to keep them in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = cel::object_name()))]
+    pub claim_name: Option<String>,
+}
+
+/// Who shares fetched weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CacheScope {
+    /// The replicas on a node.
+    Node,
+    /// All replicas.
+    Volume,
+}
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Task {
+    /// Chat and text completion.
+    #[default]
+    Generate,
+    /// Embeddings.
+    Embed,
+    /// Ranking of documents.
+    Rerank,
+    /// Moderation.
+    Classify,
+}
+
+/// A low-rank adapter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Adapter {
+    /// The name that requests ask for.
+    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::rules(&[cel::MODEL_NAME])))]
+    pub name: String,
+    /// Where its weights are, as `model.uri`.
+    #[schemars(length(min = 1, max = 2048), extend("x-kubernetes-validations" = cel::uri()))]
+    pub uri: String,
+    /// A Secret with the credentials to fetch it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretRef>,
+}
+
+/// What runs of a model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelDeploymentStatus {
+    /// The generation that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, and what stands in its way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+    /// Replicas that exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Replicas of the current revision that serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_replicas: Option<i32>,
+    /// Labels of the replicas' pods, for the `/scale` subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Where the model is served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Hash of the pods' template: replicas with another one are of an older revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+impl ModelDeploymentSpec {
+    /// The number of replicas wanted, where no autoscaler chooses it.
+    pub fn wanted_replicas(&self) -> i32 {
+        self.replicas.unwrap_or(1)
+    }
+
+    /// What runs the model.
+    pub fn runtime(&self) -> Runtime {
+        self.engine.as_ref().and_then(|e| e.runtime).unwrap_or_default()
+    }
+
+    /// Whether tenants of `tier` may use the model, as far as the model says.
+    pub fn allows_tier(&self, tier: &str) -> bool {
+        match &self.access {
+            Some(access) if !access.tiers.is_empty() => access.tiers.iter().any(|glob| crate::glob::matches(glob, tier)),
+            _ => true,
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! How requests reach the replicas, how many there are, and how a change reaches them.
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::cel;
+
+/// Bounds and targets of the number of replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rule("self.min <= self.max", "`min` must not be larger than `max`")))]
+pub struct Autoscaling {
+    /// The fewest replicas. 0 lets the model go to sleep.
+    #[schemars(range(min = 0, max = 10000))]
+    pub min: i32,
+    /// The most replicas.
+    #[schemars(range(min = 1, max = 10000))]
+    pub max: i32,
+    /// KV-cache use that is aimed at, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub target_kv_usage: Option<i32>,
+    /// Waiting requests a replica that are aimed at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub target_waiting: Option<i32>,
+    /// How long a model is idle before it goes to sleep, with `min: 0`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
+    pub sleep_after: Option<String>,
+}
+
+/// How requests are spread over the replicas.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Routing {
+    /// How a replica is picked. Scored when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<RoutingPolicy>,
+    /// What counts how much, for Scored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Weights>,
+}
+
+/// How a replica is picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RoutingPolicy {
+    /// By cached prefix and load.
+    #[default]
+    Scored,
+    /// Each in turn.
+    RoundRobin,
+}
+
+/// What counts how much: the prefix for a replica, the others against it. An absent one keeps its
+/// default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Weights {
+    /// The part of the prompt that the replica has in its cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub prefix: Option<f64>,
+    /// Prompts that wait there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub queue: Option<f64>,
+    /// Sequences that it generates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub decode: Option<f64>,
+    /// How slow its tokens have been lately.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub latency: Option<f64>,
+}
+
+/// How a change reaches the replicas.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// Replicas above the wanted number while it goes on, as a number or in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_surge: Option<IntOrString>,
+    /// Replicas below the wanted number while it goes on, as a number or in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<IntOrString>,
+    /// Sends a part of the requests to the new revision first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// A part of the requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Canary {
+    /// In percent.
+    #[schemars(range(min = 0, max = 100))]
+    pub weight: i32,
+}
+
+/// Who may use the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Access {
+    /// Tiers of tenants, as names with `*` for any run of characters. All when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    pub tiers: Vec<String>,
+}
