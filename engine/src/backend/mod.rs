@@ -5,6 +5,8 @@
 //! nothing: which sequences run, and which physical blocks hold their keys and values, is in the
 //! [`StepBatch`].
 
+pub mod cpu;
+
 use std::sync::Arc;
 
 /// Tokens in one KV block, the same in every backend.
@@ -78,6 +80,14 @@ pub enum BackendError {
         token: u32,
         /// The size of the vocabulary.
         vocab: usize,
+    },
+    /// A step that does not fit the cache or itself: an error of whoever planned it.
+    #[error("span {span} of the step {problem}")]
+    InvalidStep {
+        /// Which of the step's spans.
+        span: usize,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The device failed.
     #[error("the {backend} device failed: {message}")]

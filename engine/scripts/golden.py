@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Makes the golden vectors that engine/tests/golden*.rs compare Strata with, from independent code.
+
+    python engine/scripts/golden.py dequant            every quantisation, by gguf's own dequantise
+    python engine/scripts/golden.py tiny               small random models, by transformers' own classes
+    python engine/scripts/golden.py smollm2 MODEL.gguf the real model, by transformers in float32
+
+Needs torch, transformers, tokenizers, safetensors, gguf and numpy. Written to engine/tests/data/; the
+files are kept in the repository, so that testing needs none of those. Made with transformers 5.23 and
+torch 2.15. The same seeds give the same weights; logits may differ in the last bits between versions.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
+
+
+def dequant():
+    """Random blocks of each type, with the float32 bits that they stand for."""
+    import gguf
+
+    # Where the half-precision scales lie in a block; random bits there would make NaN and infinities.
+    scales = {
+        "F32": [], "F16": [], "BF16": [],
+        "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
+        "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    }
+    rng = np.random.default_rng(7)
+    cases = []
+    for name, offsets in scales.items():
+        kind = gguf.GGMLQuantizationType[name]
+        block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        if block_len == 1:
+            values = rng.normal(size=64).astype(np.float32)
+            raw = gguf.quants.quantize(values, kind).view(np.uint8).reshape(1, -1)
+        else:
+            raw = rng.integers(0, 256, size=(3, block_bytes), dtype=np.uint8)
+            for at in offsets:
+                raw[:, at : at + 2] = rng.normal(scale=0.1, size=3).astype(np.float16).view(np.uint8).reshape(3, 2)
+            raw = raw.reshape(1, -1)
+        values = gguf.quants.dequantize(raw, kind).astype(np.float32).reshape(-1)
+        cases.append({
+            "kind": name,
+            "ggml_id": int(kind),
+            "bytes": raw.tobytes().hex(),
+            "bits": values.view(np.uint32).tobytes().hex(),
+        })
+    write("golden_dequant.json", {"cases": cases})
+
+
+def tiny():
+    """A random model of each architecture, saved as transformers saves it, with its logits."""
+    import torch
+    import transformers as t
+
+    shape = dict(vocab_size=160, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+                 bos_token_id=1, eos_token_id=2)
+    llama3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0,
+                  high_freq_factor=4.0, original_max_position_embeddings=32)
+    qwen3 = shape | dict(hidden_size=48, head_dim=24, intermediate_size=72)
+    models = {
+        "llama3": (t.LlamaForCausalLM, t.LlamaConfig(**shape, rope_parameters=llama3, tie_word_embeddings=False),
+                   torch.bfloat16, "10MB"),
+        "mistral": (t.MistralForCausalLM, t.MistralConfig(**shape, sliding_window=8, tie_word_embeddings=False),
+                    torch.float16, "10MB"),
+        # In two shards, to have an index.
+        "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**shape, tie_word_embeddings=True), torch.float16, "80KB"),
+        "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**qwen3, tie_word_embeddings=True), torch.bfloat16, "10MB"),
+    }
+    for seed, (name, (cls, config, dtype, shard)) in enumerate(models.items()):
+        torch.manual_seed(seed)
+        config._attn_implementation = "eager"
+        model = cls(config).eval()
+        with torch.no_grad():
+            for key, p in model.named_parameters():
+                if p.dim() == 2:
+                    p.normal_(std=1.0 if "embed" in key else p.shape[1] ** -0.5)
+                elif key.endswith("bias"):
+                    p.normal_(std=0.5)
+                else:
+                    p.uniform_(0.6, 1.4)
+        folder = DATA / f"golden_{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+        # The reference runs on what was saved, in float32.
+        model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        tokens = torch.randint(0, config.vocab_size, (1, 100))
+        with torch.no_grad():
+            logits = model(tokens).logits[0]
+        places = [0, 9, 40, 99]
+        write(f"golden_{name}/golden.json", {
+            "tokens": tokens[0].tolist(),
+            "positions": [{"position": i, "logits": rounded(logits[i].numpy())} for i in places],
+        })
+
+
+PROMPTS = [
+    "The capital of France is",
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\nWhat is the largest planet of the solar system?<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n    \"\"\"Returns the first n Fibonacci numbers.\"\"\"\n    a, b = 0, 1\n    out = []\n"
+    "    for _ in range(n):\n",
+    "A lighthouse keeper wrote in his book every evening. On the first day he wrote about the wind, which came "
+    "from the west and brought rain. On the second day he wrote about the ships: three fishing boats, a ferry "
+    "and a tall ship with white sails. On the third day the fog came, and he wrote nothing but the number of "
+    "times that he sounded the horn, which was 412. On the fourth day a gull with a broken wing sat on the "
+    "stairs; he fed it bread and fish, and named it after his sister. When the supply boat came at the end of "
+    "the week, the captain asked him what had happened. The keeper opened his book and read: on the first day",
+]
+
+
+def smollm2(path):
+    """The real model's logits, and what it writes when always taking the likeliest token."""
+    import gguf
+    import torch
+    import transformers as t
+
+    reader = gguf.GGUFReader(path)
+    field = lambda key: reader.fields[key].contents()
+    heads, kv_heads = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
+    config = t.LlamaConfig(
+        vocab_size=field("llama.vocab_size"), hidden_size=field("llama.embedding_length"),
+        intermediate_size=field("llama.feed_forward_length"), num_hidden_layers=field("llama.block_count"),
+        num_attention_heads=heads, num_key_value_heads=kv_heads,
+        max_position_embeddings=field("llama.context_length"),
+        rms_norm_eps=field("llama.attention.layer_norm_rms_epsilon"),
+        rope_parameters={"rope_type": "default", "rope_theta": field("llama.rope.freq_base")},
+        tie_word_embeddings=True,
+    )
+    config._attn_implementation = "eager"
+    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+             "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+             "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    state = {}
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        parts = tensor.name.split(".")
+        if parts[0] == "blk":
+            if parts[2] in ("attn_q", "attn_k"):
+                # GGUF interleaves the two halves that transformers rotates together.
+                n = heads if parts[2] == "attn_q" else kv_heads
+                rows, cols = values.shape
+                values = values.reshape(n, rows // n // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+            name = f"model.layers.{parts[1]}.{names[parts[2]]}.weight"
+        else:
+            name = {"token_embd": "model.embed_tokens.weight", "output_norm": "model.norm.weight"}[parts[0]]
+        state[name] = torch.from_numpy(np.ascontiguousarray(values))
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model = t.LlamaForCausalLM(config).eval()
+    model.load_state_dict(state, strict=True)
+
+    tokenizer = bpe(field("tokenizer.ggml.tokens"), field("tokenizer.ggml.merges"),
+                    field("tokenizer.ggml.token_type"))
+    rng = np.random.default_rng(11)
+    sample = sorted(rng.choice(config.vocab_size, 64, replace=False).tolist())
+    prompts = []
+    for text in PROMPTS:
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        with torch.no_grad():
+            out = model(torch.tensor([tokens]), use_cache=True)
+            logits = out.logits[0, -1]
+            top = torch.topk(logits, 64).indices.tolist()
+            greedy, row = [], logits
+            for _ in range(32):
+                best = torch.topk(row, 2)
+                token = int(best.indices[0])
+                greedy.append({"token": token, "margin": round(float(best.values[0] - best.values[1]), 4)})
+                out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+                row = out.logits[0, -1]
+        ids = top + sample
+        prompts.append({
+            "text": text, "tokens": tokens, "ids": ids,
+            "logits": rounded(logits[ids].numpy()), "greedy": greedy,
+            "greedy_text": tokenizer.decode([g["token"] for g in greedy], skip_special_tokens=False),
+        })
+        print(len(tokens), repr(prompts[-1]["greedy_text"]))
+    write("golden_smollm2.json", {"model": Path(path).name, "prompts": prompts})
+
+
+def bpe(tokens, merges, kinds):
+    """SmolLM2's tokenizer, out of the GGUF's lists."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m.split(" ")) for m in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t, k in zip(tokens, kinds) if k == 3])
+    return tokenizer
+
+
+def rounded(values):
+    """Seven digits, which is what a float32 has."""
+    return [float(f"{v:.7g}") for v in values]
+
+
+def write(name, value):
+    path = DATA / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, separators=(",", ":"), ensure_ascii=False) + "\n")
+    print(path.relative_to(DATA.parent.parent), path.stat().st_size, "bytes")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["dequant"]:
+            dequant()
+        case ["tiny"]:
+            tiny()
+        case ["smollm2", path]:
+            smollm2(path)
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,301 @@
+//! Grouped-query attention over block tables.
+//!
+//! Each query is computed by itself, position after position: its scores by one chain of
+//! multiply-adds each, the sum of their exponentials over sixteen lanes by position mod 16, and its
+//! output by one chain for each number. Which queries share a tile decides only what is read together.
+#![allow(clippy::inline_always)]
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::cache::{HeadCache, LayerCache};
+use super::lines::{LANES, Line, Rows, SharedRows, flat};
+use super::simd::{Kernel, Level, Simd, exp};
+use crate::backend::{BLOCK_TOKENS, SequenceSpan};
+
+/// Queries that read the cache together.
+const TILE: usize = 4;
+
+/// Queries of one key and value head of one sequence: `TILE` of its (token, head in the group) pairs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task {
+    span: usize,
+    kv_head: usize,
+    first: usize,
+}
+
+/// How the model attends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) head_dim: usize,
+    pub(super) kv_heads: usize,
+    /// Query heads that share a key and value head.
+    pub(super) group: usize,
+    pub(super) window: Option<usize>,
+}
+
+/// Divides a step's queries into tasks.
+pub(super) fn tasks(spans: &[SequenceSpan], shape: Shape) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for (span, s) in spans.iter().enumerate() {
+        for kv_head in 0..shape.kv_heads {
+            tasks.extend((0..s.len * shape.group).step_by(TILE).map(|first| Task { span, kv_head, first }));
+        }
+    }
+    tasks
+}
+
+/// Attention of one layer for a whole step.
+pub(super) struct Attention<'a> {
+    pub(super) shape: Shape,
+    pub(super) spans: &'a [SequenceSpan],
+    pub(super) queries: &'a Rows,
+    pub(super) cache: &'a LayerCache,
+}
+
+impl Attention<'_> {
+    /// Writes every query's output to `out`, on all threads of the current pool.
+    pub(super) fn run(&self, level: Level, tasks: &[Task], out: &mut Rows) {
+        out.reshape(self.queries.count(), self.queries.width());
+        let out = out.shared();
+        tasks.par_iter().for_each(|task| {
+            SCRATCH.with_borrow_mut(|scratch| level.run(Tile { attention: self, task, scratch, out }));
+        });
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// Scores, then weights, of each query of the tile: a line for each block.
+    scores: Vec<Line>,
+    /// Output of each query of the tile.
+    outputs: Vec<Line>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+struct Tile<'a> {
+    attention: &'a Attention<'a>,
+    task: &'a Task,
+    scratch: &'a mut Scratch,
+    out: SharedRows<'a>,
+}
+
+/// One query of a tile.
+#[derive(Clone)]
+struct Query<'a> {
+    row: usize,
+    column: usize,
+    q: &'a [f32],
+    /// Positions that it sees.
+    sees: Range<usize>,
+}
+
+impl Kernel for Tile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Attention { shape, spans, queries, cache } = *self.attention;
+        let span = &spans[self.task.span];
+        let count = TILE.min(span.len * shape.group - self.task.first);
+        // A tile that is not full repeats its last query.
+        let tile: [Query<'_>; TILE] = std::array::from_fn(|i| {
+            let pair = self.task.first + i.min(count - 1);
+            let (token, head) = (pair / shape.group, self.task.kv_head * shape.group + pair % shape.group);
+            let (row, column, end) = (span.start + token, head * shape.head_dim, span.context + token + 1);
+            let begin = shape.window.map_or(0, |window| end.saturating_sub(window));
+            let q = &queries.row(row)[column..column + shape.head_dim];
+            Query { row, column, q, sees: begin..end }
+        });
+        let head = cache.head(self.task.kv_head);
+        let blocks = tile[0].sees.start / BLOCK_TOKENS..tile[TILE - 1].sees.end.div_ceil(BLOCK_TOKENS);
+        let table = &span.blocks[blocks.clone()];
+        let first = blocks.start * BLOCK_TOKENS;
+
+        let len = table.len();
+        self.scratch.scores.resize(TILE * len, Line::ZERO);
+        score(s, &tile, head, table, first, &mut self.scratch.scores);
+        let mut totals = [0.0; TILE];
+        for (row, total) in self.scratch.scores.chunks_exact_mut(len).zip(&mut totals) {
+            *total = exponentials(s, row);
+        }
+
+        let width = shape.head_dim.div_ceil(LANES);
+        self.scratch.outputs.clear();
+        self.scratch.outputs.resize(TILE * width, Line::ZERO);
+        let weights = flat(&self.scratch.scores);
+        let sees = tile.each_ref().map(|query| query.sees.start - first..query.sees.end - first);
+        weigh(s, weights, &sees, head, table, &mut self.scratch.outputs);
+
+        for (i, query) in tile.iter().enumerate().take(count) {
+            let output = flat(&self.scratch.outputs[i * width..(i + 1) * width]);
+            for (d, x) in output[..shape.head_dim].iter().enumerate() {
+                // SAFETY: each (token, head) pair belongs to one task, which writes it once.
+                unsafe { self.out.set(query.row, query.column + d, x / totals[i]) };
+            }
+        }
+    }
+}
+
+/// Scaled products of each query with the keys of its positions, minus infinity for all others.
+#[inline(always)]
+fn score<S: Simd>(
+    s: S,
+    tile: &[Query<'_>; TILE],
+    head: HeadCache<'_>,
+    table: &[u32],
+    first: usize,
+    scores: &mut [Line],
+) {
+    let len = table.len();
+    let dims = tile[0].q.len();
+    assert!(scores.len() == TILE * len && tile.iter().all(|query| query.q.len() == dims), "whole queries");
+    let scale = s.splat(1.0 / (dims as f32).sqrt());
+    for (b, block) in table.iter().enumerate() {
+        let keys = head.keys(*block);
+        let mut sums = [s.splat(0.0); TILE];
+        for (d, key) in keys.iter().enumerate() {
+            let key = s.load(key);
+            for (sum, query) in sums.iter_mut().zip(tile) {
+                *sum = s.fma(s.splat(query.q[d]), key, *sum);
+            }
+        }
+        for (i, (sum, query)) in sums.iter().zip(tile).enumerate() {
+            let line = &mut scores[i * len + b];
+            s.store(line, s.mul(*sum, scale));
+            let begin = first + b * BLOCK_TOKENS;
+            if begin < query.sees.start || begin + BLOCK_TOKENS > query.sees.end {
+                for (lane, x) in line.0.iter_mut().enumerate() {
+                    if !query.sees.contains(&(begin + lane)) {
+                        *x = f32::NEG_INFINITY;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Replaces scores by the exponentials of their distance from the largest, and returns their sum.
+#[inline(always)]
+fn exponentials<S: Simd>(s: S, scores: &mut [Line]) -> f32 {
+    let mut largest = s.splat(f32::NEG_INFINITY);
+    for line in scores.iter() {
+        largest = s.max(s.load(line), largest);
+    }
+    let mut lanes = Line::ZERO;
+    s.store(&mut lanes, largest);
+    let largest = s.splat(lanes.0.into_iter().fold(f32::NEG_INFINITY, f32::max));
+    let mut total = s.splat(0.0);
+    for line in scores {
+        let weight = exp(s, s.sub(s.load(line), largest));
+        s.store(line, weight);
+        total = s.add(total, weight);
+    }
+    s.sum(total)
+}
+
+/// Adds up the values of each query's positions by weight. Positions count from the table's start.
+#[inline(always)]
+fn weigh<S: Simd>(
+    s: S,
+    weights: &[f32],
+    sees: &[Range<usize>; TILE],
+    head: HeadCache<'_>,
+    table: &[u32],
+    outputs: &mut [Line],
+) {
+    let (len, width) = (table.len() * BLOCK_TOKENS, outputs.len() / TILE);
+    // All queries see the middle. What only some see is added for each alone, so that a position beyond
+    // a query's own never enters its sum, not even with the weight zero.
+    let middle =
+        sees.iter().map(|r| r.start).max().unwrap_or(0)..sees.iter().map(|r| r.end).min().unwrap_or(0);
+    if middle.is_empty() {
+        for (i, sees) in sees.iter().enumerate() {
+            let row = [&weights[i * len..(i + 1) * len]];
+            add::<S, 1>(s, row, sees.clone(), head, table, &mut outputs[i * width..(i + 1) * width]);
+        }
+        return;
+    }
+    let ragged = |range: fn(&Range<usize>, &Range<usize>) -> Range<usize>, outputs: &mut [Line]| {
+        for (i, sees) in sees.iter().enumerate() {
+            let row = [&weights[i * len..(i + 1) * len]];
+            let output = &mut outputs[i * width..(i + 1) * width];
+            add::<S, 1>(s, row, range(sees, &middle), head, table, output);
+        }
+    };
+    ragged(|own, middle| own.start..middle.start, outputs);
+    let rows: [&[f32]; TILE] = std::array::from_fn(|i| &weights[i * len..(i + 1) * len]);
+    add::<S, TILE>(s, rows, middle.clone(), head, table, outputs);
+    ragged(|own, middle| middle.end..own.end, outputs);
+}
+
+/// Adds the values of `positions` to `Q` outputs by their weights, in order.
+#[inline(always)]
+fn add<S: Simd, const Q: usize>(
+    s: S,
+    weights: [&[f32]; Q],
+    positions: Range<usize>,
+    head: HeadCache<'_>,
+    table: &[u32],
+    outputs: &mut [Line],
+) {
+    let width = outputs.len() / Q;
+    let mut column = 0;
+    while column < width {
+        // Four lines of each query at a time where the registers hold them.
+        if S::WIDE && width - column >= 4 {
+            add_columns::<S, Q, 4>(s, weights, positions.clone(), head, table, outputs, column);
+            column += 4;
+        } else {
+            add_columns::<S, Q, 1>(s, weights, positions.clone(), head, table, outputs, column);
+            column += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_columns<S: Simd, const Q: usize, const C: usize>(
+    s: S,
+    weights: [&[f32]; Q],
+    positions: Range<usize>,
+    head: HeadCache<'_>,
+    table: &[u32],
+    outputs: &mut [Line],
+    column: usize,
+) {
+    let width = outputs.len() / Q;
+    let mut sums = [[s.splat(0.0); C]; Q];
+    for (q, sums) in sums.iter_mut().enumerate() {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = s.load(&outputs[q * width + column + c]);
+        }
+    }
+    let mut at = positions.start;
+    while at < positions.end {
+        let block = at / BLOCK_TOKENS;
+        let end = positions.end.min((block + 1) * BLOCK_TOKENS);
+        let values = head.values(table[block]);
+        for position in at..end {
+            let row = position % BLOCK_TOKENS * width + column;
+            let values: &[Line] = &values[row..row + C];
+            let weights = weights.map(|weights| s.splat(weights[position]));
+            for c in 0..C {
+                let value = s.load(&values[c]);
+                for (sums, weight) in sums.iter_mut().zip(weights) {
+                    sums[c] = s.fma(weight, value, sums[c]);
+                }
+            }
+        }
+        at = end;
+    }
+    for (q, sums) in sums.iter().enumerate() {
+        for (c, sum) in sums.iter().enumerate() {
+            s.store(&mut outputs[q * width + column + c], *sum);
+        }
+    }
+}

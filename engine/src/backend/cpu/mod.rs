@@ -1,0 +1,123 @@
+//! The CPU backend.
+//!
+//! Weights stay as the file stores them and are turned into 32-bit floats a panel at a time; all sums
+//! are 32-bit, in an order that depends on the model alone. Hence a token's logits have the same bits
+//! alone or in a batch, in one chunk or several, with a cached prefix or without, on one thread or
+//! many, and on every processor.
+#![allow(unsafe_code)]
+
+mod attention;
+mod cache;
+mod forward;
+mod lines;
+mod pointwise;
+mod product;
+mod simd;
+#[cfg(test)]
+mod tests;
+mod validate;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::num::NonZero;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use self::forward::{Activations, Model};
+use self::simd::Level;
+use super::{Backend, BackendError, BackendInfo, Logits, StepBatch};
+use crate::model::spec::ModelSpec;
+use crate::tensor::Weights;
+
+/// How much of the machine to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads; 0 means all that the process may use.
+    pub threads: usize,
+    /// Blocks of the KV cache; see [`CpuBackend::block_bytes`] for what one costs.
+    pub kv_blocks: usize,
+    /// Longest context, at most the model's own.
+    pub max_model_len: usize,
+}
+
+/// Executes steps on the processor.
+pub struct CpuBackend {
+    info: BackendInfo,
+    model: Model,
+    activations: Activations,
+    pool: ThreadPool,
+    level: Level,
+    products: u64,
+}
+
+impl CpuBackend {
+    /// A backend for a model. The KV cache is reserved here, once; the system hands its pages out as
+    /// they are first written.
+    ///
+    /// # Panics
+    /// When `weights` are not those of `spec`, which no loader returns.
+    pub fn new(spec: ModelSpec, weights: Weights, options: CpuOptions) -> Result<Self, BackendError> {
+        Self::with_level(spec, weights, options, Level::detect())
+    }
+
+    /// Bytes of one block of the KV cache over all layers, to decide how many to ask for.
+    pub fn block_bytes(spec: &ModelSpec) -> usize {
+        cache::block_bytes(spec)
+    }
+
+    fn with_level(
+        spec: ModelSpec,
+        weights: Weights,
+        options: CpuOptions,
+        level: Level,
+    ) -> Result<Self, BackendError> {
+        let failed = |message| BackendError::Device { backend: "cpu", message };
+        spec.check().map_err(failed)?;
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            n => n,
+        };
+        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("strata-cpu-{i}"));
+        let pool = pool.build().map_err(|e| failed(format!("{threads} threads cannot be started: {e}")))?;
+        let info = BackendInfo {
+            name: "cpu",
+            device: format!("{}, {}, {threads} threads", processor(), level.name()),
+            total_blocks: options.kv_blocks,
+            block_bytes: cache::block_bytes(&spec),
+            vocab: spec.vocab,
+            max_model_len: options.max_model_len.min(spec.max_context),
+        };
+        let cache = cache::Cache::new(&spec, options.kv_blocks).ok_or_else(|| {
+            let (blocks, bytes) = (options.kv_blocks, info.block_bytes);
+            failed(format!("no memory for a KV cache of {blocks} blocks of {bytes} bytes; ask for fewer"))
+        })?;
+        let activations = Activations::new(&spec);
+        Ok(Self { model: Model::new(spec, weights, cache), info, activations, pool, level, products: 0 })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError> {
+        validate::check(step, &self.info)?;
+        let Self { model, activations, pool, level, products, .. } = self;
+        let (logits, executed) = pool.install(|| model.forward(*level, activations, step));
+        *products += executed;
+        Ok(logits)
+    }
+
+    fn matrix_products(&self) -> u64 {
+        self.products
+    }
+}
+
+/// The processor's name, as far as the system tells.
+fn processor() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|line| line.starts_with("model name"));
+    let name = line.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    name.filter(|name| !name.is_empty()).unwrap_or(std::env::consts::ARCH).to_owned()
+}

@@ -1,0 +1,157 @@
+//! What happens to each token by itself: norms, rotation, the gate of the feed-forward layer.
+#![allow(clippy::inline_always)]
+
+use rayon::prelude::*;
+
+use super::lines::{LANES, Line, Rows, flat_mut};
+use super::simd::{Kernel, Level, Simd, exp};
+use crate::model::spec::{Rope, RopeLayout};
+
+/// Tokens that one thread takes at least: less is not worth waking another for.
+const MIN_TOKENS: usize = 8;
+
+/// A vector of parameters, padded with zeros to whole lines.
+pub(super) fn padded(numbers: &[f32]) -> Box<[Line]> {
+    let mut lines = vec![Line::ZERO; numbers.len().div_ceil(LANES)];
+    flat_mut(&mut lines)[..numbers.len()].copy_from_slice(numbers);
+    lines.into_boxed_slice()
+}
+
+/// RMSNorm of each row of `x` into `out`.
+pub(super) fn norm_rows(level: Level, x: &Rows, weight: &[Line], eps: f32, out: &mut Rows) {
+    out.reshape(x.count(), x.width());
+    let (stride, width) = (x.stride(), x.width());
+    let pairs = x.lines().par_chunks_exact(stride).zip(out.lines_mut().par_chunks_exact_mut(stride));
+    pairs.with_min_len(MIN_TOKENS).for_each(|(x, out)| {
+        out.copy_from_slice(x);
+        level.run(Norm { x: out, weight, width, eps });
+    });
+}
+
+/// RMSNorm in place: `x / √(mean(x²) + eps) × weight`.
+struct Norm<'a> {
+    x: &'a mut [Line],
+    weight: &'a [Line],
+    width: usize,
+    eps: f32,
+}
+
+impl Kernel for Norm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut squares = s.splat(0.0);
+        for x in self.x.iter() {
+            let x = s.load(x);
+            squares = s.fma(x, x, squares);
+        }
+        let scale = s.splat(1.0 / (s.sum(squares) / self.width as f32 + self.eps).sqrt());
+        for (x, weight) in self.x.iter_mut().zip(self.weight) {
+            let scaled = s.mul(s.load(x), scale);
+            s.store(x, s.mul(scaled, s.load(weight)));
+        }
+    }
+}
+
+/// `a += b`.
+pub(super) fn add_rows(level: Level, a: &mut Rows, b: &Rows) {
+    struct Add<'a>(&'a mut [Line], &'a [Line]);
+    impl Kernel for Add<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (a, b) in self.0.iter_mut().zip(self.1) {
+                let sum = s.add(s.load(a), s.load(b));
+                s.store(a, sum);
+            }
+        }
+    }
+    level.run(Add(a.lines_mut(), b.lines()));
+}
+
+/// `gate = gate / (1 + e^-gate) × up`.
+pub(super) fn gate_rows(level: Level, gate: &mut Rows, up: &Rows) {
+    struct Gate<'a>(&'a mut [Line], &'a [Line]);
+    impl Kernel for Gate<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let one = s.splat(1.0);
+            for (gate, up) in self.0.iter_mut().zip(self.1) {
+                let x = s.load(gate);
+                let silu = s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), x))));
+                s.store(gate, s.mul(silu, s.load(up)));
+            }
+        }
+    }
+    let stride = gate.stride();
+    let pairs = gate.lines_mut().par_chunks_exact_mut(stride).zip(up.lines().par_chunks_exact(stride));
+    pairs.with_min_len(MIN_TOKENS).for_each(|(gate, up)| level.run(Gate(gate, up)));
+}
+
+/// The rotation of each pair of a head, for each token of a step.
+pub(super) struct Rotation {
+    frequencies: Vec<f32>,
+    layout: RopeLayout,
+    /// For each token, cosines of all pairs, then their sines.
+    angles: Vec<f32>,
+}
+
+impl Rotation {
+    pub(super) fn new(rope: &Rope, head_dim: usize) -> Self {
+        let pairs = head_dim / 2;
+        let frequency = |i: usize| {
+            let frequency = f64::from(rope.theta).powf(-2.0 * i as f64 / head_dim as f64);
+            (frequency / f64::from(rope.factors.get(i).copied().unwrap_or(1.0))) as f32
+        };
+        Self { frequencies: (0..pairs).map(frequency).collect(), layout: rope.layout, angles: Vec::new() }
+    }
+
+    /// Prepares for tokens at these positions.
+    pub(super) fn prepare(&mut self, positions: &[u32]) {
+        self.angles.clear();
+        for position in positions {
+            // In 32 bits, as the reference does: at far positions the rounding is part of the model.
+            let angle = |frequency: &f32| f64::from(*position as f32 * frequency);
+            self.angles.extend(self.frequencies.iter().map(|f| angle(f).cos() as f32));
+            self.angles.extend(self.frequencies.iter().map(|f| angle(f).sin() as f32));
+        }
+    }
+
+    /// Normalises (if the model does) and rotates every head of every row.
+    pub(super) fn rotate(&self, level: Level, rows: &mut Rows, norm: Option<(&[Line], f32)>) {
+        let (stride, width, pairs) = (rows.stride(), rows.width(), self.frequencies.len());
+        let by_token =
+            rows.lines_mut().par_chunks_exact_mut(stride).zip(self.angles.par_chunks_exact(2 * pairs));
+        by_token.with_min_len(MIN_TOKENS).for_each(|(row, angles)| {
+            let (cos, sin) = angles.split_at(pairs);
+            for head in flat_mut(row)[..width].chunks_exact_mut(2 * pairs) {
+                if let Some((weight, eps)) = norm {
+                    let mut lines = padded(head);
+                    level.run(Norm { x: &mut lines, weight, width: 2 * pairs, eps });
+                    head.copy_from_slice(&super::lines::flat(&lines)[..2 * pairs]);
+                }
+                match self.layout {
+                    RopeLayout::Interleaved => rotate_interleaved(head, cos, sin),
+                    RopeLayout::Halves => rotate_halves(head, cos, sin),
+                }
+            }
+        });
+    }
+}
+
+fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+        let (a, b) = (pair[0], pair[1]);
+        pair[0] = a * cos - b * sin;
+        pair[1] = b * cos + a * sin;
+    }
+}
+
+fn rotate_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = head.split_at_mut(cos.len());
+    for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+    }
+}

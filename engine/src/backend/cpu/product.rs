@@ -1,0 +1,165 @@
+//! Matrix products of activations with stored weights.
+//!
+//! Sixteen rows of the weights at a time, a panel, are turned into 32-bit floats in a thread's scratch
+//! and multiplied with all tokens while they are in the nearest cache. Each output is the sum over
+//! sixteen partial results, the k-th input going to partial result k mod 16, in order: so it has the
+//! same bits whether its token came alone or with others.
+#![allow(clippy::inline_always)]
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::lines::{Line, Rows, SharedRows, flat_mut};
+use super::simd::{Kernel, Level, Simd};
+use crate::tensor::{Tensor, dequantise};
+
+/// Rows of weights in a panel.
+const PANEL: usize = 16;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `out[t][r] = Σ weight[r][k] × x[t][k] + bias[r]`.
+pub(super) struct Product<'a> {
+    weight: &'a Tensor,
+    bias: Option<&'a [f32]>,
+    x: &'a Rows,
+    out: SharedRows<'a>,
+}
+
+impl<'a> Product<'a> {
+    /// Shapes `out` for the result. `x` has a row of `weight.cols()` for each token.
+    pub(super) fn new(weight: &'a Tensor, bias: Option<&'a [f32]>, x: &'a Rows, out: &'a mut Rows) -> Self {
+        assert_eq!(weight.cols(), x.width(), "the activations are as wide as the weights");
+        assert!(bias.is_none_or(|b| b.len() == weight.rows()), "a bias for each row");
+        out.reshape(x.count(), weight.rows());
+        Self { weight, bias, x, out: out.shared() }
+    }
+}
+
+/// Computes independent products at once, on all threads of the current pool.
+pub(super) fn multiply<const N: usize>(level: Level, products: [Product<'_>; N]) {
+    if products.iter().all(|p| p.x.count() == 0) {
+        return;
+    }
+    let panels = products.each_ref().map(|p| p.weight.rows().div_ceil(PANEL));
+    (0..panels.iter().sum()).into_par_iter().for_each(|panel: usize| {
+        let mut index = panel;
+        let mut which = 0;
+        while index >= panels[which] {
+            index -= panels[which];
+            which += 1;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            level.run(Panel { product: &products[which], first: index * PANEL, scratch });
+        });
+    });
+}
+
+/// One panel's part of a product.
+struct Panel<'a> {
+    product: &'a Product<'a>,
+    first: usize,
+    scratch: &'a mut Vec<Line>,
+}
+
+impl Kernel for Panel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Product { weight, x, .. } = self.product;
+        let (stride, cols) = (x.stride(), x.width());
+        let rows = PANEL.min(weight.rows() - self.first);
+        // Only ever grown: what an earlier panel left is overwritten, but for rows that are not there,
+        // whose results nobody takes.
+        if self.scratch.len() < PANEL * stride {
+            self.scratch.resize(PANEL * stride, Line::ZERO);
+        }
+        let panel = &mut self.scratch[..PANEL * stride];
+        for (row, lines) in panel.chunks_exact_mut(stride).take(rows).enumerate() {
+            lines[stride - 1] = Line::ZERO;
+            dequantise(weight.kind(), weight.row(self.first + row), &mut flat_mut(lines)[..cols]);
+        }
+        if S::WIDE {
+            sweep::<S, 4, 6, 8>(s, self.product, self.first, rows, panel);
+        } else {
+            sweep::<S, 2, 3, 4>(s, self.product, self.first, rows, panel);
+        }
+    }
+}
+
+/// All tokens with one panel: tiles of `R` rows and `T` tokens, then `R1` rows for each token left.
+#[inline(always)]
+fn sweep<S: Simd, const R: usize, const T: usize, const R1: usize>(
+    s: S,
+    product: &Product<'_>,
+    first: usize,
+    rows: usize,
+    panel: &[Line],
+) {
+    let (stride, tokens, x) = (product.x.stride(), product.x.count(), product.x.lines());
+    let whole = tokens / T * T;
+    for token in (0..whole).step_by(T) {
+        let x = &x[token * stride..(token + T) * stride];
+        for row in (0..rows).step_by(R) {
+            let sums = tile::<S, R, T>(s, &panel[row * stride..(row + R) * stride], x, stride);
+            write(s, product, first + row, token, &sums);
+        }
+    }
+    for token in whole..tokens {
+        let x = &x[token * stride..(token + 1) * stride];
+        for row in (0..rows).step_by(R1) {
+            let sums = tile::<S, R1, 1>(s, &panel[row * stride..(row + R1) * stride], x, stride);
+            write(s, product, first + row, token, &sums);
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    w: &[Line],
+    x: &[Line],
+    stride: usize,
+) -> [[S::V; T]; R] {
+    assert!(w.len() == R * stride && x.len() == T * stride, "whole rows");
+    let mut sums = [[s.splat(0.0); T]; R];
+    for k in 0..stride {
+        let mut xs = [s.splat(0.0); T];
+        for (t, to) in xs.iter_mut().enumerate() {
+            // SAFETY: t < T and k < stride, and x has T × stride lines by the check above.
+            *to = s.load(unsafe { x.get_unchecked(t * stride + k) });
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: r < R and k < stride, and w has R × stride lines by the check above.
+            let w = s.load(unsafe { w.get_unchecked(r * stride + k) });
+            for (sum, x) in sums.iter_mut().zip(xs) {
+                *sum = s.fma(w, x, *sum);
+            }
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+fn write<S: Simd, const R: usize, const T: usize>(
+    s: S,
+    product: &Product<'_>,
+    first: usize,
+    token: usize,
+    sums: &[[S::V; T]; R],
+) {
+    for (r, sums) in sums.iter().enumerate().take(product.weight.rows() - first) {
+        let row = first + r;
+        for (t, sum) in sums.iter().enumerate() {
+            let sum = s.sum(*sum);
+            let sum = product.bias.map_or(sum, |bias| sum + bias[row]);
+            // SAFETY: columns of a panel are written only by the task of that panel, each panel is one
+            // task, and the products of one call have different outputs.
+            unsafe { product.out.set(token + t, row, sum) };
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! Whatever a step is made of, a token's logits have the same bits.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::simd::Level;
+use super::{CpuBackend, CpuOptions};
+use crate::backend::{BLOCK_TOKENS, Backend, SequenceSpan, StepBatch};
+use crate::model::spec::{ModelSpec, Rope, RopeLayout};
+use crate::tensor::Weights;
+
+const VOCAB: usize = 97;
+const KV_BLOCKS: usize = 64;
+
+fn backend_on(spec: &ModelSpec, threads: usize, level: Level) -> CpuBackend {
+    let options = CpuOptions { threads, kv_blocks: KV_BLOCKS, max_model_len: 512 };
+    CpuBackend::with_level(spec.clone(), Weights::random(spec, 3), options, level).unwrap()
+}
+
+fn backend(spec: &ModelSpec) -> CpuBackend {
+    backend_on(spec, 2, Level::detect())
+}
+
+/// One part of a step: tokens of `sequence[from..to]`, with its blocks.
+fn span(step: &mut StepBatch, sequence: &[u32], from: usize, to: usize, blocks: &[u32]) {
+    step.spans.push(SequenceSpan {
+        start: step.tokens.len(),
+        len: to - from,
+        context: from,
+        blocks: blocks.into(),
+        wants_logits: true,
+    });
+    step.tokens.extend(&sequence[from..to]);
+}
+
+/// The bits of the logits after `sequence`, run alone in chunks of `chunk`.
+fn run(backend: &mut CpuBackend, sequence: &[u32], chunk: usize, blocks: &[u32]) -> Vec<u32> {
+    let mut bits = Vec::new();
+    for from in (0..sequence.len()).step_by(chunk) {
+        let mut step = StepBatch::default();
+        span(&mut step, sequence, from, sequence.len().min(from + chunk), blocks);
+        bits = to_bits(&backend.forward(&step).unwrap().data);
+    }
+    bits
+}
+
+fn to_bits(logits: &[f32]) -> Vec<u32> {
+    assert!(logits.iter().all(|x| x.is_finite()), "finite logits");
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+fn blocks(first: u32, count: u32) -> Vec<u32> {
+    // Out of order, as they are after a while.
+    (first..first + count).rev().collect()
+}
+
+/// Every flag that a shape has, and widths that fill no line.
+fn shapes() -> Vec<ModelSpec> {
+    let plain = ModelSpec::tiny(VOCAB);
+    let interleaved = Rope { layout: RopeLayout::Interleaved, ..plain.rope.clone() };
+    vec![
+        plain.clone(),
+        ModelSpec { qkv_bias: true, tied_embeddings: false, rope: interleaved, ..plain.clone() },
+        ModelSpec { qk_norm: true, head_dim: 24, intermediate: 72, hidden: 40, ..plain.clone() },
+        ModelSpec { sliding_window: Some(5), heads: 6, head_dim: 80, ..plain.clone() },
+    ]
+}
+
+#[test]
+fn chunked_equals_whole() {
+    let sequence: Vec<u32> = (0..75).map(|i| i * 31 % VOCAB as u32).collect();
+    for spec in shapes() {
+        let mut backend = backend(&spec);
+        let whole = run(&mut backend, &sequence, sequence.len(), &blocks(0, 5));
+        for chunk in [1, 7, 16, 33] {
+            assert_eq!(
+                run(&mut backend, &sequence, chunk, &blocks(10, 5)),
+                whole,
+                "{spec:?} in chunks of {chunk}"
+            );
+        }
+    }
+}
+
+#[test]
+fn batched_equals_alone_and_takes_as_many_products() {
+    let sequences: Vec<Vec<u32>> = [3u32, 40, 17, 1, 64, 9, 2]
+        .iter()
+        .enumerate()
+        .map(|(i, len)| (0..*len).map(|t| (t * 13 + i as u32 * 29) % VOCAB as u32).collect())
+        .collect();
+    for spec in shapes() {
+        let mut backend = backend(&spec);
+        let alone: Vec<u32> =
+            sequences.iter().flat_map(|s| run(&mut backend, s, s.len(), &blocks(0, 4))).collect();
+        let one_step = |backend: &mut CpuBackend, sequences: &[Vec<u32>]| {
+            let mut step = StepBatch::default();
+            for (i, sequence) in sequences.iter().enumerate() {
+                span(&mut step, sequence, 0, sequence.len(), &blocks(8 + i as u32 * 4, 4));
+            }
+            let before = backend.matrix_products();
+            let logits = backend.forward(&step).unwrap();
+            (to_bits(&logits.data), backend.matrix_products() - before)
+        };
+        let (bits, products) = one_step(&mut backend, &sequences);
+        assert_eq!(bits, alone, "{spec:?}");
+        assert_eq!(products, 7 * spec.layers as u64 + 1);
+        assert_eq!(one_step(&mut backend, &sequences[..1]).1, products);
+    }
+}
+
+#[test]
+fn a_cached_prefix_equals_an_uncached_one() {
+    let prefix: Vec<u32> = (0..48).map(|i| i * 7 % VOCAB as u32).collect();
+    for spec in shapes() {
+        let mut backend = backend(&spec);
+        run(&mut backend, &prefix, 48, &[3, 1, 2]);
+        for (i, suffix) in [[5u32, 6, 7], [80, 2, 40]].iter().enumerate() {
+            let sequence = [&prefix[..], suffix].concat();
+            let mut step = StepBatch::default();
+            span(&mut step, &sequence, prefix.len(), sequence.len(), &[3, 1, 2, 20 + i as u32]);
+            let cached = to_bits(&backend.forward(&step).unwrap().data);
+            assert_eq!(cached, run(&mut backend, &sequence, sequence.len(), &blocks(40, 4)));
+        }
+    }
+}
+
+#[test]
+fn what_a_block_held_before_does_not_matter() {
+    let spec = ModelSpec::tiny(VOCAB);
+    let mut used = backend(&spec);
+    run(&mut used, &(0..64).collect::<Vec<u32>>(), 64, &blocks(0, 4));
+    let sequence = [9u32, 8, 7];
+    assert_eq!(run(&mut used, &sequence, 3, &[2]), run(&mut backend(&spec), &sequence, 3, &[2]));
+}
+
+#[test]
+fn every_instruction_set_and_thread_count_computes_the_same_bits() {
+    let sequence: Vec<u32> = (0..37).map(|i| i * 5 % VOCAB as u32).collect();
+    for spec in shapes() {
+        let want = run(&mut backend(&spec), &sequence, 37, &blocks(0, 3));
+        for level in Level::available() {
+            for threads in [1, 3] {
+                let mut backend = backend_on(&spec, threads, level);
+                let got = run(&mut backend, &sequence, 37, &blocks(0, 3));
+                assert_eq!(got, want, "{} with {threads} threads", level.name());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Several sequences, cut into random chunks, whose steps are shuffled together.
+    #[test]
+    fn any_schedule_equals_one_step_alone(
+        lengths in prop::collection::vec(1usize..50, 1..5),
+        cuts in prop::collection::vec(1usize..20, 20),
+        shape in 0usize..4,
+    ) {
+        let spec = &shapes()[shape];
+        let mut backend = backend(spec);
+        let sequences: Vec<Vec<u32>> = lengths.iter().enumerate()
+            .map(|(i, len)| (0..*len).map(|t| ((t * 17 + i * 41) % VOCAB) as u32).collect())
+            .collect();
+        let tables: Vec<Vec<u32>> = (0..sequences.len()).map(|i| blocks(8 + 4 * i as u32, 4)).collect();
+        let mut done = vec![0; sequences.len()];
+        let mut last = vec![Vec::new(); sequences.len()];
+        let mut cuts = cuts.iter().cycle();
+        while done.iter().zip(&sequences).any(|(done, s)| *done < s.len()) {
+            let mut step = StepBatch::default();
+            let mut members = Vec::new();
+            for (i, sequence) in sequences.iter().enumerate() {
+                let to = sequence.len().min(done[i] + cuts.next().unwrap());
+                // A small cut also sits some steps out.
+                if to > done[i] && (to - done[i] > 3 || members.is_empty()) {
+                    span(&mut step, sequence, done[i], to, &tables[i]);
+                    members.push(i);
+                    done[i] = to;
+                }
+            }
+            let logits = backend.forward(&step).unwrap();
+            for (row, i) in members.into_iter().enumerate() {
+                last[i] = to_bits(logits.row(row));
+            }
+        }
+        for (sequence, got) in sequences.iter().zip(last) {
+            prop_assert_eq!(run(&mut backend, sequence, sequence.len(), &blocks(0, 4)), got);
+        }
+    }
+}
+
+#[test]
+fn a_step_that_does_not_fit_is_refused() {
+    let mut backend = backend(&ModelSpec::tiny(VOCAB));
+    let good = SequenceSpan { start: 0, len: 2, context: 0, blocks: Arc::new([0]), wants_logits: true };
+    let mut message = |tokens: &[u32], span: SequenceSpan| {
+        let step = StepBatch { tokens: tokens.to_vec(), spans: vec![span] };
+        backend.forward(&step).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(message(&[1, 97], good.clone()), @"token id 97 is outside the model's vocabulary of 97");
+    insta::assert_snapshot!(
+        message(&[1, 2], SequenceSpan { blocks: Arc::new([64]), ..good.clone() }),
+        @"span 0 of the step names block 64 of 64"
+    );
+    insta::assert_snapshot!(
+        message(&[1, 2], SequenceSpan { context: 15, ..good.clone() }),
+        @"span 0 of the step has 1 blocks, but 17 tokens need 2"
+    );
+    insta::assert_snapshot!(
+        message(&[1, 2], SequenceSpan { context: 511, ..good.clone() }),
+        @"span 0 of the step ends beyond the longest context of 512 tokens"
+    );
+    insta::assert_snapshot!(
+        message(&[1, 2], SequenceSpan { context: usize::MAX, ..good.clone() }),
+        @"span 0 of the step ends beyond the longest context of 512 tokens"
+    );
+    insta::assert_snapshot!(
+        message(&[1, 2], SequenceSpan { start: 1, ..good.clone() }),
+        @"span 0 of the step takes 2 tokens from 1, expected from 0 of 2"
+    );
+    insta::assert_snapshot!(message(&[1, 2, 3], good), @"span 1 of the step leaves 1 tokens to nobody");
+}
+
+#[test]
+fn nobody_wanting_logits_gets_none() {
+    let mut backend = backend(&ModelSpec::tiny(VOCAB));
+    let mut step = StepBatch::default();
+    span(&mut step, &[1, 2, 3], 0, 3, &[0]);
+    step.spans[0].wants_logits = false;
+    assert!(backend.forward(&step).unwrap().data.is_empty());
+    assert!(backend.forward(&StepBatch::default()).unwrap().data.is_empty());
+}
+
+#[test]
+fn a_cache_beyond_the_machine_is_refused() {
+    let spec = ModelSpec::tiny(VOCAB);
+    let options = CpuOptions { threads: 1, kv_blocks: usize::MAX / 4096, max_model_len: 512 };
+    let error =
+        CpuBackend::new(spec.clone(), Weights::random(&spec, 1), options).err().map(|e| e.to_string());
+    assert!(error.is_some_and(|e| e.contains("no memory for a KV cache of")));
+}
+
+#[test]
+fn a_block_costs_what_it_says() {
+    let spec = ModelSpec::tiny(VOCAB);
+    let backend = backend(&spec);
+    let numbers = 2 * spec.layers * spec.kv_heads * spec.head_dim * BLOCK_TOKENS;
+    assert_eq!(backend.info().block_bytes, numbers * 4);
+}

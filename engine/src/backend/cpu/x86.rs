@@ -1,0 +1,234 @@
+//! AVX2 with FMA, and AVX-512.
+//!
+//! A value of [`Avx2`] or [`Avx512`] exists only where the processor was asked and has it: that is what
+//! makes every intrinsic here sound.
+#![allow(clippy::inline_always)]
+
+use std::arch::x86_64::*;
+
+use super::lines::Line;
+use super::simd::{Kernel, Simd};
+
+/// AVX2 and FMA: sixteen lanes are two registers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avx2(());
+
+/// AVX-512: sixteen lanes are one register.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avx512(());
+
+impl Avx2 {
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        (has && is_x86_feature_detected!("f16c")).then_some(Self(()))
+    }
+
+    #[inline]
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn compiled_for<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists only where these features were detected.
+        unsafe { compiled_for(self, kernel) }
+    }
+}
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+        let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
+        (has && Avx2::detect().is_some()).then_some(Self(()))
+    }
+
+    #[inline]
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn compiled_for<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` exists only where these features were detected.
+        unsafe { compiled_for(self, kernel) }
+    }
+}
+
+/// Lanes 0 to 3 of a sum's last two steps: i + 2, then i + 1.
+#[inline(always)]
+fn sum_of_four(v: __m128) -> f32 {
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe {
+        let two = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// A pair of registers, one operation on each.
+macro_rules! both {
+    ($op:ident, $a:expr, $b:expr) => {{
+        let (a, b) = ($a, $b);
+        // SAFETY: an `Avx2` exists only where AVX2 and FMA were detected.
+        unsafe { [$op(a[0], b[0]), $op(a[1], b[1])] }
+    }};
+}
+
+impl Simd for Avx2 {
+    type V = [__m256; 2];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        // SAFETY: an `Avx2` exists only where AVX2 and FMA were detected; so in all methods below.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    fn load(self, from: &Line) -> Self::V {
+        let p = from.0.as_ptr();
+        // SAFETY: a line is 16 floats, aligned to 64 bytes.
+        unsafe { [_mm256_load_ps(p), _mm256_load_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut Line, v: Self::V) {
+        let p = to.0.as_mut_ptr();
+        // SAFETY: a line is 16 floats, aligned to 64 bytes.
+        unsafe {
+            _mm256_store_ps(p, v[0]);
+            _mm256_store_ps(p.add(8), v[1]);
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // SAFETY: FMA was detected.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn keep_at_least(self, v: Self::V, x: Self::V, limit: Self::V) -> Self::V {
+        both!(_mm256_and_ps, v, both!(greater_or_equal, x, limit))
+    }
+    #[inline(always)]
+    fn power_of_two(self, v: Self::V) -> Self::V {
+        // SAFETY: AVX2 was detected.
+        v.map(|v| unsafe {
+            let bits = _mm256_slli_epi32::<23>(_mm256_castps_si256(v));
+            _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)))
+        })
+    }
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        // SAFETY: AVX2 was detected.
+        sum_of_four(unsafe {
+            let eight = _mm256_add_ps(v[0], v[1]);
+            _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
+        })
+    }
+}
+
+/// All bits set where `a >= b`.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn greater_or_equal(a: __m256, b: __m256) -> __m256 {
+    // SAFETY: the caller vouches for AVX2.
+    unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(a, b) }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: an `Avx512` exists only where AVX-512 was detected; so in all methods below.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(self, from: &Line) -> __m512 {
+        // SAFETY: a line is 16 floats, aligned to 64 bytes.
+        unsafe { _mm512_load_ps(from.0.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut Line, v: __m512) {
+        // SAFETY: a line is 16 floats, aligned to 64 bytes.
+        unsafe { _mm512_store_ps(to.0.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn keep_at_least(self, v: __m512, x: __m512, limit: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, limit), v) }
+    }
+    #[inline(always)]
+    fn power_of_two(self, v: __m512) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe {
+            let bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(v));
+            _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(127 << 23)))
+        }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: AVX-512 (F and DQ) was detected.
+        sum_of_four(unsafe {
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
+        })
+    }
+}

@@ -1,0 +1,214 @@
+//! Strata against independent implementations: transformers for whole models, gguf's Python package
+//! for the quantisations. `scripts/golden.py` makes the vectors.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use strata_engine::backend::cpu::{CpuBackend, CpuOptions};
+use strata_engine::backend::{BLOCK_TOKENS, Backend, SequenceSpan, StepBatch};
+use strata_engine::model::load::load;
+use strata_engine::model::spec::RopeLayout;
+use strata_engine::tensor::{Bytes, Tensor, TensorKind};
+
+/// Largest difference of a logit that rounding in another order explains, for random two-layer models
+/// whose logits reach about 30.
+const TINY_TOLERANCE: f32 = 2e-4;
+/// The same for the real model of 30 layers, whose logits reach about 30.
+const REAL_TOLERANCE: f32 = 2e-3;
+/// A reference margin above which the likeliest token must be the same.
+const CLEAR_MARGIN: f32 = 2.0 * REAL_TOLERANCE;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn read<T: DeserializeOwned>(name: &str) -> T {
+    let text = std::fs::read(data(name)).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+fn from_hex(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+}
+
+/// One sequence on a backend of its own.
+struct Sequence {
+    backend: CpuBackend,
+    blocks: Arc<[u32]>,
+    context: usize,
+}
+
+impl Sequence {
+    fn new(model: &Path, max_len: usize) -> Self {
+        let model = load(model).unwrap();
+        let kv_blocks = max_len.div_ceil(BLOCK_TOKENS);
+        let options = CpuOptions { threads: 2, kv_blocks, max_model_len: max_len };
+        let backend = CpuBackend::new(model.spec, model.weights, options).unwrap();
+        Self { backend, blocks: (0..kv_blocks as u32).rev().collect(), context: 0 }
+    }
+
+    /// The logits after these tokens.
+    fn run(&mut self, tokens: &[u32]) -> Vec<f32> {
+        let span = SequenceSpan {
+            start: 0,
+            len: tokens.len(),
+            context: self.context,
+            blocks: Arc::clone(&self.blocks),
+            wants_logits: true,
+        };
+        self.context += tokens.len();
+        self.backend.forward(&StepBatch { tokens: tokens.to_vec(), spans: vec![span] }).unwrap().data
+    }
+}
+
+fn largest_difference(got: impl IntoIterator<Item = f32>, want: &[f32]) -> f32 {
+    got.into_iter().zip(want).map(|(got, want)| (got - want).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn dequantisation_equals_gguf_s_to_the_bit() {
+    #[derive(Deserialize)]
+    struct Case {
+        kind: String,
+        ggml_id: u32,
+        bytes: String,
+        bits: String,
+    }
+    #[derive(Deserialize)]
+    struct Cases {
+        cases: Vec<Case>,
+    }
+    let cases = read::<Cases>("golden_dequant.json").cases;
+    assert_eq!(cases.len(), TensorKind::ALL.len());
+    for case in cases {
+        let kind = TensorKind::from_ggml(case.ggml_id).unwrap();
+        assert_eq!(kind.to_string(), case.kind);
+        let want: Vec<u32> =
+            from_hex(&case.bits).chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
+        let tensor = Tensor::new(kind, 1, want.len(), Bytes::from(from_hex(&case.bytes))).unwrap();
+        let got: Vec<u32> = tensor.to_f32().iter().map(|x| x.to_bits()).collect();
+        assert_eq!(got, want, "{}", case.kind);
+    }
+}
+
+#[derive(Deserialize)]
+struct Tiny {
+    tokens: Vec<u32>,
+    positions: Vec<Position>,
+}
+
+#[derive(Deserialize)]
+struct Position {
+    position: usize,
+    logits: Vec<f32>,
+}
+
+fn compare_tiny(name: &str) {
+    let golden: Tiny = read(&format!("{name}/golden.json"));
+    let mut sequence = Sequence::new(&data(name), golden.tokens.len());
+    for Position { position, logits: want } in golden.positions {
+        let got = sequence.run(&golden.tokens[sequence.context..=position]);
+        assert_eq!(got.len(), want.len());
+        let difference = largest_difference(got, &want);
+        eprintln!("{name} at position {position}: largest difference {difference:e}");
+        assert!(difference <= TINY_TOLERANCE, "{name} at position {position}: {difference}");
+    }
+}
+
+#[test]
+fn llama_with_llama_3_s_rotary_scaling() {
+    compare_tiny("golden_llama3");
+    let spec = load(&data("golden_llama3")).unwrap().spec;
+    assert!(spec.rope.factors.iter().any(|f| *f > 1.0) && !spec.tied_embeddings);
+}
+
+#[test]
+fn mistral_with_a_sliding_window() {
+    compare_tiny("golden_mistral");
+    assert_eq!(load(&data("golden_mistral")).unwrap().spec.sliding_window, Some(8));
+}
+
+#[test]
+fn qwen2_with_biases_in_two_shards() {
+    compare_tiny("golden_qwen2");
+    let spec = load(&data("golden_qwen2")).unwrap().spec;
+    assert!(spec.qkv_bias && spec.tied_embeddings && spec.sliding_window.is_none());
+}
+
+#[test]
+fn qwen3_with_head_norms_and_a_head_width_of_its_own() {
+    compare_tiny("golden_qwen3");
+    let spec = load(&data("golden_qwen3")).unwrap().spec;
+    assert!(spec.qk_norm && spec.head_dim * spec.heads != spec.hidden);
+}
+
+#[derive(Deserialize)]
+struct Real {
+    prompts: Vec<Prompt>,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    text: String,
+    tokens: Vec<u32>,
+    ids: Vec<usize>,
+    logits: Vec<f32>,
+    greedy: Vec<Greedy>,
+}
+
+#[derive(Deserialize)]
+struct Greedy {
+    token: u32,
+    margin: f32,
+}
+
+/// The real model, or none with a line that says how to get it.
+fn real_model() -> Option<PathBuf> {
+    let cached = || {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache/strata/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    };
+    let path = std::env::var_os("STRATA_TEST_MODEL").map(PathBuf::from).or_else(cached);
+    let found = path.filter(|path| path.is_file());
+    if found.is_none() {
+        eprintln!("skipped: no SmolLM2-135M-Instruct.Q4_1.gguf; run `make model` or set STRATA_TEST_MODEL");
+    }
+    found
+}
+
+#[test]
+fn smollm2_equals_transformers() {
+    let Some(path) = real_model() else { return };
+    let spec = load(&path).unwrap().spec;
+    assert_eq!((spec.architecture.as_str(), spec.rope.layout), ("llama", RopeLayout::Interleaved));
+    for prompt in read::<Real>("golden_smollm2.json").prompts {
+        let mut sequence = Sequence::new(&path, prompt.tokens.len() + prompt.greedy.len());
+        let mut logits = sequence.run(&prompt.tokens);
+        let difference = largest_difference(prompt.ids.iter().map(|id| logits[*id]), &prompt.logits);
+        let best = logits.iter().copied().fold(f32::MIN, f32::max);
+        eprintln!("{:?}: largest difference {difference:e}, largest logit {best}", prompt.text);
+        assert!(difference <= REAL_TOLERANCE, "{:?}: {difference}", prompt.text);
+        // The reference's 64 likeliest are the likeliest here too.
+        assert!(
+            logits
+                .iter()
+                .enumerate()
+                .all(|(id, x)| prompt.ids.contains(&id) || *x <= prompt.logits[63] + REAL_TOLERANCE)
+        );
+
+        let mut clear = 0;
+        for step in &prompt.greedy {
+            let (best, _) = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+            if step.margin > CLEAR_MARGIN {
+                assert_eq!(best as u32, step.token, "{:?} after {clear} tokens", prompt.text);
+                clear += 1;
+            }
+            // Where the margin is not clear, the reference's choice is followed.
+            logits = sequence.run(&[step.token]);
+        }
+        eprintln!("{:?}: {clear} of {} tokens had a clear margin", prompt.text, prompt.greedy.len());
+        assert!(clear >= 24, "the comparison is worth little with {clear} clear tokens");
+    }
+}
