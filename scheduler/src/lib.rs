@@ -1,1 +1,77 @@
-//! Placeholder.
+//! The data plane: a streaming proxy that answers one question for every request, where it should run.
+//!
+//! It watches the engines' metrics, remembers which prompt prefixes it sent where, and picks the
+//! replica that will have the prompt processed soonest ([`pick`]). Requests that no replica has room
+//! for are held back, in order and not for ever. A replica that fails a request before the first byte
+//! of its answer is passed over for the next best. The scheduler knows no tenants and keeps no text:
+//! of a prompt it holds hashes.
+
+pub mod choose;
+pub mod endpoints;
+pub mod exposition;
+pub mod metrics;
+pub mod options;
+pub mod pick;
+pub mod proxy;
+pub mod registry;
+pub mod replica;
+pub mod report;
+pub mod scheduler;
+pub mod scrape;
+pub mod stream;
+pub mod telemetry;
+
+use axum::Router;
+use axum::routing::{get, post};
+use strata_hop::{Bound, fault, token};
+use tokio_util::sync::CancellationToken;
+
+pub use options::{SchedulerError, SchedulerOptions};
+pub use pick::Policy;
+pub use scheduler::Scheduler;
+
+/// The scheduler's routes.
+pub fn router(scheduler: Scheduler) -> Router {
+    let token = scheduler.options.hop_token.clone();
+    let mut router = Router::new()
+        .route("/v1/models", get(report::models))
+        .route("/v1/models/{*name}", get(report::model))
+        .route("/replicas", get(report::replicas))
+        .route("/health", get(report::health))
+        .route("/ready", get(report::ready))
+        .route("/version", get(report::version))
+        .route("/metrics", get(report::metrics));
+    for (path, _) in proxy::ROUTES {
+        router = router.route(path, post(proxy::handle));
+    }
+    fault::with_openai_fallbacks(router)
+        .layer(axum::middleware::from_fn_with_state(token, token::require))
+        .with_state(scheduler)
+}
+
+/// Runs a scheduler until `shutdown`, then lets open requests finish.
+pub async fn run(options: SchedulerOptions, shutdown: CancellationToken) -> Result<(), SchedulerError> {
+    options.check()?;
+    let bound = Bound::bind(&options.listen).await?;
+    run_on(bound, options, shutdown).await
+}
+
+/// The same, on an address that is bound already.
+pub async fn run_on(
+    bound: Bound,
+    options: SchedulerOptions,
+    shutdown: CancellationToken,
+) -> Result<(), SchedulerError> {
+    let stop = CancellationToken::new();
+    let _stopped = stop.clone().drop_guard();
+    let grace = options.drain_grace;
+    tracing::info!(
+        address = %bound.addr(),
+        options = %serde_json::to_string(&options).unwrap_or_default(),
+        hop_token = if options.hop_token.is_some() { "set" } else { "none" },
+        "scheduler listens"
+    );
+    let scheduler = Scheduler::start(options, stop)?;
+    bound.serve(router(scheduler), shutdown, grace).await;
+    Ok(())
+}

@@ -1,0 +1,282 @@
+//! What the scheduler counts. Where the Gateway API Inference Extension has a name, it is that name,
+//! so that its dashboards work.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use strata_wire::prefix::Prefix;
+
+use crate::pick::Decision;
+use crate::scheduler::Shared;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfModel {
+    model_name: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfError {
+    model_name: String,
+    error_code: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfPool {
+    name: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfReplica {
+    name: String,
+    model_server_pod: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfReason {
+    reason: String,
+}
+
+type Level = Gauge<f64, AtomicU64>;
+
+/// All counters, and the registry that prints them.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<OfModel, Counter>,
+    errors: Family<OfError, Counter>,
+    duration: Family<OfModel, Histogram, fn() -> Histogram>,
+    running: Family<OfModel, Gauge>,
+    scheduling: Histogram,
+    hit_ratio: Histogram,
+    index_size: Family<OfReplica, Gauge>,
+    queue_size: Family<OfModel, Gauge>,
+    queue_time: Family<OfModel, Histogram, fn() -> Histogram>,
+    saturation: Family<OfPool, Level>,
+    ready: Family<OfPool, Gauge>,
+    kv_usage: Family<OfPool, Level>,
+    pool_queue: Family<OfPool, Level>,
+    replica_queue: Family<OfReplica, Level>,
+    retries: Family<OfReason, Counter>,
+    broken: Family<OfModel, Counter>,
+    retry_budget: Level,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 20))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Everything at zero.
+    pub fn new() -> Self {
+        let by_seconds = || Family::new_with_constructor(seconds as fn() -> Histogram);
+        let mut metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            errors: Family::default(),
+            duration: by_seconds(),
+            running: Family::default(),
+            scheduling: Histogram::new(exponential_buckets(1e-6, 2.0, 20)),
+            hit_ratio: Histogram::new((0..=10).map(|tenth| f64::from(tenth) / 10.0)),
+            index_size: Family::default(),
+            queue_size: Family::default(),
+            queue_time: by_seconds(),
+            saturation: Family::default(),
+            ready: Family::default(),
+            kv_usage: Family::default(),
+            pool_queue: Family::default(),
+            replica_queue: Family::default(),
+            retries: Family::default(),
+            broken: Family::default(),
+            retry_budget: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&mut self) {
+        let mut r = std::mem::take(&mut self.registry);
+        r.register("inference_objective_request", "Requests received", self.requests.clone());
+        r.register(
+            "inference_objective_request_error",
+            "Requests that ended in an error",
+            self.errors.clone(),
+        );
+        r.register(
+            "inference_objective_request_duration_seconds",
+            "Time from a request to the end of its response",
+            self.duration.clone(),
+        );
+        r.register("inference_objective_running_requests", "Requests under way", self.running.clone());
+        r.register(
+            "inference_extension_scheduler_e2e_duration_seconds",
+            "Time to choose a replica",
+            self.scheduling.clone(),
+        );
+        r.register(
+            "inference_extension_prefix_indexer_hit_ratio",
+            "Share of a prompt's blocks that the chosen replica probably held",
+            self.hit_ratio.clone(),
+        );
+        r.register(
+            "inference_extension_prefix_indexer_size",
+            "Blocks in a replica's prefix index",
+            self.index_size.clone(),
+        );
+        r.register(
+            "inference_extension_flow_control_queue_size",
+            "Requests held back",
+            self.queue_size.clone(),
+        );
+        r.register(
+            "inference_extension_flow_control_request_queue_duration_seconds",
+            "Time that requests were held back",
+            self.queue_time.clone(),
+        );
+        r.register(
+            "inference_extension_flow_control_pool_saturation",
+            "How full the emptiest ready replica is; 1 holds requests back",
+            self.saturation.clone(),
+        );
+        r.register("inference_pool_ready_pods", "Ready replicas", self.ready.clone());
+        r.register(
+            "inference_pool_average_kv_cache_utilization",
+            "Mean share of KV blocks in use",
+            self.kv_usage.clone(),
+        );
+        r.register(
+            "inference_pool_average_queue_size",
+            "Mean number of requests that wait at a replica",
+            self.pool_queue.clone(),
+        );
+        r.register(
+            "inference_pool_per_pod_queue_size",
+            "Requests that wait at a replica",
+            self.replica_queue.clone(),
+        );
+        r.register(
+            "strata_scheduler_retries",
+            "Requests sent to another replica, by the first one's failure",
+            self.retries.clone(),
+        );
+        r.register(
+            "strata_scheduler_broken_responses",
+            "Responses that broke off after they had begun",
+            self.broken.clone(),
+        );
+        r.register("strata_scheduler_retry_budget", "Retries left", self.retry_budget.clone());
+        self.registry = r;
+    }
+
+    /// A request for a known model came in.
+    pub fn received(&self, model: &str) {
+        let label = OfModel { model_name: model.to_owned() };
+        self.requests.get_or_create(&label).inc();
+        self.running.get_or_create(&label).inc();
+    }
+
+    /// A request ended, its response passed on whole or not.
+    pub fn ended(&self, model: &str, took: Duration) {
+        let label = OfModel { model_name: model.to_owned() };
+        self.running.get_or_create(&label).dec();
+        self.duration.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// A request ended with this status, 400 or more.
+    pub fn failed(&self, model: &str, status: u16) {
+        let label = OfError { model_name: model.to_owned(), error_code: status.to_string() };
+        self.errors.get_or_create(&label).inc();
+    }
+
+    /// A response broke off after it had begun.
+    pub fn broke(&self, model: &str) {
+        self.broken.get_or_create(&OfModel { model_name: model.to_owned() }).inc();
+    }
+
+    /// A request goes to another replica.
+    pub fn retried(&self, reason: &str) {
+        self.retries.get_or_create(&OfReason { reason: reason.to_owned() }).inc();
+    }
+
+    /// A request was held back for so long.
+    pub fn queued(&self, model: &str, waited: Duration) {
+        let label = OfModel { model_name: model.to_owned() };
+        self.queue_time.get_or_create(&label).observe(waited.as_secs_f64());
+    }
+
+    /// A replica was chosen.
+    pub fn picked(&self, took: Duration, decision: &Decision) {
+        self.scheduling.observe(took.as_secs_f64());
+        if decision.blocks > 0 {
+            self.hit_ratio.observe(decision.cached_blocks as f64 / decision.blocks as f64);
+        }
+    }
+
+    /// The text of `GET /metrics`, with the state of the pools as they are now.
+    pub fn render(&self, shared: &Shared) -> String {
+        self.look(shared);
+        let mut text = String::new();
+        if let Err(error) = encode(&mut text, &self.registry) {
+            tracing::error!(%error, "could not write the metrics");
+        }
+        text
+    }
+
+    fn look(&self, shared: &Shared) {
+        self.index_size.clear();
+        self.queue_size.clear();
+        self.saturation.clear();
+        self.ready.clear();
+        self.kv_usage.clear();
+        self.pool_queue.clear();
+        self.replica_queue.clear();
+        self.retry_budget.set(shared.budget().left());
+        let (now, stale, nothing) = (shared.now(), shared.options.stale_after(), Prefix::default());
+        for (name, pool) in shared.registry.pools().iter() {
+            let of_model = OfModel { model_name: name.clone() };
+            let of_pool = OfPool { name: name.clone() };
+            let held = pool.held.load(Ordering::Relaxed);
+            self.queue_size.get_or_create(&of_model).set(held as i64);
+            let (mut kv, mut waiting, mut ready) = (Vec::new(), Vec::new(), 0);
+            let mut emptiest = f64::INFINITY;
+            for replica in pool.replicas.load().iter() {
+                let label = OfReplica { name: name.clone(), model_server_pod: replica.name().to_owned() };
+                self.index_size.get_or_create(&label).set(replica.indexed_blocks() as i64);
+                let view = replica.view(&nothing, now, stale);
+                if !view.ready {
+                    continue;
+                }
+                ready += 1;
+                emptiest = emptiest.min(view.load.saturation());
+                kv.extend(view.kv_usage);
+                if let Some(count) = view.load.waiting {
+                    waiting.push(count);
+                    self.replica_queue.get_or_create(&label).set(count);
+                }
+            }
+            self.ready.get_or_create(&of_pool).set(ready);
+            // No ready replica at all is as full as can be.
+            let saturation = if emptiest.is_finite() { emptiest } else { 1.0 };
+            self.saturation.get_or_create(&of_pool).set(saturation);
+            let mean = |all: &[f64]| all.iter().sum::<f64>() / all.len() as f64;
+            if !kv.is_empty() {
+                self.kv_usage.get_or_create(&of_pool).set(mean(&kv));
+            }
+            if !waiting.is_empty() {
+                self.pool_queue.get_or_create(&of_pool).set(mean(&waiting));
+            }
+        }
+    }
+}

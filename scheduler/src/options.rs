@@ -1,0 +1,194 @@
+//! What a scheduler can be told.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use strata_hop::{HopToken, ListenError};
+use strata_wire::defaults;
+
+use crate::pick::Policy;
+use crate::pick::budget::BURST;
+
+/// The options of a scheduler. Times are in milliseconds when written as text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerOptions {
+    /// Where to listen, such as `127.0.0.1:8082`; port 0 takes a free one.
+    pub listen: String,
+    /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this
+    /// or [`SchedulerOptions::endpoints`].
+    pub replicas: Vec<String>,
+    /// A file that lists models and replicas (`strata_wire::replicas::Endpoints` as JSON) and is
+    /// followed as it changes.
+    pub endpoints: Option<PathBuf>,
+    /// How to choose among replicas.
+    pub policy: Policy,
+    /// Callers must show this token, and engines are shown it. Never written or shown.
+    #[serde(skip)]
+    pub hop_token: Option<HopToken>,
+    /// How often to read a replica's metrics.
+    #[serde(with = "millis")]
+    pub scrape_interval: Duration,
+    /// Longest time to wait for a replica's metrics.
+    #[serde(with = "millis")]
+    pub scrape_timeout: Duration,
+    /// Requests held back for each replica of a model while all are full or unready.
+    pub queue_per_replica: usize,
+    /// Longest time that a request is held back.
+    #[serde(with = "millis")]
+    pub queue_timeout: Duration,
+    /// Time until the first byte of a response.
+    #[serde(with = "millis")]
+    pub first_byte_timeout: Duration,
+    /// Longest silence within a response.
+    #[serde(with = "millis")]
+    pub idle_timeout: Duration,
+    /// Requests that may be sent a second time in a burst, beside a share of all requests.
+    pub retry_burst: u32,
+    /// The time between two tokens that counts as full latency in scores.
+    #[serde(with = "millis")]
+    pub inter_token_objective: Duration,
+    /// Time for open requests to finish after the order to stop.
+    #[serde(with = "millis")]
+    pub drain_grace: Duration,
+}
+
+impl Default for SchedulerOptions {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:0".to_owned(),
+            replicas: Vec::new(),
+            endpoints: None,
+            policy: Policy::default(),
+            hop_token: None,
+            scrape_interval: defaults::SCRAPE_INTERVAL,
+            scrape_timeout: Duration::from_secs(1),
+            queue_per_replica: defaults::QUEUE_PER_REPLICA,
+            queue_timeout: defaults::QUEUE_TIMEOUT,
+            first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,
+            idle_timeout: defaults::IDLE_TIMEOUT,
+            retry_burst: BURST as u32,
+            inter_token_objective: Duration::from_millis(100),
+            drain_grace: defaults::DRAIN_GRACE,
+        }
+    }
+}
+
+/// Why a scheduler cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum SchedulerError {
+    /// The options contradict each other or name something that cannot be.
+    #[error("{0}")]
+    Options(String),
+    /// Its address cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+impl SchedulerOptions {
+    /// Checks what can be checked before anything starts. Returns the replicas' base URLs, without a
+    /// slash at the end.
+    pub fn check(&self) -> Result<Vec<String>, SchedulerError> {
+        let refuse = |message: String| Err(SchedulerError::Options(message));
+        match (self.replicas.is_empty(), &self.endpoints) {
+            (true, None) => {
+                return refuse(
+                    "no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints"
+                        .to_owned(),
+                );
+            }
+            (false, Some(_)) => {
+                return refuse("give either --replicas or --endpoints, not both".to_owned());
+            }
+            _ => {}
+        }
+        if self.scrape_interval.is_zero() {
+            return refuse("the scrape interval must be longer than zero".to_owned());
+        }
+        let mut urls = Vec::new();
+        for url in &self.replicas {
+            let base = base_url(url).map_err(SchedulerError::Options)?;
+            if urls.contains(&base) {
+                return refuse(format!("--replicas names {base} twice; name it once"));
+            }
+            urls.push(base);
+        }
+        Ok(urls)
+    }
+
+    /// How old metrics may be and still count: several scrapes, for one may be late.
+    pub fn stale_after(&self) -> Duration {
+        self.scrape_interval * 5 + self.scrape_timeout
+    }
+}
+
+/// A replica's base URL, checked: `http://HOST:PORT`.
+pub fn base_url(url: &str) -> Result<String, String> {
+    let wrong = |what: &str| Err(format!("`{url}` is no replica's address: {what}; write http://HOST:PORT"));
+    let Ok(uri) = url.trim().parse::<http::Uri>() else {
+        return wrong("it is no URL");
+    };
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some(_) => return wrong("replicas are reached by http"),
+        None => return wrong("it has no http:// in front"),
+    }
+    if uri.path() != "/" || uri.query().is_some() {
+        return wrong("it has a path");
+    }
+    let Some(authority) = uri.authority().filter(|a| !a.host().is_empty() && !a.as_str().contains('@'))
+    else {
+        return wrong("it has no host");
+    };
+    Ok(format!("http://{authority}"))
+}
+
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(value.as_millis() as u64)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(replicas: &[&str]) -> SchedulerOptions {
+        SchedulerOptions {
+            replicas: replicas.iter().map(|s| (*s).to_owned()).collect(),
+            ..SchedulerOptions::default()
+        }
+    }
+
+    #[test]
+    fn replicas_are_checked() {
+        let urls = with(&["http://127.0.0.1:1/", " http://engine:8000"]).check().unwrap();
+        assert_eq!(urls, ["http://127.0.0.1:1", "http://engine:8000"]);
+        let message = |o: SchedulerOptions| o.check().unwrap_err().to_string();
+        insta::assert_snapshot!(message(with(&[])), @"no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints");
+        insta::assert_snapshot!(message(with(&["127.0.0.1:1"])), @"`127.0.0.1:1` is no replica's address: it has no http:// in front; write http://HOST:PORT");
+        insta::assert_snapshot!(message(with(&["https://a"])), @"`https://a` is no replica's address: replicas are reached by http; write http://HOST:PORT");
+        insta::assert_snapshot!(message(with(&["http://a/v1"])), @"`http://a/v1` is no replica's address: it has a path; write http://HOST:PORT");
+        insta::assert_snapshot!(message(with(&["http://a:1", "http://a:1/"])), @"--replicas names http://a:1 twice; name it once");
+        let both = SchedulerOptions { endpoints: Some("x".into()), ..with(&["http://a"]) };
+        insta::assert_snapshot!(message(both), @"give either --replicas or --endpoints, not both");
+    }
+
+    #[test]
+    fn secrets_are_not_written() {
+        let options = SchedulerOptions { hop_token: HopToken::new("very-secret"), ..with(&["http://a:1"]) };
+        let text = serde_json::to_string(&options).unwrap();
+        assert!(!text.contains("very-secret") && !format!("{options:?}").contains("very-secret"));
+        let back: SchedulerOptions = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.queue_timeout, back.policy), (options.queue_timeout, options.policy));
+    }
+}

@@ -1,0 +1,92 @@
+//! Why a replica was picked, for people and for programs.
+
+use std::fmt;
+
+use super::score::Parts;
+
+/// What decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// No other replica could take the request.
+    OnlyOne,
+    /// It holds more of the prompt than any other, and that outweighed its load.
+    MostCached,
+    /// It has the least to do, after what its cache saves.
+    LeastLoaded,
+    /// Several were equally good; it had the fewest requests in flight, or chance decided.
+    Tie,
+    /// It was its turn.
+    Turn,
+}
+
+/// One choice, with the numbers that it was made by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The replica's name.
+    pub replica: String,
+    /// The weighted sum of the parts.
+    pub score: f64,
+    /// The scores.
+    pub parts: Parts,
+    /// Blocks of the prompt's prefix that it probably holds.
+    pub cached_blocks: usize,
+    /// Blocks of the prompt's prefix.
+    pub blocks: usize,
+    /// Replicas that could have taken the request.
+    pub candidates: usize,
+    /// What decided.
+    pub why: Why,
+}
+
+/// `name=value` pairs, then `; ` and a sentence. Printable ASCII as long as the replica's name is.
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "replica={} score={:.1} hit={:.2} queue={:.2} decode={:.2} latency={:.2} cached_blocks={}/{} candidates={}; ",
+            self.replica,
+            self.score,
+            self.parts.hit,
+            self.parts.queue,
+            self.parts.decode,
+            self.parts.latency,
+            self.cached_blocks,
+            self.blocks,
+            self.candidates,
+        )?;
+        match self.why {
+            Why::OnlyOne => f.write_str("it was the only replica that could take the request"),
+            Why::MostCached => write!(
+                f,
+                "it holds {} of the prompt's {} blocks, more than any other",
+                self.cached_blocks, self.blocks
+            ),
+            Why::LeastLoaded => f.write_str("it has the least to do, after what its cache saves"),
+            Why::Tie => {
+                f.write_str("the best scored alike, and of these it had the fewest requests in flight")
+            }
+            Why::Turn => f.write_str("it was its turn"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn explains_itself() {
+        let decision = Decision {
+            replica: "m-0".to_owned(),
+            score: 41.23,
+            parts: Parts { hit: 0.857, queue: 0.0, decode: 0.016, latency: 0.1 },
+            cached_blocks: 12,
+            blocks: 14,
+            candidates: 2,
+            why: Why::MostCached,
+        };
+        insta::assert_snapshot!(decision, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=12/14 candidates=2; it holds 12 of the prompt's 14 blocks, more than any other");
+        let tie = Decision { why: Why::Tie, cached_blocks: 0, ..decision };
+        insta::assert_snapshot!(tie, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=0/14 candidates=2; the best scored alike, and of these it had the fewest requests in flight");
+    }
+}

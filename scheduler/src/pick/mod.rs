@@ -1,0 +1,165 @@
+//! Which replica a request goes to, and why. Pure: replicas, time and chance come in as arguments.
+
+pub mod budget;
+pub mod decision;
+pub mod index;
+pub mod load;
+pub mod score;
+
+use serde::{Deserialize, Serialize};
+
+pub use budget::RetryBudget;
+pub use decision::{Decision, Why};
+pub use index::PrefixIndex;
+pub use load::{Gauges, InterToken, Load, Own};
+pub use score::{Ask, Parts, Weights};
+
+/// How to choose among the replicas that can take a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// By score: cached prefix, queue, running sequences, latency.
+    #[default]
+    Prefix,
+    /// Each in turn, whatever it holds: the base line of comparisons.
+    RoundRobin,
+}
+
+impl std::fmt::Display for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Prefix => "prefix",
+            Self::RoundRobin => "round-robin",
+        })
+    }
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "prefix" => Ok(Self::Prefix),
+            "round-robin" => Ok(Self::RoundRobin),
+            other => Err(format!("`{other}` is no policy; use prefix or round-robin")),
+        }
+    }
+}
+
+/// A replica as the choice sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it may get requests at all, and has not already failed this one.
+    pub eligible: bool,
+    /// How loaded it is.
+    pub load: Load,
+    /// Blocks of the request's prefix that it probably holds, from the first.
+    pub cached_blocks: usize,
+    /// Bytes of canonical text to one token, as observed there.
+    pub bytes_per_token: f64,
+}
+
+/// What came of choosing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The candidate at this place.
+    Picked(usize, Decision),
+    /// There are eligible replicas, and all are full: hold the request.
+    Saturated,
+    /// No replica is eligible.
+    NoneReady,
+}
+
+/// Scores closer than this are equal.
+const TIE: f64 = 1e-6;
+
+/// Chooses a replica. `turn` counts the model's requests and serves round robin; `random` breaks the
+/// ties that the number of requests in flight leaves. The same arguments give the same choice.
+pub fn pick(
+    policy: Policy,
+    ask: &Ask,
+    candidates: &[Candidate<'_>],
+    weights: &Weights,
+    turn: u64,
+    random: u64,
+) -> Outcome {
+    if !candidates.iter().any(|c| c.eligible) {
+        return Outcome::NoneReady;
+    }
+    let idle = sibling_inter_token(candidates);
+    let open: Vec<(usize, Parts)> = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| c.eligible && !c.load.is_saturated())
+        .map(|(place, c)| (place, score::parts(ask, c.cached_blocks, c.bytes_per_token, &c.load, idle)))
+        .collect();
+    if open.is_empty() {
+        return Outcome::Saturated;
+    }
+    let (place, parts, why) = match policy {
+        Policy::RoundRobin => {
+            let (place, parts) = open[(turn % open.len() as u64) as usize];
+            (place, parts, Why::Turn)
+        }
+        Policy::Prefix => best(&open, candidates, weights, random),
+    };
+    let chosen = &candidates[place];
+    let decision = Decision {
+        replica: chosen.name.to_owned(),
+        score: parts.score(weights),
+        parts,
+        cached_blocks: chosen.cached_blocks,
+        blocks: ask.blocks,
+        candidates: open.len(),
+        why,
+    };
+    Outcome::Picked(place, decision)
+}
+
+fn best(
+    open: &[(usize, Parts)],
+    candidates: &[Candidate<'_>],
+    weights: &Weights,
+    random: u64,
+) -> (usize, Parts, Why) {
+    let top = open.iter().map(|(_, p)| p.score(weights)).fold(f64::NEG_INFINITY, f64::max);
+    let in_flight = |place: usize| candidates[place].load.in_flight;
+    let mut tied: Vec<(usize, Parts)> =
+        open.iter().copied().filter(|(_, p)| p.score(weights) >= top - TIE).collect();
+    let by_score = tied.len() == 1;
+    let fewest = tied.iter().map(|(place, _)| in_flight(*place)).min().unwrap_or(0);
+    tied.retain(|(place, _)| in_flight(*place) == fewest);
+    let (place, parts) = tied[(random % tied.len() as u64) as usize];
+    let most_cached = open.iter().all(|(other, _)| {
+        *other == place || candidates[*other].cached_blocks < candidates[place].cached_blocks
+    });
+    let why = if open.len() == 1 {
+        Why::OnlyOne
+    } else if most_cached {
+        Why::MostCached
+    } else if by_score {
+        Why::LeastLoaded
+    } else {
+        Why::Tie
+    };
+    (place, parts, why)
+}
+
+/// The mean time between tokens of the replicas that measure one: the best guess for a sibling that
+/// has nothing to measure.
+fn sibling_inter_token(candidates: &[Candidate<'_>]) -> Option<f64> {
+    let known: Vec<f64> = candidates
+        .iter()
+        .filter(|c| c.eligible)
+        .filter_map(|c| match c.load.inter_token {
+            InterToken::Seconds(seconds) => Some(seconds),
+            _ => None,
+        })
+        .collect();
+    (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+//! One engine replica: whether it can take requests, how loaded it is, and what it probably holds.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use strata_wire::models::Model;
+use strata_wire::prefix::Prefix;
+use strata_wire::replicas::{Endpoint, ReplicaState};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::pick::{Decision, Load, Own, PrefixIndex};
+use crate::telemetry::{Reading, Trend};
+
+/// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
+/// the second.
+const FAILED_SCRAPES: u32 = 3;
+
+/// A replica, shared by the models that it serves and the requests that it runs.
+#[derive(Debug)]
+pub struct Replica {
+    endpoint: Endpoint,
+    inner: Mutex<Inner>,
+    requests: AtomicU64,
+    /// Asks the scraper to look at once.
+    pub wake: Notify,
+    /// Cancelled when the replica is no longer listed.
+    pub stop: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Why it gets no traffic; `None` when it does.
+    unready: Option<String>,
+    failed_scrapes: u32,
+    /// Counts how often it became ready.
+    epoch: u64,
+    own: Own,
+    own_at_scrape: Own,
+    trend: Trend,
+    index: PrefixIndex,
+    models: Vec<Model>,
+}
+
+/// Why a scrape came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScrapeFailure {
+    /// Nobody listens, or the replica says itself that it cannot serve.
+    Certain(String),
+    /// It may only have been slow.
+    Passing(String),
+}
+
+/// A replica at the moment of a choice.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// Whether it may get requests.
+    pub ready: bool,
+    /// How often it has become ready.
+    pub epoch: u64,
+    /// How loaded it is.
+    pub load: Load,
+    /// Blocks of the prompt that it probably holds.
+    pub cached_blocks: usize,
+    /// Bytes of canonical text to one token.
+    pub bytes_per_token: f64,
+    /// Share of its KV blocks in use, if known.
+    pub kv_usage: Option<f64>,
+}
+
+impl Replica {
+    /// A replica that is not ready until its first scrape succeeds.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            inner: Mutex::new(Inner {
+                unready: Some("it has not answered yet".to_owned()),
+                failed_scrapes: 0,
+                epoch: 0,
+                own: Own::default(),
+                own_at_scrape: Own::default(),
+                trend: Trend::default(),
+                index: PrefixIndex::default(),
+                models: Vec::new(),
+            }),
+            requests: AtomicU64::new(0),
+            wake: Notify::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Its name and address.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.endpoint.name
+    }
+
+    /// Its base URL, without a slash at the end.
+    pub fn url(&self) -> &str {
+        self.endpoint.url.trim_end_matches('/')
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it stands now, for a prompt of this prefix. Metrics older than `stale` do not count.
+    pub fn view(&self, prefix: &Prefix, now: Duration, stale: Duration) -> View {
+        let inner = self.lock();
+        let gauges = inner.trend.gauges(inner.own_at_scrape, now, stale);
+        View {
+            ready: inner.unready.is_none(),
+            epoch: inner.epoch,
+            load: Load::estimate(gauges.as_ref(), inner.own),
+            cached_blocks: inner.index.matched(&prefix.blocks),
+            bytes_per_token: inner.trend.bytes_per_token(),
+            kv_usage: inner.trend.reading(now, stale).and_then(|reading| reading.kv_usage),
+        }
+    }
+
+    /// Whether it may get requests.
+    pub fn is_ready(&self) -> bool {
+        self.lock().unready.is_none()
+    }
+
+    /// How often it has become ready: a request may come back to a replica that failed it only after
+    /// the replica has been away and returned.
+    pub fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// Blocks in its prefix index.
+    pub fn indexed_blocks(&self) -> usize {
+        self.lock().index.len()
+    }
+
+    /// Sends it a request, by the books. The request ends when the lease is dropped.
+    pub fn lease(
+        self: &Arc<Self>,
+        decision: Decision,
+        prefix: &Prefix,
+        bytes: usize,
+        changed: &Arc<Notify>,
+    ) -> Lease {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let held = (decision.cached_blocks * strata_wire::defaults::BLOCK_BYTES).min(bytes);
+        let tokens = (bytes - held) as f64 / inner.trend.bytes_per_token();
+        inner.own.in_flight += 1;
+        inner.own.pending += 1;
+        inner.own.pending_tokens += tokens;
+        inner.index.record(&prefix.blocks);
+        Lease {
+            replica: Arc::clone(self),
+            epoch: inner.epoch,
+            decision,
+            tokens,
+            bytes: prefix.bytes,
+            pending: true,
+            changed: Arc::clone(changed),
+        }
+    }
+
+    /// What is under way, for [`Replica::scraped`]: taken before the metrics are asked for, so that a
+    /// request is rather counted twice for a moment than not at all.
+    pub fn own(&self) -> Own {
+        self.lock().own
+    }
+
+    /// A scrape succeeded. Returns whether the replica became ready by it.
+    pub fn scraped(&self, reading: Reading, own_then: Own, now: Duration) -> bool {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let returned = inner.unready.is_some();
+        let same = inner.trend.proves_same_process(&reading);
+        let restarted = inner.trend.observe(reading, now);
+        if restarted || (returned && !same) {
+            inner.index.clear();
+        }
+        if let Some(blocks) = inner.trend.cache_blocks()
+            && blocks != inner.index.capacity()
+        {
+            inner.index.set_capacity(blocks);
+        }
+        inner.own_at_scrape = own_then;
+        inner.failed_scrapes = 0;
+        if returned || restarted {
+            inner.epoch += 1;
+        }
+        inner.unready = None;
+        returned
+    }
+
+    /// A scrape failed. Returns whether the replica became unready by it.
+    pub fn scrape_failed(&self, failure: ScrapeFailure) -> bool {
+        let mut inner = self.lock();
+        inner.failed_scrapes += 1;
+        let reason = match failure {
+            ScrapeFailure::Certain(reason) => reason,
+            ScrapeFailure::Passing(reason) if inner.failed_scrapes >= FAILED_SCRAPES => reason,
+            ScrapeFailure::Passing(_) => return false,
+        };
+        inner.unready.replace(reason).is_none()
+    }
+
+    /// It failed a request in a way that says that it cannot serve. It returns when a scrape succeeds,
+    /// which is tried at once. Returns whether the replica became unready by it; a request that was
+    /// sent before the replica last became ready says nothing about it now.
+    pub fn failed(&self, reason: &str, epoch: u64) -> bool {
+        let mut inner = self.lock();
+        if inner.epoch != epoch {
+            return false;
+        }
+        self.wake.notify_one();
+        inner.unready.replace(reason.to_owned()).is_none()
+    }
+
+    /// The models that it serves, once it has said so. Returns whether the list's names changed.
+    pub fn serves(&self, models: Vec<Model>) -> bool {
+        let mut inner = self.lock();
+        let names = |list: &[Model]| list.iter().map(|m| m.id.clone()).collect::<Vec<_>>();
+        let changed = names(&inner.models) != names(&models);
+        inner.models = models;
+        changed
+    }
+
+    /// The models that it said it serves.
+    pub fn models(&self) -> Vec<Model> {
+        self.lock().models.clone()
+    }
+
+    /// For `GET /replicas`.
+    pub fn state(&self) -> ReplicaState {
+        let inner = self.lock();
+        let reading = inner.trend.last().copied().unwrap_or_default();
+        ReplicaState {
+            name: self.endpoint.name.clone(),
+            url: self.endpoint.url.clone(),
+            ready: inner.unready.is_none(),
+            reason: inner.unready.clone(),
+            in_flight: inner.own.in_flight,
+            running: reading.running.unwrap_or(0.0),
+            waiting: reading.waiting.unwrap_or(0.0),
+            kv_usage: reading.kv_usage.unwrap_or(0.0),
+            prefix_queries: reading.prefix_queries.unwrap_or(0.0),
+            prefix_hits: reading.prefix_hits.unwrap_or(0.0),
+            requests: self.requests.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A request under way at a replica. Dropping it ends the request in the books and lets requests that
+/// wait for room look again.
+#[derive(Debug)]
+pub struct Lease {
+    /// Where.
+    pub replica: Arc<Replica>,
+    /// The replica's epoch when the request was sent.
+    pub epoch: u64,
+    /// Why there.
+    pub decision: Decision,
+    tokens: f64,
+    bytes: usize,
+    pending: bool,
+    changed: Arc<Notify>,
+}
+
+impl Lease {
+    /// Its response has begun. `answered` tells that the prompt was processed, not refused.
+    pub fn begun(&mut self, answered: bool) {
+        if std::mem::take(&mut self.pending) {
+            let mut inner = self.replica.lock();
+            inner.own.pending -= 1;
+            inner.own.pending_tokens = (inner.own.pending_tokens - self.tokens).max(0.0);
+            if answered {
+                inner.trend.answered(self.bytes);
+            }
+            drop(inner);
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.begun(false);
+        self.replica.lock().own.in_flight -= 1;
+        self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strata_wire::prefix::BlockHash;
+
+    use super::*;
+    use crate::pick::{Parts, Why};
+
+    const STALE: Duration = Duration::from_secs(1);
+
+    fn replica() -> Arc<Replica> {
+        Arc::new(Replica::new(Endpoint { name: "m-0".into(), url: "http://127.0.0.1:1/".into() }))
+    }
+
+    fn prefix(blocks: u64) -> Prefix {
+        Prefix { blocks: (0..blocks).map(BlockHash).collect(), bytes: blocks as usize * 256 }
+    }
+
+    fn decision() -> Decision {
+        Decision {
+            replica: "m-0".into(),
+            score: 0.0,
+            parts: Parts { hit: 0.0, queue: 0.0, decode: 0.0, latency: 0.0 },
+            cached_blocks: 0,
+            blocks: 4,
+            candidates: 1,
+            why: Why::OnlyOne,
+        }
+    }
+
+    fn reading(prompt_tokens: f64) -> Reading {
+        Reading { prompt_tokens: Some(prompt_tokens), ..Reading::default() }
+    }
+
+    #[test]
+    fn readiness_goes_and_comes_by_scrapes() {
+        let r = replica();
+        assert!(!r.is_ready());
+        assert!(r.scraped(reading(1.0), Own::default(), Duration::ZERO));
+        assert!(r.is_ready() && !r.scraped(reading(1.0), Own::default(), Duration::ZERO));
+        assert!(!r.scrape_failed(ScrapeFailure::Passing("slow".into())));
+        assert!(!r.scrape_failed(ScrapeFailure::Passing("slow".into())));
+        assert!(r.is_ready(), "two slow scrapes are no failure");
+        assert!(r.scrape_failed(ScrapeFailure::Passing("slow".into())));
+        assert_eq!(r.state().reason.as_deref(), Some("slow"));
+        assert!(r.scraped(reading(1.0), Own::default(), Duration::ZERO));
+        assert!(r.scrape_failed(ScrapeFailure::Certain("refused".into())));
+        assert!(!r.is_ready());
+    }
+
+    #[test]
+    fn a_request_that_fails_late_does_not_unready_the_replica_that_came_back() {
+        let r = replica();
+        r.scraped(reading(1.0), Own::default(), Duration::ZERO);
+        let epoch = r.epoch();
+        assert!(r.failed("it broke off", epoch));
+        r.scraped(reading(1.0), Own::default(), Duration::ZERO);
+        assert!(!r.failed("it broke off", epoch) && r.is_ready());
+    }
+
+    #[test]
+    fn the_index_survives_a_slow_moment_and_no_restart() {
+        let (r, changed) = (replica(), Arc::new(Notify::new()));
+        r.scraped(reading(10.0), Own::default(), Duration::ZERO);
+        drop(r.lease(decision(), &prefix(4), 1024, &changed));
+        assert_eq!(r.view(&prefix(6), Duration::ZERO, STALE).cached_blocks, 4);
+        r.scrape_failed(ScrapeFailure::Certain("refused".into()));
+        r.scraped(reading(11.0), Own::default(), Duration::ZERO);
+        assert_eq!(r.indexed_blocks(), 4, "counters that grew prove that it is the same process");
+        r.scraped(reading(2.0), Own::default(), Duration::ZERO);
+        assert_eq!(r.indexed_blocks(), 0, "counters that fell prove that it is another");
+        drop(r.lease(decision(), &prefix(4), 1024, &changed));
+        r.scrape_failed(ScrapeFailure::Certain("refused".into()));
+        r.scraped(Reading::default(), Own::default(), Duration::ZERO);
+        assert_eq!(r.indexed_blocks(), 0, "without proof it is another");
+    }
+
+    #[test]
+    fn a_lease_keeps_the_books() {
+        let (r, changed) = (replica(), Arc::new(Notify::new()));
+        r.scraped(reading(10.0), Own::default(), Duration::ZERO);
+        let mut a = r.lease(decision(), &prefix(4), 1024, &changed);
+        let b = r.lease(decision(), &prefix(4), 1024, &changed);
+        assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 512.0 });
+        a.begun(true);
+        a.begun(true);
+        assert_eq!(r.own(), Own { in_flight: 2, pending: 1, pending_tokens: 256.0 });
+        drop(b);
+        drop(a);
+        assert_eq!(r.own(), Own::default());
+        assert_eq!((r.state().in_flight, r.state().requests), (0, 2));
+    }
+
+    #[test]
+    fn the_index_is_as_large_as_the_cache() {
+        let (r, changed) = (replica(), Arc::new(Notify::new()));
+        // 10 blocks of 64 tokens of 4 bytes are 10 blocks of 256 bytes.
+        let small = Reading { cache_tokens: Some(640.0), ..reading(1.0) };
+        r.scraped(small, Own::default(), Duration::ZERO);
+        drop(r.lease(decision(), &prefix(100), 25_600, &changed));
+        assert_eq!(r.indexed_blocks(), 10);
+    }
+}

@@ -1,0 +1,56 @@
+//! What the scheduler says of itself and of its replicas.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+use serde_json::json;
+use strata_hop::Fault;
+use strata_wire::models::{Model, ModelList};
+use strata_wire::replicas::ReplicaReport;
+
+use crate::choose::unknown_model;
+use crate::scheduler::Scheduler;
+
+/// `GET /v1/models`.
+pub async fn models(State(scheduler): State<Scheduler>) -> Json<ModelList> {
+    Json(ModelList::new(scheduler.registry.models()))
+}
+
+/// `GET /v1/models/NAME`, whose name may hold slashes.
+pub async fn model(
+    State(scheduler): State<Scheduler>,
+    Path(name): Path<String>,
+) -> Result<Json<Model>, Fault> {
+    let found = scheduler.registry.models().into_iter().find(|model| model.id == name);
+    found.map(Json).ok_or_else(|| unknown_model(&name))
+}
+
+/// `GET /replicas`.
+pub async fn replicas(State(scheduler): State<Scheduler>) -> Json<ReplicaReport> {
+    Json(scheduler.registry.report())
+}
+
+/// `GET /health`: the process answers.
+pub async fn health() -> Json<serde_json::Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// `GET /ready`: whether at least one replica can take requests.
+pub async fn ready(State(scheduler): State<Scheduler>) -> Response {
+    let replicas = scheduler.registry.replicas();
+    let ready = replicas.iter().filter(|replica| replica.is_ready()).count();
+    let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready_replicas": ready, "replicas": replicas.len()}))).into_response()
+}
+
+/// `GET /version`.
+pub async fn version() -> Json<serde_json::Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// `GET /metrics`.
+pub async fn metrics(State(scheduler): State<Scheduler>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], scheduler.metrics.render(&scheduler)).into_response()
+}
