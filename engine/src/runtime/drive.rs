@@ -1,0 +1,341 @@
+//! The engine's thread: takes commands, plans a step, runs it, hands out the tokens; again.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use strata_wire::chat::FinishReason;
+use tokio::sync::{mpsc, oneshot};
+
+use super::choice::{Choice, Place};
+use super::generation::{Event, Failure, GenerationRequest};
+use crate::backend::{Backend, BackendError, Logits};
+use crate::sampling::Sampler;
+use crate::step::{NewSequence, Plan, Planner, SequenceId};
+use crate::telemetry::Metrics;
+use crate::tokenizer::Tokenizer;
+
+/// What the engine's thread is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    /// Nobody listens to this request any more.
+    Abandon(u64),
+    Abort {
+        id: String,
+        reply: oneshot::Sender<bool>,
+    },
+    WhenIdle(oneshot::Sender<()>),
+}
+
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub(super) key: u64,
+    pub(super) request: GenerationRequest,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+    pub(super) arrived: Instant,
+}
+
+/// A request with answers in the making.
+struct Open {
+    id: String,
+    events: mpsc::UnboundedSender<Event>,
+    sequences: Vec<SequenceId>,
+    n: usize,
+}
+
+pub(super) struct Driver {
+    backend: Box<dyn Backend>,
+    planner: Planner,
+    commands: mpsc::UnboundedReceiver<Command>,
+    tokenizer: Arc<Tokenizer>,
+    metrics: Arc<Metrics>,
+    /// Sequences that were submitted and have not been admitted.
+    queued: Arc<AtomicUsize>,
+    requests: HashMap<u64, Open>,
+    choices: HashMap<SequenceId, Choice>,
+    when_idle: Vec<oneshot::Sender<()>>,
+    prefill_rate: f64,
+}
+
+impl Driver {
+    pub(super) fn new(
+        backend: Box<dyn Backend>,
+        planner: Planner,
+        commands: mpsc::UnboundedReceiver<Command>,
+        tokenizer: Arc<Tokenizer>,
+        metrics: Arc<Metrics>,
+        queued: Arc<AtomicUsize>,
+    ) -> Self {
+        Self {
+            backend,
+            planner,
+            commands,
+            tokenizer,
+            metrics,
+            queued,
+            requests: HashMap::new(),
+            choices: HashMap::new(),
+            when_idle: Vec::new(),
+            prefill_rate: 0.0,
+        }
+    }
+
+    /// Runs until all handles are gone.
+    pub(super) fn run(mut self) {
+        loop {
+            if self.planner.is_idle() {
+                for waiter in self.when_idle.drain(..) {
+                    let _ = waiter.send(());
+                }
+                match self.commands.blocking_recv() {
+                    Some(command) => self.take(command),
+                    None => return,
+                }
+            }
+            while let Ok(command) = self.commands.try_recv() {
+                self.take(command);
+            }
+            if !self.planner.is_idle() {
+                self.step();
+            }
+            self.publish();
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.submit(*submission),
+            Command::Abandon(key) => self.end(key, "abort"),
+            Command::Abort { id, reply } => {
+                let keys: Vec<u64> =
+                    self.requests.iter().filter(|(_, r)| r.id == id).map(|(k, _)| *k).collect();
+                for key in &keys {
+                    self.abort(*key);
+                }
+                let _ = reply.send(!keys.is_empty());
+            }
+            Command::WhenIdle(waiter) => self.when_idle.push(waiter),
+        }
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission { key, request, events, arrived } = submission;
+        let special = self.tokenizer.special();
+        let own: &[u32] = if request.rules.ignore_eos { &[] } else { &special.eos };
+        let ends: Arc<[u32]> = own.iter().chain(&request.rules.stop_token_ids).copied().collect();
+        let rules = Arc::new(request.rules);
+        let mut open = Open { id: request.id, events, sequences: Vec::new(), n: request.n };
+        let mut refused = None;
+        for (at, prompt) in request.prompts.into_iter().enumerate() {
+            for i in 0..request.n {
+                let new = NewSequence {
+                    tokens: prompt.clone(),
+                    priority: request.priority,
+                    cache_salt: request.cache_salt.clone(),
+                };
+                let place = Place { key, index: at * request.n + i, prompt_tokens: prompt.len(), arrived };
+                // Answers to one prompt differ by their series; equal prompts of one request repeat.
+                let sampler = Sampler::new(request.sampling.clone(), i, &prompt);
+                match self.planner.add(new) {
+                    Ok(id) => {
+                        self.choices.insert(id, Choice::new(place, sampler, rules.clone(), ends.clone()));
+                        open.sequences.push(id);
+                    }
+                    Err(error) => {
+                        self.queued.fetch_sub(1, Ordering::Relaxed);
+                        refused = Some(error);
+                    }
+                }
+            }
+        }
+        self.requests.insert(key, open);
+        if let Some(error) = refused {
+            self.fail(key, &error.to_string());
+        }
+    }
+
+    /// Ends a request's open answers with what they have so far.
+    fn abort(&mut self, key: u64) {
+        let Some(open) = self.requests.get(&key) else { return };
+        for id in &open.sequences {
+            if let Some(choice) = self.choices.get_mut(id) {
+                let _ = open.events.send(Event::Piece(choice.abort()));
+            }
+        }
+        self.end(key, "abort");
+    }
+
+    fn fail(&mut self, key: u64, message: &str) {
+        if let Some(open) = self.requests.get(&key) {
+            let _ = open.events.send(Event::Failed(Failure { message: message.into() }));
+            self.end(key, "error");
+        }
+    }
+
+    /// Forgets a request and gives its blocks back.
+    fn end(&mut self, key: u64, reason: &'static str) {
+        let Some(open) = self.requests.remove(&key) else { return };
+        for id in open.sequences {
+            if let Some(choice) = self.choices.remove(&id) {
+                self.finish(id, &choice, reason);
+            }
+        }
+    }
+
+    /// What every end of a sequence comes to.
+    fn finish(&mut self, id: SequenceId, choice: &Choice, reason: &'static str) {
+        self.planner.remove(id);
+        if choice.times.scheduled.is_none() {
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+        }
+        let (m, t) = (&self.metrics, &choice.times);
+        m.count_finished(reason);
+        m.request_prompt_tokens.observe(choice.prompt_tokens as f64);
+        m.request_generation_tokens.observe(choice.generated as f64);
+        let last = t.last_token.unwrap_or_else(Instant::now);
+        m.e2e.observe((last - t.arrived).as_secs_f64());
+        if let Some(first) = t.first_token {
+            let decode = (last - first).as_secs_f64();
+            m.decode.observe(decode);
+            if choice.generated > 1 {
+                m.tpot.observe(decode / (choice.generated - 1) as f64);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let plan = self.planner.plan();
+        let begun = Instant::now();
+        self.note_plan(&plan, begun);
+        if plan.parts.is_empty() {
+            // Something waits and nothing fits: cannot be, and must not become an endless loop.
+            tracing::error!(state = ?self.planner.state(), "no step could be planned");
+            let keys: Vec<u64> = self.requests.keys().copied().collect();
+            for key in keys {
+                self.fail(key, "the engine could not plan this request; this is a defect, please report it");
+            }
+            return;
+        }
+        match self.forward(&plan) {
+            Err(error) => {
+                tracing::error!(%error, sequences = plan.parts.len(), "a step failed");
+                let message = format!("the model could not be run for this request: {error}");
+                let keys: Vec<u64> =
+                    plan.parts.iter().filter_map(|p| Some(self.choices.get(&p.id)?.key)).collect();
+                for key in keys {
+                    self.fail(key, &message);
+                }
+            }
+            Ok(logits) => {
+                self.planner.advance(&plan);
+                let now = Instant::now();
+                self.note_prefill(&plan, (now - begun).as_secs_f64());
+                for (row, part) in plan.parts.iter().filter(|p| p.samples).enumerate() {
+                    self.hand_out(part.id, logits.row(row), now);
+                }
+            }
+        }
+    }
+
+    /// One forward pass. A panic in a backend is its failure, not the end of the engine.
+    fn forward(&mut self, plan: &Plan) -> Result<Logits, BackendError> {
+        let name = self.backend.info().name;
+        let backend = &mut self.backend;
+        let logits =
+            catch_unwind(AssertUnwindSafe(|| backend.forward(&plan.batch))).unwrap_or_else(|_| {
+                Err(BackendError::Device { backend: name, message: "it panicked; see the log".into() })
+            })?;
+        let rows = plan.parts.iter().filter(|p| p.samples).count();
+        if logits.data.len() == rows * logits.vocab && (rows == 0 || logits.vocab > 0) {
+            return Ok(logits);
+        }
+        let message = format!("it returned {} logits for {rows} rows of {}", logits.data.len(), logits.vocab);
+        Err(BackendError::Device { backend: name, message })
+    }
+
+    /// Chooses a sequence's next token and sends what it makes certain.
+    fn hand_out(&mut self, id: SequenceId, logits: &[f32], now: Instant) {
+        // Absent when another answer of the same request failed in this step.
+        let Some(choice) = self.choices.get_mut(&id) else { return };
+        let key = choice.key;
+        let (token, piece) = match choice.advance(logits, &self.tokenizer) {
+            Ok(advanced) => advanced,
+            Err(error) => return self.fail(key, &error.to_string()),
+        };
+        self.metrics.generation_tokens.inc();
+        match choice.times.last_token.replace(now) {
+            Some(last) => self.metrics.itl.observe((now - last).as_secs_f64()),
+            None => {
+                choice.times.first_token = Some(now);
+                self.metrics.ttft.observe((now - choice.times.arrived).as_secs_f64());
+                if let Some(scheduled) = choice.times.scheduled {
+                    self.metrics.prefill.observe((now - scheduled).as_secs_f64());
+                }
+            }
+        }
+        let finish = piece.finish;
+        let Some(open) = self.requests.get_mut(&key) else { return };
+        // Nobody listens: the drop of the other end has sent an abandon, which is about to come.
+        let _ = open.events.send(Event::Piece(piece));
+        match finish {
+            None => self.planner.push(id, token),
+            Some(reason) => {
+                open.sequences.retain(|other| *other != id);
+                if open.sequences.is_empty() {
+                    self.requests.remove(&key);
+                }
+                if let Some(choice) = self.choices.remove(&id) {
+                    let reason = if reason == FinishReason::Length { "length" } else { "stop" };
+                    self.finish(id, &choice, reason);
+                }
+            }
+        }
+    }
+
+    fn note_plan(&mut self, plan: &Plan, now: Instant) {
+        let m = &self.metrics;
+        m.preemptions.inc_by(plan.preempted.len() as u64);
+        if !plan.batch.tokens.is_empty() {
+            m.iteration_tokens.observe(plan.batch.tokens.len() as f64);
+        }
+        for admission in plan.admitted.iter().filter(|a| a.first) {
+            let Some(choice) = self.choices.get_mut(&admission.id) else { continue };
+            choice.times.scheduled = Some(now);
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+            m.queue.observe((now - choice.times.arrived).as_secs_f64());
+            m.prefix_queries.inc_by(choice.prompt_tokens as u64);
+            m.prefix_hits.inc_by(admission.cached_tokens as u64);
+            m.prompt_tokens.inc_by(choice.prompt_tokens as u64);
+            m.prompt_tokens_cached.inc_by(admission.cached_tokens as u64);
+            if let Some(open) = self.requests.get(&choice.key)
+                && choice.index % open.n == 0
+            {
+                let prompt = choice.index / open.n;
+                let _ = open.events.send(Event::Admitted { prompt, cached_tokens: admission.cached_tokens });
+            }
+        }
+    }
+
+    /// Keeps the rate at which prompts are computed, over steps that are mostly prompt.
+    fn note_prefill(&mut self, plan: &Plan, seconds: f64) {
+        let prompt: usize = plan.parts.iter().filter(|p| p.tokens > 1).map(|p| p.tokens).sum();
+        if prompt * 2 > plan.batch.tokens.len() && seconds > 0.0 {
+            let rate = plan.batch.tokens.len() as f64 / seconds;
+            self.prefill_rate =
+                if self.prefill_rate == 0.0 { rate } else { 0.8 * self.prefill_rate + 0.2 * rate };
+            self.metrics.prefill_rate.set(self.prefill_rate);
+        }
+    }
+
+    fn publish(&self) {
+        let state = self.planner.state();
+        let m = &self.metrics;
+        m.running.set(state.running as i64);
+        m.waiting.set(state.waiting as i64);
+        m.waiting_tokens.set(state.waiting_tokens as i64);
+        m.kv_usage.set(1.0 - state.free_blocks as f64 / state.total_blocks as f64);
+    }
+}

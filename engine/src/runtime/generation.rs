@@ -1,0 +1,128 @@
+//! A request to the engine, and the stream of what it generates.
+
+use std::sync::Arc;
+
+use strata_wire::chat::FinishReason;
+use tokio::sync::mpsc;
+
+use super::drive::Command;
+use crate::sampling::{SamplingParams, TokenLogprobs};
+
+/// One request: some prompts, some answers to each.
+#[derive(Clone, Debug)]
+pub struct GenerationRequest {
+    /// The minted request id; aborting goes by it.
+    pub id: String,
+    /// The prompts; each not empty and shorter than the model's context.
+    pub prompts: Vec<Vec<u32>>,
+    /// Answers to each prompt.
+    pub n: usize,
+    /// How to choose tokens.
+    pub sampling: SamplingParams,
+    /// When an answer ends and what of it is text.
+    pub rules: OutputRules,
+    /// Scope inside which prefixes are shared.
+    pub cache_salt: Option<String>,
+    /// Lower runs first.
+    pub priority: i64,
+}
+
+/// When an answer ends and what of it is text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutputRules {
+    /// Tokens to generate at most; at least one.
+    pub max_tokens: usize,
+    /// Tokens to generate before the answer may end by itself.
+    pub min_tokens: usize,
+    /// Whether the model's end-of-sequence tokens are tokens like others.
+    pub ignore_eos: bool,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer, beside the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// Whether special tokens stay in the text.
+    pub keep_special: bool,
+}
+
+/// What the engine says about a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A prompt's first sequence left the queue.
+    Admitted {
+        /// Which prompt.
+        prompt: usize,
+        /// Tokens of it that the prefix cache had.
+        cached_tokens: usize,
+    },
+    /// More of an answer.
+    Piece(Piece),
+    /// The request failed; nothing follows.
+    Failed(Failure),
+}
+
+/// More of one answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Piece {
+    /// Which answer: `prompt · n + i`.
+    pub choice: usize,
+    /// Text that became certain; often empty, when it is held back for a stop text.
+    pub text: String,
+    /// The token that was generated; absent when the answer was aborted.
+    pub token: Option<PieceToken>,
+    /// Why the answer ended, in its last piece.
+    pub finish: Option<FinishReason>,
+}
+
+/// A generated token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PieceToken {
+    /// Its id.
+    pub id: u32,
+    /// Its log probabilities, when asked for.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Why a request failed after it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// One sentence for the client.
+    pub message: Arc<str>,
+}
+
+/// A request that the engine works on. Dropping it aborts what has not finished.
+#[derive(Debug)]
+pub struct Generation {
+    pub(super) key: u64,
+    pub(super) open: usize,
+    pub(super) events: mpsc::UnboundedReceiver<Event>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+}
+
+impl Generation {
+    /// The next event; `None` after the last answer's last piece. The channel is not bounded, but
+    /// what goes through it is: by the number of answers and their token limits.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.open == 0 {
+            return None;
+        }
+        let event = self.events.recv().await.unwrap_or_else(|| {
+            Event::Failed(Failure { message: "the engine stopped while it worked on this request".into() })
+        });
+        match &event {
+            Event::Piece(Piece { finish: Some(_), .. }) => self.open -= 1,
+            Event::Failed(_) => self.open = 0,
+            _ => {}
+        }
+        Some(event)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            // The engine may be gone already; then there is nothing to abort.
+            let _ = self.commands.send(Command::Abandon(self.key));
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! The engine as the server sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::drive::{Command, Driver, Submission};
+use super::generation::{Generation, GenerationRequest};
+use crate::backend::{BLOCK_TOKENS, Backend};
+use crate::step::{Planner, StepLimits};
+use crate::telemetry::{Fixed, Metrics};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+
+/// What an engine is made of.
+pub struct EngineParts {
+    /// Runs the steps.
+    pub backend: Box<dyn Backend>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to prompts; a base model has none.
+    pub template: Option<ChatTemplate>,
+    /// What the model is called.
+    pub card: ModelCard,
+}
+
+/// What `GET /v1/models` says of the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    /// The name that requests ask for.
+    pub name: String,
+    /// Seconds since 1970 when it began to be served.
+    pub created: i64,
+    /// Tokens that the chat template can add to a request's bytes.
+    pub template_overhead: u64,
+}
+
+/// The engine's limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// What a step holds at most.
+    pub step: StepLimits,
+    /// Longest context served; `None` takes the model's, cut to what the KV cache holds.
+    pub max_model_len: Option<usize>,
+    /// Whether prefixes are reused.
+    pub prefix_cache: bool,
+    /// Sequences that may wait; more are refused with 503.
+    pub max_waiting: usize,
+}
+
+/// Why an engine cannot start with these limits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// Some decodes would never fit into a step.
+    #[error(
+        "step_tokens is {tokens} and max_sequences is {sequences}: a step must have room for one token of every \
+         sequence; raise step_tokens or lower max_sequences"
+    )]
+    StepTooSmall {
+        /// The token budget.
+        tokens: usize,
+        /// The sequences.
+        sequences: usize,
+    },
+    /// A limit is zero.
+    #[error("{name} must be at least 1")]
+    Zero {
+        /// Which.
+        name: &'static str,
+    },
+    /// The context is longer than the model's.
+    #[error("max_model_len is {asked} and the model's longest context is {model}; lower it")]
+    BeyondModel {
+        /// What was asked for.
+        asked: usize,
+        /// What the model can do.
+        model: usize,
+    },
+    /// The cache cannot hold one sequence of the context.
+    #[error(
+        "max_model_len is {asked} and the KV cache of {blocks} blocks holds {tokens} tokens; enlarge kv_cache or \
+         lower max_model_len"
+    )]
+    BeyondCache {
+        /// What was asked for.
+        asked: usize,
+        /// Blocks there are.
+        blocks: usize,
+        /// Tokens that they hold.
+        tokens: usize,
+    },
+    /// The system gave no thread.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(String),
+}
+
+/// Why a request was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// It is about to stop.
+    #[error("this replica is draining and takes no new request; send it to another, or again shortly")]
+    Draining,
+    /// Too much waits already.
+    #[error("{waiting} sequences wait already and the limit is {limit}; try again shortly")]
+    Full {
+        /// Sequences that wait.
+        waiting: usize,
+        /// How many may.
+        limit: usize,
+    },
+    /// One request asks for more answers than may wait.
+    #[error("the request asks for {choices} answers (prompts × n) and at most {limit} are taken; send fewer")]
+    TooMany {
+        /// Answers asked for.
+        choices: usize,
+        /// How many are taken.
+        limit: usize,
+    },
+    /// The engine's thread is gone.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// A running engine. Dropping the last handle stops it after what it is working on.
+#[derive(Debug)]
+pub struct Engine {
+    commands: mpsc::UnboundedSender<Command>,
+    next_key: AtomicU64,
+    draining: AtomicBool,
+    queued: Arc<std::sync::atomic::AtomicUsize>,
+    metrics: Arc<Metrics>,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    card: ModelCard,
+    max_model_len: usize,
+    max_waiting: usize,
+}
+
+impl Engine {
+    /// Starts the engine's thread.
+    pub fn start(parts: EngineParts, config: EngineConfig) -> Result<Arc<Self>, StartError> {
+        let info = parts.backend.info().clone();
+        let StepLimits { tokens, sequences } = config.step;
+        for (name, value) in
+            [("max_sequences", sequences), ("step_tokens", tokens), ("kv_cache", info.total_blocks)]
+        {
+            if value == 0 {
+                return Err(StartError::Zero { name });
+            }
+        }
+        if tokens < sequences {
+            return Err(StartError::StepTooSmall { tokens, sequences });
+        }
+        let max_model_len = context(config.max_model_len, info.max_model_len, info.total_blocks)?;
+        let metrics = Arc::new(Metrics::new(
+            &parts.card.name,
+            Fixed { max_sequences: sequences, total_blocks: info.total_blocks, block_tokens: BLOCK_TOKENS },
+        ));
+        let tokenizer = Arc::new(parts.tokenizer);
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let queued = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let driver = Driver::new(
+            parts.backend,
+            Planner::new(config.step, info.total_blocks, config.prefix_cache),
+            receiver,
+            tokenizer.clone(),
+            metrics.clone(),
+            queued.clone(),
+        );
+        std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || driver.run())
+            .map_err(|e| StartError::Thread(e.to_string()))?;
+        Ok(Arc::new(Self {
+            commands,
+            next_key: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            queued,
+            metrics,
+            tokenizer,
+            template: parts.template,
+            card: parts.card,
+            max_model_len,
+            max_waiting: config.max_waiting,
+        }))
+    }
+
+    /// Accepts a request. Its events come as the engine produces them.
+    pub fn submit(&self, request: GenerationRequest) -> Result<Generation, SubmitError> {
+        if self.is_draining() {
+            return Err(SubmitError::Draining);
+        }
+        let choices = request.prompts.len() * request.n;
+        let limit = self.max_waiting;
+        if choices > limit {
+            return Err(SubmitError::TooMany { choices, limit });
+        }
+        let waiting = self.queued.load(Ordering::Relaxed);
+        if waiting + choices > limit {
+            return Err(SubmitError::Full { waiting, limit });
+        }
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = mpsc::unbounded_channel();
+        self.queued.fetch_add(choices, Ordering::Relaxed);
+        let submission = Submission { key, request, events: sender, arrived: std::time::Instant::now() };
+        self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| SubmitError::Stopped)?;
+        Ok(Generation { key, open: choices, events, commands: self.commands.clone() })
+    }
+
+    /// Ends the request of this minted id; `false` when none runs under it. Its stream ends with the
+    /// usage so far.
+    pub async fn abort(&self, id: &str) -> bool {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Abort { id: id.to_owned(), reply });
+        sent.is_ok() && answer.await.unwrap_or(false)
+    }
+
+    /// Takes no new request from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether new requests are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Waits until nothing runs and nothing waits.
+    pub async fn idle(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::WhenIdle(reply)).is_ok() {
+            let _ = answer.await;
+        }
+    }
+
+    /// Waits until the engine's thread is gone, which it is only after a defect.
+    pub async fn stopped(&self) {
+        self.commands.closed().await;
+    }
+
+    /// Whether the engine's thread runs.
+    pub fn is_alive(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The chat template, if the model has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// What the model is called.
+    pub fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    /// Tokens of prompt and output together.
+    pub fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+}
+
+/// The context that is served. A sequence of it must fit into the cache alone, or it could never run.
+fn context(asked: Option<usize>, model: usize, blocks: usize) -> Result<usize, StartError> {
+    let tokens = blocks * BLOCK_TOKENS;
+    match asked {
+        Some(0) => Err(StartError::Zero { name: "max_model_len" }),
+        Some(asked) if asked > model => Err(StartError::BeyondModel { asked, model }),
+        Some(asked) if asked > tokens => Err(StartError::BeyondCache { asked, blocks, tokens }),
+        Some(asked) => Ok(asked),
+        None => Ok(model.min(tokens)),
+    }
+}

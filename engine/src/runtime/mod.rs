@@ -1,0 +1,10 @@
+//! The engine at run time: one thread owns the backend and runs step after step; requests reach it
+//! over a channel and get their tokens over another.
+
+mod choice;
+mod drive;
+mod generation;
+mod handle;
+
+pub use generation::{Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken};
+pub use handle::{Engine, EngineConfig, EngineParts, ModelCard, StartError, SubmitError};

@@ -1,0 +1,84 @@
+//! What chat and completion answers share: usage, log probabilities, SSE bodies.
+
+use std::convert::Infallible;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::Stream;
+use http::{HeaderValue, header};
+use serde::Serialize;
+use strata_wire::chat::{TokenLogprob, TopLogprob};
+use strata_wire::{ErrorBody, ErrorKind, Usage, sse};
+
+use crate::runtime::{Failure, PieceToken};
+use crate::tokenizer::Tokenizer;
+
+/// Counts a request's tokens as they come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Meter {
+    pub(super) prompt: usize,
+    pub(super) cached: usize,
+    pub(super) completion: usize,
+}
+
+impl Meter {
+    pub(super) fn usage(&self) -> Usage {
+        Usage::new(self.prompt as u64, self.cached as u64, self.completion as u64)
+    }
+}
+
+/// JSON has no infinity; OpenAI writes this instead.
+const LEAST_LOGPROB: f32 = -9999.0;
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_finite() { logprob } else { LEAST_LOGPROB }
+}
+
+/// A token's log probabilities in the chat API's form, if they were asked for.
+pub(super) fn token_logprob(token: &PieceToken, tokenizer: &Tokenizer) -> Option<TokenLogprob> {
+    let logprobs = token.logprobs.as_ref()?;
+    let top = |&(id, logprob): &(u32, f32)| TopLogprob {
+        token: tokenizer.text(id),
+        logprob: finite(logprob),
+        bytes: Some(tokenizer.bytes(id).to_vec()),
+    };
+    Some(TokenLogprob {
+        token: tokenizer.text(token.id),
+        logprob: finite(logprobs.chosen),
+        bytes: Some(tokenizer.bytes(token.id).to_vec()),
+        top_logprobs: logprobs.top.iter().map(top).collect(),
+    })
+}
+
+/// One SSE event of this value.
+pub(super) fn event(value: &impl Serialize) -> Bytes {
+    match serde_json::to_string(value) {
+        Ok(json) => sse::data(&json),
+        Err(error) => {
+            tracing::error!(%error, "a chunk could not be written");
+            failure_event("a chunk could not be written; this is a defect")
+        }
+    }
+}
+
+/// The event that tells a client that its stream has failed. No `[DONE]` follows it: a stream that
+/// ends without one is not whole.
+pub(super) fn failed(failure: &Failure) -> Bytes {
+    failure_event(&failure.message)
+}
+
+fn failure_event(message: &str) -> Bytes {
+    let body = ErrorBody::new(ErrorKind::Internal, message).to_bytes();
+    sse::data(&String::from_utf8_lossy(&body))
+}
+
+/// A response that streams these events.
+pub(super) fn stream(events: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    use futures::StreamExt;
+    let mut response = Body::from_stream(events.map(Ok::<_, Infallible>)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}

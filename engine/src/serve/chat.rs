@@ -1,0 +1,228 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
+use jiff::Zoned;
+use serde_json::{Map, Value};
+use strata_hop::Fault;
+use strata_wire::ErrorKind;
+use strata_wire::chat::{
+    AssistantMessage, ChatResponse, Choice, ChoiceLogprobs, FinishReason, Message, TokenLogprob, ToolCall,
+};
+
+use super::answer::{self, Meter};
+use super::chat_stream::ChatStream;
+use super::members::Members;
+use super::{messages, options, submit};
+use crate::runtime::{Engine, Event, Generation, Piece};
+use crate::template::{Prompt, TemplateError, ToolOutput, ToolParser};
+
+/// Answers a conversation.
+pub(super) async fn create(
+    State(engine): State<Arc<Engine>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Fault> {
+    let members = Members::read(body).await?;
+    submit::check_model(&members, &engine, true)?;
+    let messages = messages::read(&members)?;
+    let tools = messages::tools(&members)?;
+    let mut options = options::read(&members, engine.tokenizer(), logprobs(&members)?)?;
+    for name in ["echo", "continue_final_message"] {
+        members.unbuilt(name, |v| v == false, "remove it")?;
+    }
+    members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
+    let asked = output_limit(&members)?;
+    let text = render(&engine, &members, &messages, tools.as_deref())?;
+    let prompt = submit::encode(&engine, text, false, "messages").await?;
+    if prompt.is_empty() {
+        return Err(Fault::invalid_param(
+            "messages",
+            "the chat template makes an empty prompt of these messages",
+        ));
+    }
+    options.rules.max_tokens = submit::output_limit(&engine, prompt.len(), asked, None, "messages")?;
+    let id = submit::request_id(&headers)?;
+    let head = Head {
+        id: format!("chatcmpl-{id}"),
+        created: submit::now(),
+        model: engine.card().name.clone(),
+        n: options.n,
+        logprobs: options.sampling.logprobs.is_some(),
+        parses_tools: tools.is_some(),
+    };
+    let meter = Meter { prompt: prompt.len(), ..Meter::default() };
+    let streaming = options.stream;
+    let mut generation = submit::submit(&engine, id, vec![prompt], options)?;
+    let begun = submit::begin(&mut generation).await?;
+    match streaming {
+        Some(how) => {
+            Ok(answer::stream(ChatStream::new(head, how, meter, engine, generation, begun).events()))
+        }
+        None => Ok(Json(collect(head, meter, &engine, generation, begun).await?).into_response()),
+    }
+}
+
+/// What every chunk, and the whole answer, say alike.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) created: i64,
+    pub(super) model: String,
+    pub(super) n: usize,
+    pub(super) logprobs: bool,
+    pub(super) parses_tools: bool,
+}
+
+fn logprobs(members: &Members) -> Result<Option<usize>, Fault> {
+    let wanted = members.boolean("logprobs")?.unwrap_or(false);
+    match members.whole("top_logprobs", 0..=20)? {
+        Some(top) if top > 0 && !wanted => {
+            Err(Fault::invalid_param("top_logprobs", "`top_logprobs` needs `logprobs` to be true"))
+        }
+        top => Ok(wanted.then_some(top.unwrap_or(0) as usize)),
+    }
+}
+
+/// The limit that the client names, by the name it uses.
+fn output_limit(members: &Members) -> Result<Option<(&'static str, usize)>, Fault> {
+    for name in ["max_completion_tokens", "max_tokens"] {
+        if let Some(limit) = members.whole(name, 1..=i64::MAX)? {
+            return Ok(Some((name, limit as usize)));
+        }
+    }
+    Ok(None)
+}
+
+/// The prompt's text.
+pub(super) fn render(
+    engine: &Engine,
+    members: &Members,
+    messages: &[Message],
+    tools: Option<&[Value]>,
+) -> Result<String, Fault> {
+    let template = engine.template().ok_or_else(|| {
+        Fault::invalid_param("messages", "this model has no chat template; use /v1/completions")
+    })?;
+    let extra: Map<String, Value> = members.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+    let add_generation_prompt = members.boolean("add_generation_prompt")?.unwrap_or(true);
+    let prompt = Prompt { messages, tools, add_generation_prompt, extra };
+    template.render(&prompt, &Zoned::now()).map_err(|error| match error {
+        TemplateError::Malformed(_) => Fault::new(ErrorKind::Internal, error.to_string()),
+        _ => Fault::invalid_param("messages", error.to_string()),
+    })
+}
+
+/// An answer as it grows.
+#[derive(Debug)]
+pub(super) struct Growing {
+    tools: Option<ToolParser>,
+    /// Whether the answer calls tools.
+    pub(super) calls: usize,
+}
+
+impl Growing {
+    pub(super) fn new(parses_tools: bool) -> Self {
+        Self { tools: parses_tools.then(ToolParser::default), calls: 0 }
+    }
+
+    /// What more text means, and whether it is the last.
+    pub(super) fn push(&mut self, text: &str, last: bool) -> Vec<ToolOutput> {
+        let Some(parser) = &mut self.tools else {
+            return if text.is_empty() { Vec::new() } else { vec![ToolOutput::Text(text.to_owned())] };
+        };
+        let mut out = parser.push(text);
+        if last {
+            out.extend(parser.flush());
+        }
+        self.calls += out.iter().filter(|o| matches!(o, ToolOutput::Call(_))).count();
+        out
+    }
+
+    /// Why the answer ended, seen from the client: it ended to call tools.
+    pub(super) fn finish(&self, reason: FinishReason) -> FinishReason {
+        if reason == FinishReason::Stop && self.calls > 0 { FinishReason::ToolCalls } else { reason }
+    }
+}
+
+/// A new call's id.
+pub(super) fn call_id() -> String {
+    format!("call_{}", uuid::Uuid::new_v4().simple())
+}
+
+async fn collect(
+    head: Head,
+    mut meter: Meter,
+    engine: &Engine,
+    mut generation: Generation,
+    begun: Vec<Event>,
+) -> Result<ChatResponse, Fault> {
+    struct Whole {
+        growing: Growing,
+        text: String,
+        calls: Vec<ToolCall>,
+        logprobs: Vec<TokenLogprob>,
+        finish: Option<FinishReason>,
+    }
+    let mut answers: Vec<Whole> = (0..head.n)
+        .map(|_| Whole {
+            growing: Growing::new(head.parses_tools),
+            text: String::new(),
+            calls: Vec::new(),
+            logprobs: Vec::new(),
+            finish: None,
+        })
+        .collect();
+    let mut take = |event: Event| -> Result<(), Fault> {
+        match event {
+            Event::Failed(failure) => return Err(submit::failed(&failure)),
+            Event::Admitted { cached_tokens, .. } => meter.cached += cached_tokens,
+            Event::Piece(Piece { choice, text, token, finish }) => {
+                let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
+                if let Some(token) = &token {
+                    meter.completion += 1;
+                    answer.logprobs.extend(answer::token_logprob(token, engine.tokenizer()));
+                }
+                for output in answer.growing.push(&text, finish.is_some()) {
+                    match output {
+                        ToolOutput::Text(text) => answer.text.push_str(&text),
+                        ToolOutput::Call(function) => {
+                            answer.calls.push(ToolCall { id: call_id(), kind: "function".into(), function });
+                        }
+                    }
+                }
+                answer.finish = finish.map(|reason| answer.growing.finish(reason));
+            }
+        }
+        Ok(())
+    };
+    for event in begun {
+        take(event)?;
+    }
+    while let Some(event) = generation.next().await {
+        take(event)?;
+    }
+    let choices = answers.into_iter().enumerate().map(|(index, whole)| {
+        let calls = (!whole.calls.is_empty()).then_some(whole.calls);
+        let content = if whole.text.is_empty() && calls.is_some() { None } else { Some(whole.text) };
+        Choice {
+            index: index as u32,
+            message: AssistantMessage { role: "assistant".into(), content, tool_calls: calls },
+            logprobs: head.logprobs.then_some(ChoiceLogprobs { content: Some(whole.logprobs) }),
+            finish_reason: whole.finish,
+        }
+    });
+    Ok(ChatResponse {
+        choices: choices.collect(),
+        id: head.id,
+        object: "chat.completion".into(),
+        created: head.created,
+        model: head.model,
+        usage: Some(meter.usage()),
+    })
+}

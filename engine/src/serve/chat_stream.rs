@@ -1,0 +1,164 @@
+//! A chat answer as a stream of chunks, in OpenAI's order: the role, the pieces, the end, the usage.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, stream};
+use strata_wire::chat::{
+    ChatChunk, ChoiceLogprobs, ChunkChoice, Delta, FinishReason, FunctionDelta, TokenLogprob, ToolCallDelta,
+};
+use strata_wire::{Usage, sse};
+
+use super::answer::{self, Meter};
+use super::chat::{Growing, Head, call_id};
+use super::options::Streaming;
+use crate::runtime::{Engine, Event, Generation, Piece};
+use crate::template::ToolOutput;
+
+/// The state of one stream.
+pub(super) struct ChatStream {
+    head: Head,
+    how: Streaming,
+    meter: Meter,
+    engine: Arc<Engine>,
+    generation: Generation,
+    answers: Vec<Answer>,
+    ready: VecDeque<Bytes>,
+    ended: bool,
+}
+
+struct Answer {
+    growing: Growing,
+    /// Log probabilities of tokens whose text is still held back.
+    logprobs: Vec<TokenLogprob>,
+}
+
+impl ChatStream {
+    pub(super) fn new(
+        head: Head,
+        how: Streaming,
+        meter: Meter,
+        engine: Arc<Engine>,
+        generation: Generation,
+        begun: Vec<Event>,
+    ) -> Self {
+        let answers = (0..head.n)
+            .map(|_| Answer { growing: Growing::new(head.parses_tools), logprobs: Vec::new() })
+            .collect();
+        let mut stream =
+            Self { head, how, meter, engine, generation, answers, ready: VecDeque::new(), ended: false };
+        for index in 0..stream.head.n {
+            let role =
+                Delta { role: Some("assistant".into()), content: Some(String::new()), tool_calls: None };
+            stream.send(index, role, None, None);
+        }
+        for event in begun {
+            stream.take(event);
+        }
+        stream
+    }
+
+    /// The stream's events.
+    pub(super) fn events(self) -> impl Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(self, |mut state| async move {
+            loop {
+                if let Some(bytes) = state.ready.pop_front() {
+                    return Some((bytes, state));
+                }
+                if state.ended {
+                    return None;
+                }
+                match state.generation.next().await {
+                    Some(event) => state.take(event),
+                    None => state.end(),
+                }
+            }
+        })
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Failed(failure) => {
+                self.ready.push_back(answer::failed(&failure));
+                self.ended = true;
+            }
+            Event::Admitted { cached_tokens, .. } => self.meter.cached += cached_tokens,
+            Event::Piece(piece) => self.piece(piece),
+        }
+    }
+
+    fn piece(&mut self, piece: Piece) {
+        let Piece { choice, text, token, finish } = piece;
+        let Some(answer) = self.answers.get_mut(choice) else { return };
+        if let Some(token) = &token {
+            self.meter.completion += 1;
+            answer.logprobs.extend(answer::token_logprob(token, self.engine.tokenizer()));
+        }
+        let first_call = answer.growing.calls;
+        let outputs = answer.growing.push(&text, finish.is_some());
+        let reason = finish.map(|reason| answer.growing.finish(reason));
+        let mut call = first_call as u32;
+        for output in outputs {
+            let logprobs = self.take_logprobs(choice);
+            let delta = match output {
+                ToolOutput::Text(text) => Delta { content: Some(text), ..Delta::default() },
+                ToolOutput::Call(function) => {
+                    let delta = ToolCallDelta {
+                        index: call,
+                        id: Some(call_id()),
+                        kind: Some("function".into()),
+                        function: FunctionDelta {
+                            name: Some(function.name),
+                            arguments: Some(function.arguments),
+                        },
+                    };
+                    call += 1;
+                    Delta { tool_calls: Some(vec![delta]), ..Delta::default() }
+                }
+            };
+            self.send(choice, delta, logprobs, None);
+        }
+        if reason.is_some() {
+            let logprobs = self.take_logprobs(choice);
+            self.send(choice, Delta::default(), logprobs, reason);
+        }
+    }
+
+    fn take_logprobs(&mut self, choice: usize) -> Option<ChoiceLogprobs> {
+        let logprobs = std::mem::take(&mut self.answers[choice].logprobs);
+        (!logprobs.is_empty()).then_some(ChoiceLogprobs { content: Some(logprobs) })
+    }
+
+    fn send(
+        &mut self,
+        index: usize,
+        delta: Delta,
+        logprobs: Option<ChoiceLogprobs>,
+        finish: Option<FinishReason>,
+    ) {
+        let choice = ChunkChoice { index: index as u32, delta, logprobs, finish_reason: finish };
+        let usage = self.how.continuous_usage.then(|| self.meter.usage());
+        self.chunk(vec![choice], usage);
+    }
+
+    fn chunk(&mut self, choices: Vec<ChunkChoice>, usage: Option<Usage>) {
+        let chunk = ChatChunk {
+            id: self.head.id.clone(),
+            object: "chat.completion.chunk".into(),
+            created: self.head.created,
+            model: self.head.model.clone(),
+            choices,
+            usage,
+        };
+        self.ready.push_back(answer::event(&chunk));
+    }
+
+    fn end(&mut self) {
+        if self.how.usage {
+            self.chunk(Vec::new(), Some(self.meter.usage()));
+        }
+        self.ready.push_back(sse::data(sse::DONE));
+        self.ended = true;
+    }
+}

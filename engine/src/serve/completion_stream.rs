@@ -1,0 +1,132 @@
+//! A completion as a stream of chunks: the pieces, the end of each answer, the usage.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, stream};
+use strata_wire::chat::FinishReason;
+use strata_wire::completion::{CompletionChoice, CompletionLogprobs};
+use strata_wire::sse;
+
+use super::answer::{self, Meter};
+use super::completions::{Head, note_logprob};
+use super::options::Streaming;
+use crate::runtime::{Engine, Event, Generation, Piece};
+
+/// The state of one stream.
+pub(super) struct CompletionStream {
+    head: Head,
+    how: Streaming,
+    meter: Meter,
+    engine: Arc<Engine>,
+    generation: Generation,
+    answers: Vec<Answer>,
+    ready: VecDeque<Bytes>,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Answer {
+    chars: usize,
+    /// Log probabilities of tokens whose text is still held back.
+    logprobs: CompletionLogprobs,
+}
+
+impl CompletionStream {
+    pub(super) fn new(
+        head: Head,
+        how: Streaming,
+        meter: Meter,
+        engine: Arc<Engine>,
+        generation: Generation,
+        begun: Vec<Event>,
+    ) -> Self {
+        let answers = (0..head.n * head.echoed.len()).map(|_| Answer::default()).collect();
+        let mut stream =
+            Self { head, how, meter, engine, generation, answers, ready: VecDeque::new(), ended: false };
+        for choice in 0..stream.answers.len() {
+            let echoed = stream.head.echoed[choice / stream.head.n].clone();
+            if !echoed.is_empty() {
+                stream.send(choice, echoed, None, None);
+            }
+        }
+        for event in begun {
+            stream.take(event);
+        }
+        stream
+    }
+
+    /// The stream's events.
+    pub(super) fn events(self) -> impl Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(self, |mut state| async move {
+            loop {
+                if let Some(bytes) = state.ready.pop_front() {
+                    return Some((bytes, state));
+                }
+                if state.ended {
+                    return None;
+                }
+                match state.generation.next().await {
+                    Some(event) => state.take(event),
+                    None => state.end(),
+                }
+            }
+        })
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Failed(failure) => {
+                self.ready.push_back(answer::failed(&failure));
+                self.ended = true;
+            }
+            Event::Admitted { cached_tokens, .. } => self.meter.cached += cached_tokens,
+            Event::Piece(piece) => self.piece(piece),
+        }
+    }
+
+    fn piece(&mut self, piece: Piece) {
+        let Piece { choice, text, token, finish } = piece;
+        let Some(answer) = self.answers.get_mut(choice) else { return };
+        if let Some(token) = &token {
+            self.meter.completion += 1;
+            note_logprob(&mut answer.logprobs, token, self.engine.tokenizer(), answer.chars);
+            answer.chars += self.engine.tokenizer().text(token.id).chars().count();
+        }
+        if !text.is_empty() {
+            let logprobs = self.take_logprobs(choice);
+            self.send(choice, text, logprobs, None);
+        }
+        if finish.is_some() {
+            let logprobs = self.take_logprobs(choice);
+            self.send(choice, String::new(), logprobs, finish);
+        }
+    }
+
+    fn take_logprobs(&mut self, choice: usize) -> Option<CompletionLogprobs> {
+        let logprobs = std::mem::take(&mut self.answers[choice].logprobs);
+        (!logprobs.tokens.is_empty()).then_some(logprobs)
+    }
+
+    fn send(
+        &mut self,
+        index: usize,
+        text: String,
+        logprobs: Option<CompletionLogprobs>,
+        finish: Option<FinishReason>,
+    ) {
+        let choice = CompletionChoice { index: index as u32, text, logprobs, finish_reason: finish };
+        let usage = self.how.continuous_usage.then(|| self.meter.usage());
+        self.ready.push_back(answer::event(&self.head.response(vec![choice], usage)));
+    }
+
+    fn end(&mut self) {
+        if self.how.usage {
+            let usage = self.head.response(Vec::new(), Some(self.meter.usage()));
+            self.ready.push_back(answer::event(&usage));
+        }
+        self.ready.push_back(sse::data(sse::DONE));
+        self.ended = true;
+    }
+}

@@ -1,0 +1,229 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::HeaderMap;
+use serde_json::{Map, Value};
+use strata_hop::Fault;
+use strata_wire::chat::FinishReason;
+use strata_wire::completion::{CompletionChoice, CompletionLogprobs, CompletionResponse};
+
+use super::answer::{self, Meter};
+use super::completion_stream::CompletionStream;
+use super::members::{Members, wrong};
+use super::{options, submit};
+use crate::runtime::{Engine, Event, Generation, Piece, PieceToken};
+use crate::tokenizer::Tokenizer;
+
+/// Tokens generated when the request names no limit: OpenAI's own default.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// Continues texts.
+pub(super) async fn create(
+    State(engine): State<Arc<Engine>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Fault> {
+    let members = Members::read(body).await?;
+    submit::check_model(&members, &engine, true)?;
+    let logprobs = members.whole("logprobs", 0..=5)?.map(|top| top as usize);
+    let mut options = options::read(&members, engine.tokenizer(), logprobs)?;
+    members.unbuilt("suffix", |v| v == "", "remove it")?;
+    let echo = members.boolean("echo")?.unwrap_or(false);
+    if echo && logprobs.is_some() {
+        let message = "`echo` with `logprobs` needs the prompt's log probabilities, which are not built yet in this \
+                       engine; use one of the two";
+        return Err(Fault::invalid_param("logprobs", message));
+    }
+    let asked = members.whole("max_tokens", 1..=i64::MAX)?.map(|limit| ("max_tokens", limit as usize));
+    let prompts = prompts(&engine, &members).await?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    options.rules.max_tokens =
+        submit::output_limit(&engine, longest, asked, Some(DEFAULT_MAX_TOKENS), "prompt")?;
+    let id = submit::request_id(&headers)?;
+    let echoed = if echo {
+        prompts.iter().map(|p| engine.tokenizer().decode(p, !options.rules.keep_special)).collect()
+    } else {
+        vec![String::new(); prompts.len()]
+    };
+    let head = Head {
+        id: format!("cmpl-{id}"),
+        created: submit::now(),
+        model: engine.card().name.clone(),
+        n: options.n,
+        echoed,
+        logprobs: logprobs.is_some(),
+    };
+    let meter = Meter { prompt: prompts.iter().map(Vec::len).sum(), ..Meter::default() };
+    let streaming = options.stream;
+    let mut generation = submit::submit(&engine, id, prompts, options)?;
+    let begun = submit::begin(&mut generation).await?;
+    match streaming {
+        Some(how) => {
+            Ok(answer::stream(CompletionStream::new(head, how, meter, engine, generation, begun).events()))
+        }
+        None => Ok(Json(collect(head, meter, &engine, generation, begun).await?).into_response()),
+    }
+}
+
+/// What every chunk, and the whole answer, say alike.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) created: i64,
+    pub(super) model: String,
+    pub(super) n: usize,
+    /// What stands before each prompt's answers.
+    pub(super) echoed: Vec<String>,
+    pub(super) logprobs: bool,
+}
+
+impl Head {
+    pub(super) fn response(
+        &self,
+        choices: Vec<CompletionChoice>,
+        usage: Option<strata_wire::Usage>,
+    ) -> CompletionResponse {
+        CompletionResponse {
+            id: self.id.clone(),
+            object: "text_completion".into(),
+            created: self.created,
+            model: self.model.clone(),
+            choices,
+            usage,
+        }
+    }
+}
+
+/// A text, texts, token ids, or lists of token ids.
+async fn prompts(engine: &Arc<Engine>, members: &Members) -> Result<Vec<Vec<u32>>, Fault> {
+    let wanted = "a string, an array of strings, an array of token ids, or an array of arrays of token ids";
+    let Some(prompt) = members.get("prompt") else {
+        return Err(Fault::invalid_param("prompt", format!("`prompt` is missing: send {wanted}")));
+    };
+    let add_special = members.boolean("add_special_tokens")?.unwrap_or(true);
+    let prompts = match prompt {
+        Value::String(text) => vec![text_prompt(engine, text, add_special).await?],
+        Value::Array(items) => match items.first() {
+            None => {
+                return Err(Fault::invalid_param("prompt", "`prompt` is empty: send at least one prompt"));
+            }
+            Some(Value::String(_)) => {
+                let mut prompts = Vec::with_capacity(items.len());
+                for (i, item) in items.iter().enumerate() {
+                    let text =
+                        item.as_str().ok_or_else(|| wrong(&format!("prompt[{i}]"), "a string", item))?;
+                    prompts.push(text_prompt(engine, text, add_special).await?);
+                }
+                prompts
+            }
+            Some(Value::Array(_)) => items
+                .iter()
+                .enumerate()
+                .map(|(i, item)| token_prompt(engine, &format!("prompt[{i}]"), item))
+                .collect::<Result<_, _>>()?,
+            Some(_) => vec![token_prompt(engine, "prompt", prompt)?],
+        },
+        other => return Err(wrong("prompt", wanted, other)),
+    };
+    Ok(prompts)
+}
+
+async fn text_prompt(engine: &Arc<Engine>, text: &str, add_special: bool) -> Result<Vec<u32>, Fault> {
+    let tokens = submit::encode(engine, text.to_owned(), add_special, "prompt").await?;
+    if !tokens.is_empty() {
+        return Ok(tokens);
+    }
+    // An empty text still has a continuation where the model knows a beginning.
+    match engine.tokenizer().special().bos {
+        Some(bos) => Ok(vec![bos]),
+        None => Err(Fault::invalid_param("prompt", "`prompt` is an empty text: send at least one character")),
+    }
+}
+
+fn token_prompt(engine: &Engine, name: &str, value: &Value) -> Result<Vec<u32>, Fault> {
+    let Some(ids) = value.as_array() else { return Err(wrong(name, "an array of token ids", value)) };
+    if ids.is_empty() {
+        return Err(Fault::invalid_param(name, format!("`{name}` is empty: send at least one token id")));
+    }
+    ids.iter()
+        .enumerate()
+        .map(|(i, id)| options::token_id(&format!("{name}[{i}]"), id, engine.tokenizer()))
+        .collect()
+}
+
+/// Adds a token to an answer's log probabilities. `offset` is where its text begins, in characters.
+pub(super) fn note_logprob(
+    list: &mut CompletionLogprobs,
+    token: &PieceToken,
+    tokenizer: &Tokenizer,
+    offset: usize,
+) {
+    let Some(entry) = answer::token_logprob(token, tokenizer) else { return };
+    let mut top: Map<String, Value> =
+        entry.top_logprobs.into_iter().map(|t| (t.token, Value::from(t.logprob))).collect();
+    // The chosen token is always among them, as OpenAI has it.
+    top.entry(entry.token.clone()).or_insert_with(|| Value::from(entry.logprob));
+    list.tokens.push(entry.token);
+    list.token_logprobs.push(Some(entry.logprob));
+    list.top_logprobs.get_or_insert_default().push(top);
+    list.text_offset.push(offset);
+}
+
+async fn collect(
+    head: Head,
+    mut meter: Meter,
+    engine: &Engine,
+    mut generation: Generation,
+    begun: Vec<Event>,
+) -> Result<CompletionResponse, Fault> {
+    struct Whole {
+        text: String,
+        /// Characters of the tokens so far, those held back included.
+        chars: usize,
+        logprobs: CompletionLogprobs,
+        finish: Option<FinishReason>,
+    }
+    let mut answers: Vec<Whole> = (0..head.n * head.echoed.len())
+        .map(|i| Whole {
+            text: head.echoed[i / head.n].clone(),
+            chars: 0,
+            logprobs: CompletionLogprobs::default(),
+            finish: None,
+        })
+        .collect();
+    let mut take = |event: Event| -> Result<(), Fault> {
+        match event {
+            Event::Failed(failure) => return Err(submit::failed(&failure)),
+            Event::Admitted { cached_tokens, .. } => meter.cached += cached_tokens,
+            Event::Piece(Piece { choice, text, token, finish }) => {
+                let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
+                if let Some(token) = &token {
+                    meter.completion += 1;
+                    note_logprob(&mut answer.logprobs, token, engine.tokenizer(), answer.chars);
+                    answer.chars += engine.tokenizer().text(token.id).chars().count();
+                }
+                answer.text.push_str(&text);
+                answer.finish = finish;
+            }
+        }
+        Ok(())
+    };
+    for event in begun {
+        take(event)?;
+    }
+    while let Some(event) = generation.next().await {
+        take(event)?;
+    }
+    let choices = answers.into_iter().enumerate().map(|(index, whole)| CompletionChoice {
+        index: index as u32,
+        text: whole.text,
+        logprobs: head.logprobs.then_some(whole.logprobs),
+        finish_reason: whole.finish,
+    });
+    Ok(head.response(choices.collect(), Some(meter.usage())))
+}

@@ -1,0 +1,156 @@
+//! A chat request's messages and tools, checked.
+
+use serde_json::{Map, Value};
+use strata_hop::Fault;
+use strata_wire::chat::{Content, Message, ToolCall};
+
+use super::members::{Members, not_built, wrong};
+
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+/// The conversation of a request.
+pub(super) fn read(members: &Members) -> Result<Vec<Message>, Fault> {
+    let Some(messages) = members.array("messages")? else {
+        return Err(Fault::invalid_param(
+            "messages",
+            "`messages` is missing: send an array of at least one message",
+        ));
+    };
+    if messages.is_empty() {
+        return Err(Fault::invalid_param("messages", "`messages` is empty: send at least one message"));
+    }
+    messages.iter().enumerate().map(|(i, message)| one(&format!("messages[{i}]"), message)).collect()
+}
+
+fn one(at: &str, value: &Value) -> Result<Message, Fault> {
+    let Some(map) = value.as_object() else { return Err(wrong(at, "an object", value)) };
+    let name = format!("{at}.role");
+    let role = match map.get("role") {
+        Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role.as_str(),
+        Some(Value::String(role)) => {
+            let shown: String = role.chars().take(40).collect();
+            let message = format!("`{name}` must be one of {}, and it is `{shown}`", ROLES.join(", "));
+            return Err(Fault::invalid_param(&name, message));
+        }
+        other => return Err(wrong(&name, "a string", other.unwrap_or(&Value::Null))),
+    };
+    let content = content(&format!("{at}.content"), role, map.get("content").unwrap_or(&Value::Null))?;
+    let tool_calls = match map.get("tool_calls") {
+        None | Some(Value::Null) => None,
+        Some(calls) => {
+            let name = format!("{at}.tool_calls");
+            let calls: Vec<ToolCall> = serde_json::from_value(calls.clone()).map_err(|e| {
+                Fault::invalid_param(&name, format!("`{name}` is not an array of function calls: {e}"))
+            })?;
+            Some(calls)
+        }
+    };
+    let tool_call_id = match map.get("tool_call_id") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(id)) => Some(id.clone()),
+        Some(other) => return Err(wrong(&format!("{at}.tool_call_id"), "a string", other)),
+    };
+    if content.is_none() && tool_calls.is_none() && role != "assistant" {
+        let name = format!("{at}.content");
+        return Err(Fault::invalid_param(
+            &name,
+            format!("`{name}` is missing: a {role} message needs content"),
+        ));
+    }
+    let known = ["role", "content", "tool_calls", "tool_call_id"];
+    let extra: Map<String, Value> = map
+        .iter()
+        .filter(|(k, _)| !known.contains(&k.as_str()))
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    // OpenAI's newer name for the system's role; models were trained on the older one.
+    let role = if role == "developer" { "system" } else { role };
+    Ok(Message { role: role.to_owned(), content, tool_calls, tool_call_id, extra })
+}
+
+fn content(at: &str, role: &str, value: &Value) -> Result<Option<Content>, Fault> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(Content::Text(text.clone()))),
+        Value::Array(parts) => {
+            let parts = parts.iter().enumerate().map(|(i, p)| part(&format!("{at}[{i}]"), role, p));
+            Ok(Some(Content::Parts(parts.collect::<Result<_, _>>()?)))
+        }
+        other => Err(wrong(at, "a string or an array of parts", other)),
+    }
+}
+
+fn part(at: &str, role: &str, value: &Value) -> Result<Map<String, Value>, Fault> {
+    let Some(part) = value.as_object() else { return Err(wrong(at, "an object", value)) };
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or_default();
+    let field = match kind {
+        "text" => "text",
+        "refusal" if role == "assistant" => "refusal",
+        "" => return Err(wrong(&format!("{at}.type"), "a string", part.get("type").unwrap_or(&Value::Null))),
+        other => {
+            let shown: String = other.chars().take(40).collect();
+            let message = format!("`{at}` is a part of type `{shown}`: this model takes text only");
+            return Err(Fault::invalid_param(at, message));
+        }
+    };
+    let Some(text) = part.get(field).and_then(Value::as_str) else {
+        return Err(wrong(&format!("{at}.{field}"), "a string", part.get(field).unwrap_or(&Value::Null)));
+    };
+    let mut plain = Map::new();
+    plain.insert("type".into(), "text".into());
+    plain.insert("text".into(), text.into());
+    Ok(plain)
+}
+
+/// The tools that the model is to be told of: none when there are none, or when `tool_choice` says so.
+pub(super) fn tools(members: &Members) -> Result<Option<Vec<Value>>, Fault> {
+    let tools = members.array("tools")?.unwrap_or_default();
+    for (i, tool) in tools.iter().enumerate() {
+        let at = format!("tools[{i}]");
+        match tool.get("type").and_then(Value::as_str) {
+            Some("function") => {}
+            Some(other) => {
+                let shown: String = other.chars().take(40).collect();
+                let message = format!("`{at}.type` is `{shown}`: only `function` tools are known here");
+                return Err(Fault::invalid_param(&at, message));
+            }
+            None => {
+                return Err(wrong(
+                    &format!("{at}.type"),
+                    "\"function\"",
+                    tool.get("type").unwrap_or(&Value::Null),
+                ));
+            }
+        }
+        let name = tool.get("function").and_then(|f| f.get("name")).unwrap_or(&Value::Null);
+        if name.as_str().is_none_or(str::is_empty) {
+            return Err(wrong(&format!("{at}.function.name"), "a string", name));
+        }
+    }
+    for name in ["functions", "function_call"] {
+        members.unbuilt(name, |_| false, "use `tools` and `tool_choice`")?;
+    }
+    let wanted = match members.get("tool_choice") {
+        None => true,
+        Some(Value::String(choice)) => match choice.as_str() {
+            "auto" => true,
+            "none" => false,
+            "required" => {
+                return Err(not_built("tool_choice", "`required` cannot be enforced: use `auto` or `none`"));
+            }
+            _ => {
+                let message =
+                    "`tool_choice` must be `none`, `auto`, `required` or an object that names a function";
+                return Err(Fault::invalid_param("tool_choice", message));
+            }
+        },
+        Some(Value::Object(_)) => {
+            return Err(not_built(
+                "tool_choice",
+                "a named function cannot be enforced: use `auto` or `none`",
+            ));
+        }
+        Some(other) => return Err(wrong("tool_choice", "a string or an object", other)),
+    };
+    Ok((wanted && !tools.is_empty()).then(|| tools.to_vec()))
+}

@@ -1,0 +1,77 @@
+//! What operators and the layers above ask: models, health, version, metrics, abort.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderName, header};
+use serde_json::{Value, json};
+use strata_hop::Fault;
+use strata_wire::ErrorKind;
+use strata_wire::models::{Model, ModelList};
+
+use super::submit;
+use crate::runtime::Engine;
+use crate::telemetry;
+
+fn card(engine: &Engine) -> Model {
+    let card = engine.card();
+    Model {
+        max_model_len: Some(engine.max_model_len() as u64),
+        template_overhead: Some(card.template_overhead),
+        ..Model::new(card.name.clone(), card.created)
+    }
+}
+
+/// The one model that is served.
+pub(super) async fn models(State(engine): State<Arc<Engine>>) -> Json<ModelList> {
+    Json(ModelList::new(vec![card(&engine)]))
+}
+
+/// The model of this name.
+pub(super) async fn model(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, Fault> {
+    if id == engine.card().name {
+        Ok(Json(card(&engine)))
+    } else {
+        Err(submit::no_such_model(&id, &engine.card().name))
+    }
+}
+
+/// Whether the process is worth keeping.
+pub(super) async fn health(State(engine): State<Arc<Engine>>) -> Result<(), Fault> {
+    if engine.is_alive() {
+        return Ok(());
+    }
+    Err(Fault::new(ErrorKind::Overloaded, "the engine has stopped; the process must be restarted"))
+}
+
+/// Whether to send it requests.
+pub(super) async fn ready(State(engine): State<Arc<Engine>>) -> Result<(), Fault> {
+    if engine.is_draining() {
+        let fault = Fault::new(ErrorKind::Overloaded, "this replica is draining and takes no new request");
+        return Err(fault.retry_after(Duration::from_secs(1)));
+    }
+    health(State(engine)).await
+}
+
+/// This build's version.
+pub(super) async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+/// The metrics, for a scraper.
+pub(super) async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
+    let kind: [(HeaderName, &str); 1] = [(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)];
+    (kind, engine.metrics().render()).into_response()
+}
+
+/// Ends the request of this minted id; its stream ends with the usage so far.
+pub(super) async fn abort(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> Json<Value> {
+    let aborted = engine.abort(&id).await;
+    Json(json!({"id": id, "aborted": aborted}))
+}

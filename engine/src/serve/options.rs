@@ -1,0 +1,200 @@
+//! Sampling and output options that chat and completions share.
+
+use serde_json::Value;
+use strata_hop::Fault;
+
+use super::members::{Bounds, Members, whole, wrong};
+use crate::runtime::OutputRules;
+use crate::sampling::{Penalties, SamplingParams};
+use crate::tokenizer::Tokenizer;
+
+/// Stop texts in one request.
+const MAX_STOPS: usize = 16;
+/// Answers to one prompt.
+const MAX_N: i64 = 128;
+/// Tokens with a bias in one request.
+const MAX_BIASES: usize = 1024;
+
+const NONE: fn(&Value) -> bool = |_| false;
+const FALSE: fn(&Value) -> bool = |v| v == &Value::Bool(false);
+
+/// What the answer is to be, but for its length.
+#[derive(Debug)]
+pub(super) struct Options {
+    pub(super) n: usize,
+    pub(super) sampling: SamplingParams,
+    pub(super) rules: OutputRules,
+    pub(super) stream: Option<Streaming>,
+    pub(super) cache_salt: Option<String>,
+    pub(super) priority: i64,
+}
+
+/// How to stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Streaming {
+    /// One last chunk with the usage.
+    pub(super) usage: bool,
+    /// The usage so far in every chunk.
+    pub(super) continuous_usage: bool,
+}
+
+/// Reads the options; `logprobs` is read by the endpoint, `rules.max_tokens` is set once the prompt's
+/// length is known.
+pub(super) fn read(
+    members: &Members,
+    tokenizer: &Tokenizer,
+    logprobs: Option<usize>,
+) -> Result<Options, Fault> {
+    refuse_unbuilt(members)?;
+    let n = members.whole("n", 1..=MAX_N)?.unwrap_or(1);
+    members.unbuilt("best_of", |v| v.as_i64().is_none_or(|b| b <= 1), "remove it, or use `n`")?;
+    let penalties = Penalties {
+        frequency: members.number("frequency_penalty", Bounds::closed(-2.0, 2.0))?.unwrap_or(0.0),
+        presence: members.number("presence_penalty", Bounds::closed(-2.0, 2.0))?.unwrap_or(0.0),
+        repetition: members.number("repetition_penalty", Bounds::above(0.0, 10.0))?.unwrap_or(1.0),
+    };
+    let sampling = SamplingParams {
+        temperature: members.number("temperature", Bounds::closed(0.0, 2.0))?.unwrap_or(1.0),
+        top_p: members.number("top_p", Bounds::above(0.0, 1.0))?.unwrap_or(1.0),
+        top_k: members.whole("top_k", -1..=i64::MAX)?.map_or(0, |k| usize::try_from(k).unwrap_or(0)),
+        min_p: members.number("min_p", Bounds::closed(0.0, 1.0))?.unwrap_or(0.0),
+        seed: match members.whole("seed", i64::MIN..=i64::MAX)? {
+            Some(seed) => seed as u64,
+            None => uuid::Uuid::new_v4().as_u64_pair().0,
+        },
+        penalties,
+        logit_bias: logit_bias(members, tokenizer)?,
+        logprobs,
+    };
+    let rules = OutputRules {
+        max_tokens: 0,
+        min_tokens: members.whole("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize,
+        ignore_eos: members.boolean("ignore_eos")?.unwrap_or(false),
+        stop: stops(members)?,
+        stop_token_ids: stop_token_ids(members, tokenizer)?,
+        keep_special: !members.boolean("skip_special_tokens")?.unwrap_or(true),
+    };
+    Ok(Options {
+        n: n as usize,
+        sampling,
+        rules,
+        stream: streaming(members)?,
+        cache_salt: members.text("cache_salt")?.map(str::to_owned),
+        priority: members.whole("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
+    })
+}
+
+/// Members of OpenAI's and vLLM's APIs that would change the answer and have no effect here yet.
+fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
+    let unless_removed = "remove it";
+    for name in [
+        "kv_transfer_params",
+        "structured_outputs",
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "prompt_logprobs",
+        "allowed_token_ids",
+        "bad_words",
+        "truncate_prompt_tokens",
+        "logits_processors",
+        "prompt_embeds",
+        "audio",
+        "prediction",
+        "web_search_options",
+    ] {
+        members.unbuilt(name, NONE, unless_removed)?;
+    }
+    for name in
+        ["use_beam_search", "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids"]
+    {
+        members.unbuilt(name, FALSE, unless_removed)?;
+    }
+    let text_only: fn(&Value) -> bool = |v| v.as_array().is_some_and(|a| a.iter().all(|m| m == "text"));
+    members.unbuilt("modalities", text_only, "this model answers in text: use [\"text\"]")?;
+    let plain: fn(&Value) -> bool = |v| v.get("type").is_some_and(|t| t == "text");
+    members.unbuilt("response_format", plain, "only {\"type\": \"text\"} is; ask for JSON in the prompt")
+}
+
+fn streaming(members: &Members) -> Result<Option<Streaming>, Fault> {
+    let stream = members.boolean("stream")?.unwrap_or(false);
+    let Some(options) = members.object("stream_options")? else {
+        return Ok(stream.then(Streaming::default));
+    };
+    if !stream {
+        return Err(Fault::invalid_param("stream_options", "`stream_options` needs `stream` to be true"));
+    }
+    let flag = |name: &str| match options.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(b)) => Ok(*b),
+        Some(other) => Err(wrong(&format!("stream_options.{name}"), "true or false", other)),
+    };
+    let continuous_usage = flag("continuous_usage_stats")?;
+    Ok(Some(Streaming { usage: flag("include_usage")?, continuous_usage }))
+}
+
+fn stops(members: &Members) -> Result<Vec<String>, Fault> {
+    let name = "stop";
+    let stops: Vec<String> = match members.get(name) {
+        None => Vec::new(),
+        Some(Value::String(text)) => vec![text.clone()],
+        Some(Value::Array(texts)) => texts
+            .iter()
+            .enumerate()
+            .map(|(i, t)| {
+                t.as_str().map(str::to_owned).ok_or_else(|| wrong(&format!("stop[{i}]"), "a string", t))
+            })
+            .collect::<Result<_, _>>()?,
+        Some(other) => return Err(wrong(name, "a string or an array of strings", other)),
+    };
+    if stops.len() > MAX_STOPS {
+        let message = format!("`stop` must hold at most {MAX_STOPS} texts, and it holds {}", stops.len());
+        return Err(Fault::invalid_param(name, message));
+    }
+    if stops.iter().any(String::is_empty) {
+        return Err(Fault::invalid_param(name, "`stop` must not hold an empty text"));
+    }
+    Ok(stops)
+}
+
+fn stop_token_ids(members: &Members, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
+    let ids = members.array("stop_token_ids")?.unwrap_or_default();
+    ids.iter().enumerate().map(|(i, id)| token_id(&format!("stop_token_ids[{i}]"), id, tokenizer)).collect()
+}
+
+/// A token id of this vocabulary.
+pub(super) fn token_id(name: &str, value: &Value, tokenizer: &Tokenizer) -> Result<u32, Fault> {
+    let last = tokenizer.vocab_size() as i64 - 1;
+    whole(value, &(0..=last))
+        .map(|id| id as u32)
+        .ok_or_else(|| wrong(name, &format!("a token id from 0 to {last}"), value))
+}
+
+fn logit_bias(members: &Members, tokenizer: &Tokenizer) -> Result<Vec<(u32, f32)>, Fault> {
+    let name = "logit_bias";
+    let Some(biases) = members.object(name)? else { return Ok(Vec::new()) };
+    if biases.len() > MAX_BIASES {
+        let message =
+            format!("`logit_bias` must name at most {MAX_BIASES} tokens, and it names {}", biases.len());
+        return Err(Fault::invalid_param(name, message));
+    }
+    let range = Bounds::closed(-100.0, 100.0);
+    biases
+        .iter()
+        .map(|(token, bias)| {
+            let size = tokenizer.vocab_size();
+            let id = token.parse::<u32>().ok().filter(|id| (*id as usize) < size).ok_or_else(|| {
+                let shown: String = token.chars().take(20).collect();
+                let message =
+                    format!("`logit_bias` must have token ids from 0 to {} as keys, not `{shown}`", size - 1);
+                Fault::invalid_param(name, message)
+            })?;
+            let bias = bias
+                .as_f64()
+                .filter(|b| (range.low..=range.high).contains(b))
+                .ok_or_else(|| wrong(&format!("logit_bias.{id}"), &format!("a number {range}"), bias))?;
+            Ok((id, bias as f32))
+        })
+        .collect()
+}

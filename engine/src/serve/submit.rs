@@ -1,0 +1,170 @@
+//! From a checked request to a running generation.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::HeaderMap;
+use strata_hop::Fault;
+use strata_wire::{ErrorKind, headers};
+
+use super::members::Members;
+use super::options::Options;
+use crate::runtime::{Engine, Event, Failure, Generation, GenerationRequest, SubmitError};
+
+/// The id of this call: the one minted above, or a new one.
+pub(super) fn request_id(headers: &HeaderMap) -> Result<String, Fault> {
+    let Some(given) = headers.get(headers::MINTED_ID) else {
+        return Ok(uuid::Uuid::now_v7().to_string());
+    };
+    let valid = |id: &&str| {
+        !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+    };
+    given.to_str().ok().filter(valid).map(str::to_owned).ok_or_else(|| {
+        Fault::invalid(format!(
+            "the header {} must be 1 to 128 visible ASCII characters without `/`",
+            headers::MINTED_ID
+        ))
+    })
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// Checks that the request asks for the model that is served here.
+pub(super) fn check_model(members: &Members, engine: &Engine, required: bool) -> Result<(), Fault> {
+    let name = &engine.card().name;
+    match members.text("model")? {
+        Some(asked) if asked == name => Ok(()),
+        Some(asked) => Err(no_such_model(asked, name)),
+        None if required => {
+            Err(Fault::invalid_param("model", format!("`model` is missing: here it is `{name}`")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// 404 for a model that is not served here.
+pub(super) fn no_such_model(asked: &str, served: &str) -> Fault {
+    let shown: String = asked.chars().take(100).collect();
+    let message = format!("the model `{shown}` does not exist here; this engine serves `{served}`");
+    Fault::new(ErrorKind::ModelNotFound, message).param("model")
+}
+
+/// The tokens of a text, unless it certainly does not fit.
+pub(super) async fn encode(
+    engine: &Arc<Engine>,
+    text: String,
+    add_special: bool,
+    param: &str,
+) -> Result<Vec<u32>, Fault> {
+    let fewest = engine.tokenizer().fewest_tokens(text.len());
+    if fewest >= engine.max_model_len() {
+        return Err(too_long(engine, &format!("more than {fewest}"), None, param));
+    }
+    tokens(engine, text, add_special, param).await
+}
+
+/// The tokens of a text, however many. Tokenising is work: not for a thread that serves others.
+pub(super) async fn tokens(
+    engine: &Arc<Engine>,
+    text: String,
+    add_special: bool,
+    param: &str,
+) -> Result<Vec<u32>, Fault> {
+    let tokenizer = engine.tokenizer().clone();
+    tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special))
+        .await
+        .map_err(|_| Fault::new(ErrorKind::Internal, "the tokenizer failed on this text; this is a defect"))?
+        .map_err(|e| Fault::invalid_param(param, e.to_string()))
+}
+
+/// Fits the output into the context that the prompt leaves. `asked` is a limit and its name; without
+/// one, `default` tokens are generated at most, or the rest of the context.
+pub(super) fn output_limit(
+    engine: &Engine,
+    prompt: usize,
+    asked: Option<(&'static str, usize)>,
+    default: Option<usize>,
+    param: &str,
+) -> Result<usize, Fault> {
+    let room = engine.max_model_len().saturating_sub(prompt);
+    match asked {
+        _ if room == 0 => Err(too_long(engine, &prompt.to_string(), None, param)),
+        Some((name, tokens)) if tokens > room => {
+            Err(too_long(engine, &prompt.to_string(), Some((name, tokens)), param))
+        }
+        Some((_, tokens)) => Ok(tokens),
+        None => Ok(default.map_or(room, |d| d.min(room))),
+    }
+}
+
+fn too_long(engine: &Engine, prompt: &str, asked: Option<(&str, usize)>, param: &str) -> Fault {
+    let most = engine.max_model_len();
+    let (message, param) = match asked {
+        None => (
+            format!(
+                "this model's context is {most} tokens and the prompt has {prompt}, which leaves no room for an \
+                 answer; shorten it"
+            ),
+            param,
+        ),
+        Some((name, tokens)) => (
+            format!(
+                "this model's context is {most} tokens; the prompt has {prompt} and `{name}` asks for {tokens} more; \
+                 shorten the prompt or lower `{name}`"
+            ),
+            name,
+        ),
+    };
+    Fault::new(ErrorKind::ContextLengthExceeded, message).param(param)
+}
+
+/// Hands a request to the engine.
+pub(super) fn submit(
+    engine: &Engine,
+    id: String,
+    prompts: Vec<Vec<u32>>,
+    options: Options,
+) -> Result<Generation, Fault> {
+    let Options { n, sampling, rules, cache_salt, priority, stream: _ } = options;
+    if rules.min_tokens > rules.max_tokens {
+        let message =
+            format!("`min_tokens` is {} and at most {} may be generated", rules.min_tokens, rules.max_tokens);
+        return Err(Fault::invalid_param("min_tokens", message));
+    }
+    let request = GenerationRequest { id, prompts, n, sampling, rules, cache_salt, priority };
+    engine.submit(request).map_err(|error| {
+        let fault = |kind| Fault::new(kind, error.to_string());
+        match error {
+            SubmitError::TooMany { .. } => fault(ErrorKind::InvalidRequest).param("n"),
+            SubmitError::Stopped => fault(ErrorKind::Internal),
+            SubmitError::Draining | SubmitError::Full { .. } => {
+                fault(ErrorKind::Overloaded).retry_after(Duration::from_secs(1))
+            }
+        }
+    })
+}
+
+/// The response to a failure before anything was sent.
+pub(super) fn failed(failure: &Failure) -> Fault {
+    Fault::new(ErrorKind::Internal, failure.to_string())
+}
+
+/// Waits for the first piece of an answer, so that a failure before it has a status of its own.
+/// Returns the events so far.
+pub(super) async fn begin(generation: &mut Generation) -> Result<Vec<Event>, Fault> {
+    let mut events = Vec::new();
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Failed(failure) => return Err(failed(&failure)),
+            Event::Admitted { .. } => events.push(event),
+            Event::Piece(_) => {
+                events.push(event);
+                break;
+            }
+        }
+    }
+    Ok(events)
+}
