@@ -24,15 +24,15 @@ pub(crate) fn duration() -> Value {
 
 /// The window of a limit.
 pub(crate) fn window() -> Value {
-    rule(
-        "self.matches('^[1-9][0-9]{0,5}(s|m|h|d)$')",
-        "must be a whole number with s, m, h or d, such as 1m",
-    )
+    rule("self.matches('^[1-9][0-9]{0,5}(s|m|h|d)$')", "must be a whole number with s, m, h or d, such as 1m")
 }
 
 /// An amount of money or a price.
 pub(crate) fn decimal() -> Value {
-    rule("self.matches('^[0-9]{1,12}([.][0-9]{1,9})?$')", "must be a decimal number in quotes, such as \"0.25\"")
+    rule(
+        "self.matches('^[0-9]{1,12}([.][0-9]{1,9})?$')",
+        "must be a decimal number in quotes, such as \"0.25\"",
+    )
 }
 
 /// A number of bytes.
@@ -67,10 +67,7 @@ pub(crate) fn uri() -> Value {
 
 /// A name with `*` for any run of characters.
 pub(crate) fn glob() -> Value {
-    rule(
-        "self.matches('^[A-Za-z0-9._:/*-]{1,128}$')",
-        "must be a name, with * for any run of characters",
-    )
+    rule("self.matches('^[A-Za-z0-9._:/*-]{1,128}$')", "must be a name, with * for any run of characters")
 }
 
 /// Names with `*` for any run of characters.

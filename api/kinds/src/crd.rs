@@ -16,9 +16,12 @@ pub const MAX_BYTES: usize = 200_000;
 /// All definitions, in the order of their files.
 pub fn all() -> Vec<CustomResourceDefinition> {
     // Names of models become names of Services, of which the longest has 12 more characters.
-    let label = |max: usize| format!("self.metadata.name.matches('^[a-z]([-a-z0-9]{{0,{}}}[a-z0-9])?$')", max - 2);
+    let label =
+        |max: usize| format!("self.metadata.name.matches('^[a-z]([-a-z0-9]{{0,{}}}[a-z0-9])?$')", max - 2);
     let message = |max: usize| {
-        format!("metadata.name must be lower-case letters, digits and '-', begin with a letter, and have at most {max} characters")
+        format!(
+            "metadata.name must be lower-case letters, digits and '-', begin with a letter, and have at most {max} characters"
+        )
     };
     vec![
         finish(&ModelDeployment::crd(), &label(50), &message(50)),
@@ -41,6 +44,11 @@ fn finish(crd: &CustomResourceDefinition, name_rule: &str, name_message: &str) -
         .expect("the derive writes one version with a schema");
     polish(root);
     root["x-kubernetes-validations"] = cel::rule(name_rule, name_message);
+    // The derive leaves out what every object has; judging a folder needs it.
+    root["properties"]["apiVersion"] =
+        json!({ "type": "string", "description": "Group and version of the kind." });
+    root["properties"]["kind"] = json!({ "type": "string", "description": "The kind." });
+    root["properties"]["metadata"] = json!({ "type": "object" });
     root["properties"]["status"]["default"] = json!({ "observedGeneration": -1 });
     serde_json::from_value(value).expect("the polished definition is a definition")
 }
@@ -52,7 +60,7 @@ fn polish(schema: &mut Value) {
     node.remove("nullable");
     if let Some(Value::String(format)) = node.get_mut("format") {
         match format.as_str() {
-            "uint8" | "uint16" | "uint32" | "uint64" => *format = "int64".to_owned(),
+            "uint8" | "uint16" | "uint32" | "uint64" => "int64".clone_into(format),
             _ => {}
         }
     }

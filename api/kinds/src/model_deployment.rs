@@ -17,6 +17,8 @@ use crate::cel;
 use crate::tenant::SecretRef;
 
 /// A model that is served by one or more replicas of an engine.
+// One attribute of `kube` has columns that look alike to this lint.
+#[allow(clippy::duplicated_attributes)]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "strata.dev",
@@ -32,8 +34,16 @@ use crate::tenant::SecretRef;
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
-    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
     printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -214,7 +224,9 @@ impl ModelDeploymentSpec {
     /// Whether tenants of `tier` may use the model, as far as the model says.
     pub fn allows_tier(&self, tier: &str) -> bool {
         match &self.access {
-            Some(access) if !access.tiers.is_empty() => access.tiers.iter().any(|glob| crate::glob::matches(glob, tier)),
+            Some(access) if !access.tiers.is_empty() => {
+                access.tiers.iter().any(|glob| crate::glob::matches(glob, tier))
+            }
             _ => true,
         }
     }

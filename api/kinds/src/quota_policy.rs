@@ -9,6 +9,8 @@ use crate::cel;
 
 /// Limits, budgets and prices for the tenants and models that it selects. Every matching policy
 /// applies.
+// One attribute of `kube` has columns that look alike to this lint.
+#[allow(clippy::duplicated_attributes)]
 #[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "strata.dev",
@@ -19,8 +21,16 @@ use crate::cel;
     category = "strata",
     doc = "Limits, budgets and prices for the tenants and models that it selects.",
     status = "QuotaPolicyStatus",
-    printcolumn(name = "Enforced", type_ = "string", json_path = ".status.conditions[?(@.type=='Enforced')].status"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Enforced')].reason"),
+    printcolumn(
+        name = "Enforced",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Enforced')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Enforced')].reason"
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     derive = "PartialEq",
     derive = "Default"

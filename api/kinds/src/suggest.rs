@@ -6,7 +6,10 @@ pub(crate) fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>)
     known
         .into_iter()
         .map(|name| (distance(&typed, &name.to_lowercase()), name))
-        .filter(|(distance, name)| *distance <= (name.chars().count().max(typed.chars().count()) / 3).max(1))
+        .filter(|(distance, name)| {
+            let length = name.chars().count();
+            *distance <= if length <= 4 { 1 } else { (length / 4).max(2) }
+        })
         .min_by_key(|(distance, name)| (*distance, *name))
         .map(|(_, name)| name)
 }
@@ -41,6 +44,8 @@ mod tests {
         assert_eq!(nearest("replica", known), Some("replicas"));
         assert_eq!(nearest("Model", known), Some("model"));
         assert_eq!(nearest("rotuing", known), Some("routing"));
+        assert_eq!(nearest("max", ["min"]), None);
+        assert_eq!(nearest("Deployment", ["ModelDeployment"]), None);
         assert_eq!(nearest("banana", known), None);
         assert_eq!(nearest("", known), None);
     }

@@ -39,7 +39,9 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
         let scheme = spec.model.uri.split("://").next().unwrap_or_default();
         r.0.push(FieldError {
             path: "spec.model.uri".to_owned(),
-            message: format!("uses {scheme}://, which is not built yet: fetch the model yourself and use file://PATH"),
+            message: format!(
+                "uses {scheme}://, which is not built yet: fetch the model yourself and use file://PATH"
+            ),
         });
     }
     r.refuse(spec.model.revision.is_some(), "spec.model.revision", "remove it; file:// has no revisions");
@@ -58,10 +60,18 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
             "prompts that begin alike always share blocks; remove it",
         );
     }
-    r.refuse(spec.parallelism.as_ref().is_some_and(spreads), "spec.parallelism", "remove it; a replica uses one device");
+    r.refuse(
+        spec.parallelism.as_ref().is_some_and(spreads),
+        "spec.parallelism",
+        "remove it; a replica uses one device",
+    );
     r.refuse(spec.prefill.is_some(), "spec.prefill", "remove it; replicas compute prompts themselves");
     r.refuse(spec.autoscaling.is_some(), "spec.autoscaling", "remove it, and set `spec.replicas`");
-    r.refuse(spec.rollout.is_some(), "spec.rollout", "remove it; a new replica is ready before an old one stops");
+    r.refuse(
+        spec.rollout.is_some(),
+        "spec.rollout",
+        "remove it; a new replica is ready before an old one stops",
+    );
     r.refuse(!spec.experimental.is_empty(), "spec.experimental", "remove it; there are no such switches");
     if let Some(template) = &spec.pod_template {
         pod_template(&mut r, template, place);
@@ -108,10 +118,18 @@ pub fn quota_policy(spec: &QuotaPolicySpec) -> Vec<FieldError> {
     r.refuse(!spec.pricing.is_empty(), "spec.pricing", "remove it; usage is metered in tokens");
     r.refuse(spec.objectives.is_some(), "spec.objectives", "remove it");
     let other_store = spec.on_store_failure.is_some_and(|f| f != OnStoreFailure::Deny);
-    r.refuse(other_store, "spec.onStoreFailure", "remove it, or set Deny; counters are in the gateway's own store");
+    r.refuse(
+        other_store,
+        "spec.onStoreFailure",
+        "remove it, or set Deny; counters are in the gateway's own store",
+    );
     for (index, limit) in spec.limits.iter().enumerate() {
         let path = format!("spec.limits[{index}].onExceed");
-        r.refuse(limit.on_exceed == Some(OnExceed::Fallback), &path, "remove it and `fallbackModel`, or set Reject");
+        r.refuse(
+            limit.on_exceed == Some(OnExceed::Fallback),
+            &path,
+            "remove it and `fallbackModel`, or set Reject",
+        );
     }
     r.0
 }

@@ -24,7 +24,11 @@ pub struct FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "`{}` {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "`{}` {}", self.path, self.message)
+        }
     }
 }
 
@@ -63,7 +67,9 @@ impl Walk<'_> {
             match value {
                 Value::String(text) => self.pattern(schema, text, path),
                 Value::Number(n) if n.is_i64() || n.is_u64() => {}
-                other => self.refuse(path, format!("must be a whole number or a string, not {}", describe(other))),
+                other => {
+                    self.refuse(path, format!("must be an integer or a string, not {}", describe(other)));
+                }
             }
             return;
         }
@@ -111,7 +117,9 @@ impl Walk<'_> {
     fn object(&mut self, schema: &Value, map: &Map<String, Value>, path: &str) {
         let empty = Map::new();
         let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-        for name in schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        for name in
+            schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+        {
             if !map.contains_key(name) {
                 let about = properties
                     .get(name)
@@ -134,7 +142,10 @@ impl Walk<'_> {
                 let known = properties.keys().map(String::as_str);
                 let message = match suggest::nearest(name, known.clone()) {
                     Some(meant) => format!("is not a field: did you mean `{meant}`?"),
-                    None => format!("is not a field; the fields here are {}", known.collect::<Vec<_>>().join(", ")),
+                    None => format!(
+                        "is not a field; the fields here are {}",
+                        known.collect::<Vec<_>>().join(", ")
+                    ),
                 };
                 self.refuse(&path, message);
             }
@@ -176,10 +187,16 @@ impl Walk<'_> {
             let identity = if is_set {
                 item.to_string()
             } else {
-                keys.iter().map(|k| item.get(k).unwrap_or(&Value::Null).to_string()).collect::<Vec<_>>().join(", ")
+                keys.iter()
+                    .map(|k| item.get(k).unwrap_or(&Value::Null).to_string())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             };
             if let Some(first) = seen.get(&identity) {
-                self.refuse(&format!("{path}[{index}]"), format!("repeats {identity} of `{path}[{first}]`: remove one"));
+                self.refuse(
+                    &format!("{path}[{index}]"),
+                    format!("repeats {identity} of `{path}[{first}]`: remove one"),
+                );
             } else {
                 seen.insert(identity, index);
             }
@@ -262,7 +279,7 @@ fn type_name(wanted: &str) -> &str {
         "array" => "a list",
         "string" => "a string",
         "boolean" => "true or false",
-        "integer" => "a whole number",
+        "integer" => "an integer",
         other => other,
     }
 }

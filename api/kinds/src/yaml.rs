@@ -41,7 +41,9 @@ pub(crate) fn documents(text: &str) -> Vec<Document<'_>> {
     let mut starts = vec![0];
     let mut offset = 0;
     for line in text.split_inclusive('\n') {
-        let border = line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        let border = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
         if border && offset > 0 {
             starts.push(offset);
         }
@@ -52,9 +54,9 @@ pub(crate) fn documents(text: &str) -> Vec<Document<'_>> {
         .windows(2)
         .filter_map(|window| {
             let part = &text[window[0]..window[1]];
-            let says_something = part
-                .lines()
-                .any(|l| !l.trim().is_empty() && !l.starts_with('#') && !l.starts_with('%') && l.trim() != "---");
+            let says_something = part.lines().any(|l| {
+                !l.trim().is_empty() && !l.starts_with('#') && !l.starts_with('%') && l.trim() != "---"
+            });
             let lines_before = text[..window[0]].matches('\n').count() as u32;
             says_something.then(|| Document { lines_before, text: part.into() })
         })
@@ -277,9 +279,15 @@ mod tests {
         let parsed = parse(text);
         let second = parsed[1].clone().unwrap().unwrap();
         assert_eq!(second.value().to_string(), r#"{"b":{"c.d":[1,2],"e":[{"f":"x"},{"f":"y"}]}}"#);
-        for (path, line) in
-            [("b", 4), ("b.c.d", 5), ("b.c.d[1]", 6), ("b.e[1].f", 9), ("b.missing", 5), ("b.e[7]", 8), ("z", 4)]
-        {
+        for (path, line) in [
+            ("b", 4),
+            ("b.c.d", 5),
+            ("b.c.d[1]", 6),
+            ("b.e[1].f", 9),
+            ("b.missing", 5),
+            ("b.e[7]", 8),
+            ("z", 4),
+        ] {
             assert_eq!(second.line_of(path), line, "{path}");
         }
     }

@@ -56,10 +56,14 @@ pub fn keep_last_good(last: &Folder, mut next: Folder) -> Folder {
     refuse_forbidden_changes(last, &mut next);
     let unreadable = |file: &str| {
         next.problems.iter().any(|p| {
-            p.object.is_none() && p.file == file && matches!(p.reason, ProblemReason::Syntax | ProblemReason::Unreadable)
+            p.object.is_none()
+                && p.file == file
+                && matches!(p.reason, ProblemReason::Syntax | ProblemReason::Unreadable)
         })
     };
-    let whole_folder = next.problems.iter().any(|p| p.reason == ProblemReason::Unreadable && p.line.is_none() && p.field.as_deref() == Some(FOLDER));
+    let whole_folder = next.problems.iter().any(|p| {
+        p.reason == ProblemReason::Unreadable && p.line.is_none() && p.field.as_deref() == Some(FOLDER)
+    });
     let keep = |object: &ObjectRef| {
         let Some(source) = last.sources.get(object) else { return false };
         let broken = next.problems.iter().any(|p| p.object.as_ref() == Some(object));

@@ -48,7 +48,8 @@ pub fn load(folder: &Path) -> Folder {
         .collect();
     names.sort();
     if names.is_empty() {
-        let message = "has no *.yaml, *.yml or *.json: add a ModelDeployment (see examples/quickstart/model.yaml)";
+        let message =
+            "has no *.yaml, *.yml or *.json: add a ModelDeployment (see examples/quickstart/model.yaml)";
         return Folder { problems: vec![about_folder(message.to_owned())], ..Folder::default() };
     }
     let mut texts = Vec::new();
@@ -97,7 +98,7 @@ pub fn from_texts(texts: Vec<(String, String)>) -> Folder {
         if is_json {
             match yaml::json(&text) {
                 Ok(node) => reader.document(&file, &node),
-                Err(error) => reader.syntax(&file, error),
+                Err(error) => reader.syntax(&file, "JSON", &error),
             }
             continue;
         }
@@ -107,7 +108,7 @@ pub fn from_texts(texts: Vec<(String, String)>) -> Folder {
                 Ok(None) => {}
                 Err(mut error) => {
                     error.line = error.line.or_else(|| Some(document.line()));
-                    reader.syntax(&file, error);
+                    reader.syntax(&file, "YAML", &error);
                 }
             }
         }
@@ -128,18 +129,23 @@ struct Site<'a> {
 }
 
 impl Reader {
-    fn syntax(&mut self, file: &str, error: yaml::SyntaxError) {
+    fn syntax(&mut self, file: &str, format: &str, error: &yaml::SyntaxError) {
         self.folder.problems.push(Problem {
             file: file.to_owned(),
             line: error.line,
             object: None,
             reason: ProblemReason::Syntax,
             field: None,
-            message: format!("is not YAML: {}", error.message),
+            message: format!("is not {format}: {}", error.message),
         });
     }
 
-    fn refuse(&mut self, site: &Site<'_>, reason: ProblemReason, errors: impl IntoIterator<Item = FieldError>) {
+    fn refuse(
+        &mut self,
+        site: &Site<'_>,
+        reason: ProblemReason,
+        errors: impl IntoIterator<Item = FieldError>,
+    ) {
         let problems = errors.into_iter().map(|error| Problem {
             file: site.file.to_owned(),
             line: Some(site.node.line_of(&error.path)).filter(|l| *l > 0),
@@ -175,7 +181,8 @@ impl Reader {
         let known = "ModelDeployment, Tenant and QuotaPolicy of strata.dev/v1alpha1, and Secret of v1";
         let at = |path: &str, message: String| [FieldError { path: path.to_owned(), message }];
         let Value::Object(fields) = &mut value else {
-            let message = format!("is not an object: a manifest has apiVersion, kind, metadata and spec ({known})");
+            let message =
+                format!("is not an object: a manifest has apiVersion, kind, metadata and spec ({known})");
             return self.refuse(&site, ProblemReason::UnknownKind, at("", message));
         };
         let Some(kind) = kind else {
@@ -186,8 +193,8 @@ impl Reader {
         let strata = Kind::named(&kind);
         if strata.is_none() && kind != "Secret" {
             let kinds = ["ModelDeployment", "Tenant", "QuotaPolicy", "Secret"];
-            let meant =
-                suggest::nearest(&kind, kinds).map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+            let meant = suggest::nearest(&kind, kinds)
+                .map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
             let message = format!("is {kind}, which does not belong here: the kinds here are {known}{meant}");
             return self.refuse(&site, ProblemReason::UnknownKind, at("kind", message));
         }
@@ -220,7 +227,8 @@ impl Reader {
             }
             Kind::QuotaPolicy => {
                 let object: Option<QuotaPolicy> = self.typed(&site, value);
-                let object = object.and_then(|o| self.built(&site, unbuilt::quota_policy(&o.spec)).then_some(o));
+                let object =
+                    object.and_then(|o| self.built(&site, unbuilt::quota_policy(&o.spec)).then_some(o));
                 self.folder.policies.extend(object);
             }
         }
@@ -264,6 +272,17 @@ impl Reader {
     }
 
     fn secret(&mut self, site: &Site<'_>, value: Value) {
+        let is_base64 = |v: &Value| serde_json::from_value::<ByteString>(v.clone()).is_ok();
+        if let Some((key, _)) =
+            value.get("data").and_then(Value::as_object).and_then(|d| d.iter().find(|(_, v)| !is_base64(v)))
+        {
+            let message = "must be base64: or write plain text under `stringData`".to_owned();
+            return self.refuse(
+                site,
+                ProblemReason::Invalid,
+                [FieldError { path: format!("data.{key}"), message }],
+            );
+        }
         let Some(mut secret) = self.typed::<Secret>(site, value) else { return };
         if let Some(plain) = secret.string_data.take() {
             let data = secret.data.get_or_insert_default();
@@ -275,14 +294,18 @@ impl Reader {
 
 /// Checks `metadata`, of which the definitions say nothing, and fills in the namespace.
 fn metadata(fields: &mut Map<String, Value>) -> Result<(), FieldError> {
-    let wrong = |path: &str, message: &str| Err(FieldError { path: path.to_owned(), message: message.to_owned() });
+    let wrong =
+        |path: &str, message: &str| Err(FieldError { path: path.to_owned(), message: message.to_owned() });
     let Some(Value::Object(metadata)) = fields.get_mut("metadata") else {
         return wrong("metadata.name", "is missing: give the object a name");
     };
     match metadata.get("name") {
         Some(Value::String(name)) if is_object_name(name) => {}
         Some(Value::String(_)) => {
-            return wrong("metadata.name", "must be lower-case letters, digits, '-' and '.', at most 253 characters");
+            return wrong(
+                "metadata.name",
+                "must be lower-case letters, digits, '-' and '.', at most 253 characters",
+            );
         }
         Some(_) => return wrong("metadata.name", "must be a string: put it in quotes"),
         None => return wrong("metadata.name", "is missing: give the object a name"),
@@ -291,7 +314,12 @@ fn metadata(fields: &mut Map<String, Value>) -> Result<(), FieldError> {
         match metadata.get(key) {
             None => {}
             Some(Value::Object(map)) if map.values().all(Value::is_string) => {}
-            Some(_) => return wrong(&format!("metadata.{key}"), "must be a mapping of strings: put values in quotes"),
+            Some(_) => {
+                return wrong(
+                    &format!("metadata.{key}"),
+                    "must be a mapping of strings: put values in quotes",
+                );
+            }
         }
     }
     let known = [

@@ -35,10 +35,10 @@ pub struct Autoscaling {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Routing {
-    /// How a replica is picked. Scored when absent.
+    /// How a replica is picked. PrefixAware when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<RoutingPolicy>,
-    /// What counts how much, for Scored.
+    /// What counts how much, for PrefixAware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
 }
@@ -48,7 +48,7 @@ pub struct Routing {
 pub enum RoutingPolicy {
     /// By cached prefix and load.
     #[default]
-    Scored,
+    PrefixAware,
     /// Each in turn.
     RoundRobin,
 }
