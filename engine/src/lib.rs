@@ -9,10 +9,14 @@
 //! - `backend`: one forward pass over everything that a step scheduled.
 //! - `model`, `gguf`, `safetensors`: what a checkpoint says about itself.
 
+mod assemble;
 pub mod backend;
 pub mod block;
 pub mod gguf;
+mod memory;
 pub mod model;
+mod options;
+mod run;
 pub mod runtime;
 pub mod safetensors;
 pub mod sampling;
@@ -22,3 +26,7 @@ pub mod telemetry;
 pub mod template;
 pub mod tensor;
 pub mod tokenizer;
+
+pub use assemble::assemble;
+pub use options::{EngineOptions, KvCache};
+pub use run::{EngineError, run};

@@ -1,0 +1,199 @@
+//! From options to a running engine: opens the model, sizes the KV cache, builds the parts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Zoned;
+use strata_wire::chat::Message;
+
+use crate::EngineError;
+use crate::backend::BLOCK_TOKENS;
+use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::memory;
+use crate::model::load::{LoadedModel, load};
+use crate::options::{EngineOptions, KvCache};
+use crate::runtime::{Engine, EngineConfig, EngineParts, ModelCard, StartError};
+use crate::step::StepLimits;
+use crate::template::{ChatTemplate, Prompt};
+use crate::tokenizer::Tokenizer;
+
+/// Opens the model and starts its engine. Takes time and blocks: not for a server's thread. `now` is
+/// in seconds since 1970.
+pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, EngineError> {
+    let path = local_path(&options.model)?;
+    let LoadedModel { spec, weights, tokenizer_source, chat_template, special, name } = load(&path)?;
+    let tokenizer = Tokenizer::build(&tokenizer_source, &special)?;
+    let token = |id: Option<u32>| id.map(|id| tokenizer.written(id)).unwrap_or_default();
+    let template = chat_template
+        .map(|source| ChatTemplate::new(source, token(special.bos), token(special.eos.first().copied())))
+        .transpose()?;
+    let context = options.max_model_len.unwrap_or(spec.max_context);
+    if context > spec.max_context {
+        return Err(StartError::BeyondModel { asked: context, model: spec.max_context }.into());
+    }
+    let block_bytes = CpuBackend::block_bytes(&spec);
+    let most = options.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
+    let kv_blocks = blocks(options.kv_cache, block_bytes, most, memory::available)?;
+    let backend = CpuBackend::new(
+        spec,
+        weights,
+        CpuOptions { threads: options.threads, kv_blocks, max_model_len: context },
+    )?;
+    let info = crate::backend::Backend::info(&backend).clone();
+    let card = ModelCard {
+        name: served_name(options, name, &path),
+        created: now,
+        template_overhead: template.as_ref().map_or(0, |t| template_overhead(t, &tokenizer)),
+    };
+    tracing::info!(
+        model = card.name,
+        path = %path.display(),
+        device = info.device,
+        kv_blocks,
+        kv_tokens = kv_blocks * BLOCK_TOKENS,
+        kv_mib = kv_blocks * block_bytes / (1024 * 1024),
+        chat_template = template.is_some(),
+        "model opened"
+    );
+    let parts = EngineParts { backend: Box::new(backend), tokenizer, template, card };
+    let engine = Engine::start(
+        parts,
+        EngineConfig {
+            step: StepLimits { tokens: options.step_tokens, sequences: options.max_sequences },
+            max_model_len: options.max_model_len,
+            prefix_cache: options.enable_prefix_cache,
+            max_waiting: options.max_waiting,
+        },
+    )?;
+    if engine.max_model_len() < context {
+        let served = engine.max_model_len();
+        tracing::warn!(
+            served,
+            model = context,
+            "the context is cut to what the KV cache holds; enlarge kv_cache for more"
+        );
+    }
+    Ok(engine)
+}
+
+/// The file or folder that a model's URI names.
+fn local_path(uri: &str) -> Result<PathBuf, EngineError> {
+    let bad = |problem: &str| EngineError::ModelUri { uri: uri.to_owned(), problem: problem.to_owned() };
+    if uri.is_empty() {
+        return Err(bad("it is empty"));
+    }
+    let Some((scheme, rest)) = uri.split_once("://") else { return Ok(PathBuf::from(uri)) };
+    if scheme != "file" {
+        return Err(bad("only files on this machine can be opened"));
+    }
+    let path = rest.strip_prefix("localhost").unwrap_or(rest);
+    if !path.starts_with('/') {
+        return Err(bad("`file://` needs an absolute path, as in file:///models/m.gguf"));
+    }
+    percent_decode(path)
+        .map(PathBuf::from)
+        .ok_or_else(|| bad("it has a `%` that two hexadecimal digits do not follow"))
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            let hex = std::str::from_utf8(tail.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(hex, 16).ok()?);
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn served_name(options: &EngineOptions, own: Option<String>, path: &Path) -> String {
+    let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    options.served_model_name.clone().or(own).or_else(stem).unwrap_or_else(|| "model".to_owned())
+}
+
+/// Blocks of the KV cache. `most` is what can be in use at once; `available` tells the free memory.
+fn blocks(
+    wanted: KvCache,
+    block_bytes: usize,
+    most: usize,
+    available: impl FnOnce() -> Option<u64>,
+) -> Result<usize, EngineError> {
+    const GIB: u64 = 1024 * 1024 * 1024;
+    let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes as u64).unwrap_or(usize::MAX);
+    let unknown =
+        || EngineError::KvCache("the free memory is not known here; give kv_cache in bytes or blocks".into());
+    let blocks = match wanted {
+        KvCache::Blocks(blocks) => blocks,
+        KvCache::Bytes(bytes) => in_bytes(bytes),
+        KvCache::Fraction(share) if share > 0.0 && share <= 1.0 => {
+            in_bytes((available().ok_or_else(unknown)? as f64 * share) as u64)
+        }
+        KvCache::Fraction(share) => {
+            return Err(EngineError::KvCache(format!(
+                "the fraction must be above 0 and at most 1, and it is {share}"
+            )));
+        }
+        KvCache::Auto => in_bytes(available().map_or(GIB, |free| (free / 4).min(GIB))).min(most),
+    };
+    if blocks == 0 {
+        let message =
+            format!("it holds no block: one block of {BLOCK_TOKENS} tokens takes {block_bytes} bytes");
+        return Err(EngineError::KvCache(message));
+    }
+    Ok(blocks)
+}
+
+/// Tokens that the template adds to a prompt, whatever the messages: measured on an empty one, with
+/// and without a tool.
+fn template_overhead(template: &ChatTemplate, tokenizer: &Tokenizer) -> u64 {
+    let messages = [Message::text("user", "")];
+    let tool = [serde_json::json!({"type": "function", "function": {"name": "f"}})];
+    let size = |tools| {
+        let prompt = Prompt { messages: &messages, tools, add_generation_prompt: true, ..Prompt::default() };
+        let text = template.render(&prompt, &Zoned::now()).ok()?;
+        tokenizer.encode(&text, false).ok().map(|tokens| tokens.len() as u64)
+    };
+    size(None).max(size(Some(&tool))).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uris_name_files_or_say_why_not() {
+        let path = |uri| local_path(uri).map_err(|e| e.to_string());
+        assert_eq!(path("m.gguf"), Ok("m.gguf".into()));
+        assert_eq!(path("/a b/m.gguf"), Ok("/a b/m.gguf".into()));
+        assert_eq!(path("file:///a%20b/m.gguf"), Ok("/a b/m.gguf".into()));
+        assert_eq!(path("file://localhost/m.gguf"), Ok("/m.gguf".into()));
+        insta::assert_snapshot!(path("hf://org/model").unwrap_err(), @"");
+        insta::assert_snapshot!(path("file://m.gguf").unwrap_err(), @"");
+        insta::assert_snapshot!(path("file:///a%2").unwrap_err(), @"");
+        insta::assert_snapshot!(path("").unwrap_err(), @"");
+    }
+
+    #[test]
+    fn the_cache_has_the_size_that_was_asked_for() {
+        let size =
+            |kv| blocks(kv, 1024 * 1024, 100_000, || Some(8 * 1024 * 1024 * 1024)).map_err(|e| e.to_string());
+        assert_eq!(size(KvCache::Auto), Ok(1024), "1 GiB");
+        assert_eq!(blocks(KvCache::Auto, 1024 * 1024, 64, || None).unwrap(), 64, "no more than can be used");
+        assert_eq!(
+            blocks(KvCache::Auto, 1024, 100_000, || Some(4096 * 100)).unwrap(),
+            100,
+            "a quarter of little"
+        );
+        assert_eq!(size(KvCache::Blocks(7)), Ok(7));
+        assert_eq!(size(KvCache::Bytes(5 * 1024 * 1024 + 9)), Ok(5));
+        assert_eq!(size(KvCache::Fraction(0.5)), Ok(4096));
+        insta::assert_snapshot!(size(KvCache::Fraction(1.5)).unwrap_err(), @"");
+        insta::assert_snapshot!(size(KvCache::Bytes(10)).unwrap_err(), @"");
+        insta::assert_snapshot!(blocks(KvCache::Fraction(0.1), 1, 1, || None).unwrap_err(), @"");
+    }
+}

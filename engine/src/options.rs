@@ -1,0 +1,116 @@
+//! What an operator may say about one engine.
+
+use serde::{Deserialize, Serialize};
+use strata_hop::HopToken;
+use strata_wire::defaults;
+
+/// Everything that one engine process is told. The hop token is never written out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineOptions {
+    /// The model: `file://` and an absolute path, or a path; to a GGUF file, or a folder with
+    /// `config.json`, `tokenizer.json` and safetensors.
+    pub model: String,
+    /// The name by which requests ask for it. Without one, the file's own name for the model.
+    #[serde(default)]
+    pub served_model_name: Option<String>,
+    /// Where to listen, such as `127.0.0.1:8000`; port 0 takes a free one.
+    #[serde(default = "listen")]
+    pub listen: String,
+    /// Compute threads; 0 takes as many as the process may use.
+    #[serde(default)]
+    pub threads: usize,
+    /// Tokens of prompt and output together. Without one, the model's own limit, cut to what the KV
+    /// cache holds.
+    #[serde(default)]
+    pub max_model_len: Option<usize>,
+    /// Size of the KV cache.
+    #[serde(default)]
+    pub kv_cache: KvCache,
+    /// Sequences in one step.
+    #[serde(default = "max_sequences")]
+    pub max_sequences: usize,
+    /// Tokens in one step; at least `max_sequences`.
+    #[serde(default = "step_tokens")]
+    pub step_tokens: usize,
+    /// Whether prompts reuse what earlier prompts of the same beginning have computed.
+    #[serde(default = "yes")]
+    pub enable_prefix_cache: bool,
+    /// Sequences that may wait for a place in a step; more are refused with 503.
+    #[serde(default = "max_waiting")]
+    pub max_waiting: usize,
+    /// The token that callers must show. Without one everybody is served.
+    #[serde(skip)]
+    pub hop_token: Option<HopToken>,
+}
+
+/// Size of the KV cache, which is allocated once, at start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvCache {
+    /// The least of 1 GiB, a quarter of the memory that is free, and what the most sequences of the
+    /// longest context can fill.
+    #[default]
+    Auto,
+    /// This many blocks of 16 tokens.
+    Blocks(usize),
+    /// As many blocks as fit in this many bytes.
+    Bytes(u64),
+    /// As many blocks as fit in this share of the memory that is free, above 0 and at most 1.
+    Fraction(f64),
+}
+
+fn listen() -> String {
+    "127.0.0.1:8000".to_owned()
+}
+
+fn max_sequences() -> usize {
+    defaults::MAX_SEQUENCES
+}
+
+fn step_tokens() -> usize {
+    defaults::STEP_TOKENS
+}
+
+fn max_waiting() -> usize {
+    1024
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl EngineOptions {
+    /// The defaults, for this model.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            served_model_name: None,
+            listen: listen(),
+            threads: 0,
+            max_model_len: None,
+            kv_cache: KvCache::default(),
+            max_sequences: max_sequences(),
+            step_tokens: step_tokens(),
+            enable_prefix_cache: yes(),
+            max_waiting: max_waiting(),
+            hop_token: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_members_take_the_defaults_and_the_token_is_never_shown() {
+        let read: EngineOptions = serde_json::from_str(r#"{"model": "m.gguf"}"#).unwrap();
+        assert_eq!(read, EngineOptions::new("m.gguf"));
+        let secret = EngineOptions { hop_token: HopToken::new("s3cret"), ..read };
+        assert!(!format!("{secret:?}").contains("s3cret"));
+        assert!(!serde_json::to_string(&secret).unwrap().contains("s3cret"));
+        let kv: KvCache = serde_json::from_str(r#"{"bytes": 1048576}"#).unwrap();
+        assert_eq!(kv, KvCache::Bytes(1_048_576));
+    }
+}

@@ -1,0 +1,99 @@
+//! One engine as a process: options in, requests served, until it is told to stop.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use strata_hop::{Bound, ListenError};
+use strata_wire::defaults;
+use tokio_util::sync::CancellationToken;
+
+use crate::assemble::assemble;
+use crate::backend::BackendError;
+use crate::model::load::LoadError;
+use crate::options::EngineOptions;
+use crate::runtime::StartError;
+use crate::serve;
+use crate::template::TemplateError;
+use crate::tokenizer::TokenizerError;
+
+/// Why an engine cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The model's address is not one that can be opened.
+    #[error("the model `{uri}` cannot be opened: {problem}; give file:// and an absolute path, or a path")]
+    ModelUri {
+        /// What was given.
+        uri: String,
+        /// What about it.
+        problem: String,
+    },
+    /// The checkpoint cannot be opened.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// There is no tokenizer for it.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// Its chat template is unusable.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The device refuses.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The KV cache's size makes no sense.
+    #[error("kv_cache: {0}")]
+    KvCache(String),
+    /// The limits do not fit together.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The address cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A defect ended the engine's thread.
+    #[error("the engine's thread ended by itself; the log says why")]
+    Stopped,
+}
+
+/// Runs an engine until `shutdown`: then it takes no new request, finishes those it has, at most
+/// [`defaults::DRAIN_GRACE`] long, and returns.
+pub async fn run(options: EngineOptions, shutdown: CancellationToken) -> Result<(), EngineError> {
+    run_with(options, shutdown, defaults::DRAIN_GRACE).await
+}
+
+async fn run_with(
+    options: EngineOptions,
+    shutdown: CancellationToken,
+    grace: Duration,
+) -> Result<(), EngineError> {
+    tracing::info!(?options, "engine starts");
+    // A port in use should not cost the time that a large model takes to open.
+    let bound = Bound::bind(&options.listen).await?;
+    let hop_token = options.hop_token.clone();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+    let engine = tokio::task::spawn_blocking(move || assemble(&options, now)).await.map_err(|error| {
+        tracing::error!(%error, "the model could not be opened");
+        EngineError::Stopped
+    })??;
+    tracing::info!(
+        url = bound.url(),
+        model = engine.card().name,
+        max_model_len = engine.max_model_len(),
+        "engine ready"
+    );
+    let stop = shutdown.child_token();
+    let server = bound.serve(serve::router(engine.clone(), hop_token), stop.clone(), grace);
+    let watched = async {
+        tokio::select! {
+            () = engine.stopped() => {
+                stop.cancel();
+                Err(EngineError::Stopped)
+            }
+            () = shutdown.cancelled() => {
+                engine.drain();
+                tracing::info!("engine drains");
+                Ok(())
+            }
+        }
+    };
+    let ((), outcome) = tokio::join!(server, watched);
+    tracing::info!("engine stopped");
+    outcome
+}
