@@ -112,7 +112,11 @@ impl Fields {
     pub(crate) fn only(&mut self, key: &str, harmless: &[Value]) -> Result<(), Fault> {
         match self.take(key) {
             Some(value) if !harmless.contains(&value) => {
-                Err(not_built(&self.path(key), &format!("the value {}", shown(&value))))
+                let what = match value {
+                    Value::Array(_) | Value::Object(_) => "this value".to_owned(),
+                    scalar => format!("the value {}", shown(&scalar)),
+                };
+                Err(not_built(&self.path(key), &what))
             }
             _ => Ok(()),
         }

@@ -135,6 +135,12 @@ mod tests {
         let errors = ["http://h/v1", "https://h", "h:80", "http://h/x?y", "no url"]
             .map(|url| base(url).unwrap_err().to_string())
             .join("\n");
-        insta::assert_snapshot!(errors, @"");
+        insta::assert_snapshot!(errors, @r"
+        the upstream `http://h/v1` cannot be used: leave out the /v1 at its end
+        the upstream `https://h` cannot be used: https between layers is not built yet; use http
+        the upstream `h:80` cannot be used: it must start with http://
+        the upstream `http://h/x?y` cannot be used: it must be a host and a port, without a path or a query
+        the upstream `no url` cannot be used: it is not a URL
+        ");
     }
 }

@@ -64,12 +64,11 @@ impl Reader<'_> {
     }
 
     fn expected(&mut self, wanted: &'static str) -> ExpressionError {
-        let found = match self.peek() {
-            None => "the end".to_owned(),
-            Some(_) => {
-                let rest = String::from_utf8_lossy(&self.text[self.at..]);
-                format!("`{}`", rest.chars().next().unwrap_or('?'))
-            }
+        let found = if self.peek().is_none() {
+            "the end".to_owned()
+        } else {
+            let rest = String::from_utf8_lossy(&self.text[self.at..]);
+            format!("`{}`", rest.chars().next().unwrap_or('?'))
         };
         ExpressionError::Syntax { at: self.at + 1, wanted, found }
     }
@@ -289,7 +288,19 @@ mod tests {
         ]
         .map(shown)
         .join("\n");
-        insta::assert_snapshot!(shown, @"");
+        insta::assert_snapshot!(shown, @r"
+        0.1 + 0.2 = 0.3
+        (19.99 * 3 + 4.5) / 2 = 32.235
+        -2^2 = -4
+        2^3^2 = 512
+        2 ** -3 = 0.125
+        7 % 3 - -7 % 3 = -1
+        1.5e3 / 7 = 1500/7 ≈ 214.2857142857142857…
+        round(2/3, 2) + floor(-1.5) + ceil(0.2) = -0.33
+        max(1, 1/3, 7/2) * min(2, .5) = 1.75
+        2^100 = 1267650600228229401496703205376
+        --3 = 3
+        ");
     }
 
     #[test]
@@ -318,7 +329,25 @@ mod tests {
         .chain([&deep, &long].map(|t| evaluate(t).unwrap_err().to_string()))
         .collect::<Vec<_>>()
         .join("\n");
-        insta::assert_snapshot!(shown, @"");
+        insta::assert_snapshot!(shown, @r"
+        : expected a number, a name or `(` at position 1, found the end
+        1 +: expected a number, a name or `(` at position 4, found the end
+        1 2: expected an operator or the end at position 3, found `2`
+        (1: expected `)` at position 3, found the end
+        1/0: division by zero
+        0^-1: division by zero
+        2^200: a number is too large: exact results hold at most 36 digits
+        2^0.5: an exponent, or round's digits, must be a whole number from -4096 to 4096
+        sqrt(2): unknown name `sqrt`; known are abs, ceil, floor, max, min, round
+        abs(1,2): abs takes one value, not 2
+        1e: expected an exponent at position 3, found the end
+        1e9999: an exponent, or round's digits, must be a whole number from -4096 to 4096
+        .: expected a digit at position 2, found the end
+        2 × 3: expected an operator or the end at position 3, found `×`
+        round(1, 99999): an exponent, or round's digits, must be a whole number from -4096 to 4096
+        the expression is nested deeper than 64 levels
+        the expression is longer than 2048 bytes
+        ");
     }
 
     /// An expression's text, fully in parentheses, with its value by plain fractions.
@@ -343,10 +372,8 @@ mod tests {
     proptest! {
         #[test]
         fn agrees_with_plain_fractions((text, value) in tree()) {
-            match value {
-                Some((p, q)) => prop_assert_eq!(evaluate(&text), Ok(Ratio::new(p, q).unwrap())),
-                None => prop_assert_eq!(evaluate(&text), Err(ExpressionError::Value(RatioError::DivisionByZero))),
-            }
+            let wanted = value.map_or(Err(RatioError::DivisionByZero.into()), |(p, q)| Ok(Ratio::new(p, q)?));
+            prop_assert_eq!(evaluate(&text), wanted);
         }
 
         #[test]

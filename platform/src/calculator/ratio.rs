@@ -190,7 +190,14 @@ mod tests {
         let shown = [(1, 8), (-5, 4), (1, 3), (-2, 7), (10, 5), (1, 3_000_000)]
             .map(|(a, b)| ratio(a, b).to_string())
             .join("\n");
-        insta::assert_snapshot!(shown, @"");
+        insta::assert_snapshot!(shown, @r"
+        0.125
+        -1.25
+        1/3 ≈ 0.3333333333333333…
+        -2/7 ≈ -0.2857142857142857…
+        2
+        1/3000000 ≈ 0.0000003333333333333333…
+        ");
     }
 
     #[test]

@@ -171,8 +171,8 @@ impl Begun {
         let mut progress = Progress::default();
         let started = self.frame.object(&State::InProgress, &[], None);
         let opening = [
-            Event::response("response.created", started.clone()),
-            Event::response("response.in_progress", started),
+            Event::response("response.created", &started),
+            Event::response("response.in_progress", &started),
         ];
         let end = if sink.emit(opening).await {
             // Dropping the loop drops its connection to the next layer, which stops the model.
@@ -198,12 +198,12 @@ impl Begun {
         };
         let object = self.frame.object(&state, &output, usage);
         let last = match self.save(&state, output.clone(), usage).await {
-            Ok(()) => Event::response(kind, object),
+            Ok(()) => Event::response(kind, &object),
             Err(error) => {
                 tracing::error!(%error, response = %self.frame.id, "could not store a response");
                 let failure = Failure::new(ErrorKind::Internal, format!("{error}; nothing of it was saved"));
                 let object = self.frame.object(&State::Failed(&failure), &output, usage);
-                Event::response("response.failed", object)
+                Event::response("response.failed", &object)
             }
         };
         if !matches!(end, End::Cancelled) {

@@ -15,7 +15,7 @@ pub(crate) struct Event {
 
 impl Event {
     /// `response.created`, `response.in_progress`, or how it ended.
-    pub(crate) fn response(kind: &'static str, response: Value) -> Self {
+    pub(crate) fn response(kind: &'static str, response: &Value) -> Self {
         Self { kind, members: json!({ "response": response }) }
     }
 

@@ -27,7 +27,7 @@ pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
     pub(crate) message: String,
     /// The next layer's own answer, for a caller that has seen nothing of a response yet.
-    refused: Option<(StatusCode, HeaderMap, Bytes)>,
+    refused: Option<Box<(StatusCode, HeaderMap, Bytes)>>,
 }
 
 impl Failure {
@@ -48,7 +48,7 @@ impl Failure {
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         match failure.refused {
-            Some(answer) => answer.into_response().into(),
+            Some(answer) => (*answer).into_response().into(),
             None => Fault::new(failure.kind, failure.message).into(),
         }
     }
@@ -126,7 +126,7 @@ pub(crate) async fn ask_again(
     };
     let message =
         said.unwrap_or_else(|_| format!("{} answered {}", app.options.upstream_kind.layer(), head.status));
-    Err(Failure { kind, message, refused: Some((head.status, head.headers, body)) })
+    Err(Failure { kind, message, refused: Some(Box::new((head.status, head.headers, body))) })
 }
 
 /// The chunks of one answer.
@@ -141,7 +141,7 @@ impl Pieces {
     /// The next chunk; `None` after the last one.
     pub(crate) async fn next(&mut self) -> Option<Result<Chunk, Failure>> {
         while !self.ended {
-            while let Some(event) = self.splitter.next_event() {
+            if let Some(event) = self.splitter.next_event() {
                 if event.data == sse::DONE {
                     self.ended = true;
                     return None;

@@ -166,7 +166,14 @@ mod tests {
             .map(|m| serde_json::to_string(m).unwrap())
             .collect::<Vec<_>>()
             .join("\n");
-        insta::assert_snapshot!(shown, @"");
+        insta::assert_snapshot!(shown, @r#"
+        {"role":"system","content":"rules"}
+        {"role":"system","content":"be brief"}
+        {"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}
+        {"role":"assistant","content":"let me see","tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}},{"id":"c2","type":"function","function":{"name":"g","arguments":"{}"}}]}
+        {"role":"tool","content":"2","tool_call_id":"c2"}
+        {"role":"tool","content":"1","tool_call_id":"c1"}
+        "#);
     }
 
     #[test]

@@ -205,14 +205,14 @@ impl Toolbox {
                 tools.kinds.insert(definition.name.clone(), kind);
                 definition.name
             } else {
-                return Err(not_built(
-                    &fields.path("type"),
-                    &format!(
-                        "the tool type {} (there are `function` and {})",
-                        shown(&Value::String(kind)),
-                        offered.kinds()
-                    ),
-                ));
+                let mut fault = not_built(&fields.path("type"), "");
+                fault.body.error.message = format!(
+                    "`{}`: the tool type {} is not built yet; there are `function` and {}",
+                    fields.path("type"),
+                    shown(&Value::String(kind)),
+                    offered.kinds()
+                );
+                return Err(fault);
             };
             fields.finish()?;
             if !tools.names.insert(name.clone()) {
@@ -291,10 +291,12 @@ fn choice(fields: &mut Fields, tools: &Toolbox) -> Result<Choice, Fault> {
                 object.finish()?;
                 named(value, name)
             } else {
-                return Err(not_built(
-                    "tool_choice",
-                    &format!("the type {} without such a tool in 'tools'", shown(&Value::String(kind))),
-                ));
+                let mut fault = not_built("tool_choice", "");
+                fault.body.error.message = format!(
+                    "`tool_choice`: the type {} is not built yet, or no such tool is in 'tools'",
+                    shown(&Value::String(kind))
+                );
+                return Err(fault);
             }
         }
         Some(other) => {
