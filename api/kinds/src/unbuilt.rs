@@ -53,12 +53,6 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
         let native = engine.runtime.unwrap_or_default() == Runtime::Native;
         r.refuse(!native, "spec.engine.runtime", "remove it, or set Native");
         r.refuse(engine.device == Some(Device::Cuda), "spec.engine.device", "remove it, or set Cpu");
-        let prefix_caching = engine.kv_cache.as_ref().and_then(|kv| kv.prefix_caching);
-        r.refuse(
-            prefix_caching == Some(false),
-            "spec.engine.kvCache.prefixCaching",
-            "prompts that begin alike always share blocks; remove it",
-        );
     }
     r.refuse(
         spec.parallelism.as_ref().is_some_and(spreads),

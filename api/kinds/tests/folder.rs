@@ -24,7 +24,7 @@ fn read(texts: &[(&str, &str)]) -> Folder {
 }
 
 fn problems(folder: &Folder) -> String {
-    folder.problems.iter().map(|p| format!("{p}\n")).collect()
+    folder.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn folders_that_hold_nothing() {
     std::fs::write(temp.path().join("notes.txt"), "kind: nothing").unwrap();
     let folder = load(temp.path());
     assert_eq!(folder.models.len(), 1);
-    assert_eq!(problems(&folder), "b.yaml: is not UTF-8 text\n");
+    assert_eq!(problems(&folder), "b.yaml: is not UTF-8 text");
     let file = load(&temp.path().join("a.yaml"));
     assert!(file.problems[0].to_string().contains("is a file: name the folder"));
 }

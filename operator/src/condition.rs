@@ -1,0 +1,109 @@
+//! Conditions of objects: what is said about them, in words that machines may rely on.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Truth {
+    /// It does.
+    True,
+    /// It does not.
+    False,
+    /// Nobody has looked yet.
+    Unknown,
+}
+
+impl Truth {
+    /// As Kubernetes writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Why a condition is as it is. Part of the API: names are added, never changed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Reason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Reason {
+            /// All reasons, with their meaning.
+            pub const ALL: &'static [(Self, &'static str)] = &[$((Self::$name, concat!($($doc),+)),)+];
+
+            /// As it stands in a condition.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// All replicas serve and are routed to.
+    Serving,
+    /// No replica is wanted.
+    ScaledToZero,
+    /// Replicas are on their way.
+    Starting,
+    /// Replicas of a new revision take the place of old ones.
+    Updating,
+    /// A replica ends again and again; the message has its last words.
+    Failing,
+    /// Replicas serve, but the scheduler does not send them requests yet.
+    NotRouted,
+    /// Another object, older than this one, serves the same model name.
+    NameConflict,
+    /// Another object, older than this one, asks the same scheduler for another policy.
+    RoutingConflict,
+    /// The mode has no room for it.
+    ModeLimit,
+    /// It asks for something that is not built yet.
+    NotBuilt,
+    /// A rule or the schema refuses it.
+    Invalid,
+    /// The object is in force.
+    Accepted,
+    /// A Secret that it names is missing or incomplete.
+    SecretMissing,
+    /// The mode has no gateway, so that tenants and policies have no effect.
+    NoGateway,
+    /// The object is in a namespace that is not read.
+    WrongNamespace,
+}
+
+/// One condition, without the time of its last change, which the backend knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Condition {
+    /// What is said: `Ready`, or `Enforced` for a policy.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Whether it holds.
+    pub status: Truth,
+    /// Why.
+    pub reason: Reason,
+    /// Why, in a sentence that says what to do.
+    pub message: String,
+}
+
+impl Condition {
+    /// The main condition of a kind: `Enforced` for a QuotaPolicy, `Ready` for the others.
+    pub fn main(kind: &str, status: Truth, reason: Reason, message: impl Into<String>) -> Self {
+        let name = if kind == "QuotaPolicy" { "Enforced" } else { "Ready" };
+        Self { kind: name.to_owned(), status, reason, message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_frozen() {
+        let table: Vec<String> = Reason::ALL.iter().map(|(r, doc)| format!("{}:{doc}", r.as_str())).collect();
+        insta::assert_snapshot!(table.join("\n"));
+    }
+}

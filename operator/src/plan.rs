@@ -1,0 +1,264 @@
+//! From objects to wanted workloads and a verdict on each object. Pure.
+
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::ResourceExt;
+use strata_kinds::model_deployment::RoutingPolicy;
+use strata_kinds::unbuilt::{self, Place};
+use strata_kinds::validate::FieldError;
+use strata_kinds::{ModelDeployment, NAMESPACE, QuotaPolicy, Tenant};
+
+pub use status::{ModelObservation, ObjectStatus, statuses};
+
+use crate::Mode;
+use crate::condition::Reason;
+use crate::workload::{EngineWorkload, Owner, SchedulerWorkload, Workload};
+
+/// The objects to plan for.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a> {
+    /// ModelDeployments.
+    pub models: &'a [ModelDeployment],
+    /// Tenants.
+    pub tenants: &'a [Tenant],
+    /// QuotaPolicies.
+    pub policies: &'a [QuotaPolicy],
+    /// Names of the Secrets in Strata's namespace and of their entries; `None` where they cannot be
+    /// listed.
+    pub secrets: Option<&'a BTreeMap<String, BTreeSet<String>>>,
+}
+
+/// An object by kind, namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What is made of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is in force.
+    Accepted,
+    /// It is left out.
+    Refused {
+        /// Why.
+        reason: Reason,
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+/// One object's verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The object.
+    pub key: ObjectKey,
+    /// Its generation.
+    pub generation: i64,
+    /// What is made of it.
+    pub verdict: Verdict,
+}
+
+/// What should be running.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// The workloads, top layer first.
+    pub workloads: Vec<Workload>,
+    /// Every object, in the order of kinds, age and name.
+    pub judged: Vec<Judged>,
+}
+
+/// Plans for the objects of a cluster or of a folder. The same objects give the same plan, whatever
+/// their order.
+pub fn plan(world: &World<'_>, place: Place, mode: Mode) -> Plan {
+    let mut plan = Plan::default();
+    let engines = judge_models(world.models, place, mode, &mut plan.judged);
+    judge_tenants(world, mode, &mut plan.judged);
+    judge_policies(world.policies, mode, &mut plan.judged);
+    if place == Place::Host {
+        plan.workloads.push(Workload::Platform);
+        if mode.has_gateway() {
+            plan.workloads.push(Workload::Gateway);
+        }
+    }
+    if mode.has_scheduler() {
+        plan.workloads.extend(schedulers(&engines, place).into_iter().map(Workload::Scheduler));
+    }
+    plan.workloads.extend(engines.into_iter().map(Workload::Engine));
+    plan
+}
+
+impl Plan {
+    /// Objects that are left out, with the reason and the message.
+    pub fn refused(&self) -> impl Iterator<Item = (&ObjectKey, Reason, &str)> {
+        self.judged.iter().filter_map(|judged| match &judged.verdict {
+            Verdict::Accepted => None,
+            Verdict::Refused { reason, message } => Some((&judged.key, *reason, message.as_str())),
+        })
+    }
+}
+
+fn key<K: ResourceExt>(kind: &'static str, object: &K) -> ObjectKey {
+    ObjectKey {
+        kind,
+        namespace: object.namespace().unwrap_or_else(|| NAMESPACE.to_owned()),
+        name: object.name_any(),
+    }
+}
+
+/// Older objects first. Those of a folder have no age: there the name decides.
+fn by_age<'a, K: ResourceExt>(kind: &'static str, objects: &'a [K]) -> Vec<(ObjectKey, &'a K)> {
+    let mut keyed: Vec<_> = objects.iter().map(|o| (key(kind, o), o)).collect();
+    keyed.sort_by_cached_key(|(key, object)| (object.creation_timestamp().map(|time| time.0), key.clone()));
+    keyed
+}
+
+fn not_built(errors: &[FieldError]) -> Option<Verdict> {
+    let message = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    (!errors.is_empty()).then_some(Verdict::Refused { reason: Reason::NotBuilt, message })
+}
+
+fn refused(reason: Reason, message: String) -> Verdict {
+    Verdict::Refused { reason, message }
+}
+
+fn judge_models(
+    models: &[ModelDeployment],
+    place: Place,
+    mode: Mode,
+    judged: &mut Vec<Judged>,
+) -> Vec<EngineWorkload> {
+    let mut engines: Vec<EngineWorkload> = Vec::new();
+    let mut serves: BTreeMap<&str, ObjectKey> = BTreeMap::new();
+    let mut policies: BTreeMap<String, (RoutingPolicy, String)> = BTreeMap::new();
+    for (key, model) in by_age("ModelDeployment", models) {
+        let spec = &model.spec;
+        let policy = spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default();
+        let verdict = if let Some(verdict) = not_built(&unbuilt::model_deployment(spec, place)) {
+            verdict
+        } else if let Some(older) = serves.get(spec.model.name.as_str()) {
+            refused(
+                Reason::NameConflict,
+                format!(
+                    "ModelDeployment {}/{} serves `{}` already: give this one another `spec.model.name`, or delete one",
+                    older.namespace, older.name, spec.model.name
+                ),
+            )
+        } else if mode == Mode::Development && spec.wanted_replicas() > 1 {
+            refused(
+                Reason::ModeLimit,
+                format!(
+                    "mode development has one replica a model, and `spec.replicas` is {}: set it to 1, or use --mode production",
+                    spec.wanted_replicas()
+                ),
+            )
+        } else if mode == Mode::Development && !engines.is_empty() {
+            refused(
+                Reason::ModeLimit,
+                "mode development has one model: delete the others, or use --mode production".to_owned(),
+            )
+        } else if let Some((_, older)) = policies.get(&key.namespace).filter(|(other, _)| *other != policy) {
+            refused(
+                Reason::RoutingConflict,
+                format!(
+                    "one scheduler serves the namespace, and ModelDeployment {older} asks it for another `spec.routing.policy`: use one policy, or another namespace"
+                ),
+            )
+        } else {
+            Verdict::Accepted
+        };
+        if verdict == Verdict::Accepted {
+            serves.insert(&spec.model.name, key.clone());
+            policies.entry(key.namespace.clone()).or_insert_with(|| (policy, key.name.clone()));
+            engines.push(EngineWorkload {
+                namespace: key.namespace.clone(),
+                owner: Owner { name: key.name.clone(), uid: model.uid() },
+                spec: spec.clone(),
+            });
+        }
+        judged.push(Judged { key, generation: model.metadata.generation.unwrap_or(1), verdict });
+    }
+    engines
+}
+
+/// One scheduler for each namespace with models. A host has one namespace, and its scheduler runs
+/// before the first model comes and after the last has gone, so that neither restarts the layers.
+fn schedulers(engines: &[EngineWorkload], place: Place) -> Vec<SchedulerWorkload> {
+    let mut by_namespace: BTreeMap<&str, SchedulerWorkload> = BTreeMap::new();
+    let empty = |namespace: &str| SchedulerWorkload {
+        namespace: namespace.to_owned(),
+        owners: Vec::new(),
+        policy: RoutingPolicy::default(),
+    };
+    if place == Place::Host {
+        by_namespace.insert(NAMESPACE, empty(NAMESPACE));
+    }
+    for engine in engines {
+        let scheduler = by_namespace.entry(&engine.namespace).or_insert_with(|| empty(&engine.namespace));
+        scheduler.policy = engine.spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default();
+        scheduler.owners.push(engine.owner.clone());
+    }
+    by_namespace.into_values().collect()
+}
+
+/// Why tenants and policies have no effect here, if they have none.
+fn without_effect(key: &ObjectKey, mode: Mode) -> Option<Verdict> {
+    if key.namespace != NAMESPACE {
+        let message =
+            format!("{} objects are read only from the namespace `{NAMESPACE}`: move it there", key.kind);
+        return Some(refused(Reason::WrongNamespace, message));
+    }
+    (!mode.has_gateway()).then(|| {
+        refused(
+            Reason::NoGateway,
+            format!(
+                "mode {mode} has no gateway, which alone knows tenants and policies: use mode enterprise"
+            ),
+        )
+    })
+}
+
+fn judge_tenants(world: &World<'_>, mode: Mode, judged: &mut Vec<Judged>) {
+    for (key, tenant) in by_age("Tenant", world.tenants) {
+        let verdict = not_built(&unbuilt::tenant(&tenant.spec))
+            .or_else(|| without_effect(&key, mode))
+            .or_else(|| missing_secret(tenant, world.secrets?))
+            .unwrap_or(Verdict::Accepted);
+        judged.push(Judged { key, generation: tenant.metadata.generation.unwrap_or(1), verdict });
+    }
+}
+
+fn missing_secret(tenant: &Tenant, secrets: &BTreeMap<String, BTreeSet<String>>) -> Option<Verdict> {
+    tenant.spec.api_keys.iter().enumerate().find_map(|(index, api_key)| {
+        let name = &api_key.secret_ref.name;
+        let field = format!("`spec.apiKeys[{index}].secretRef`");
+        let message = match secrets.get(name) {
+            None => format!(
+                "{field} names Secret {name}, which does not exist: create it with the entries id and hash"
+            ),
+            Some(entries) => {
+                let missing = ["id", "hash"].into_iter().find(|entry| !entries.contains(*entry))?;
+                format!("{field} names Secret {name}, which has no entry `{missing}`: add it")
+            }
+        };
+        Some(refused(Reason::SecretMissing, message))
+    })
+}
+
+fn judge_policies(policies: &[QuotaPolicy], mode: Mode, judged: &mut Vec<Judged>) {
+    for (key, policy) in by_age("QuotaPolicy", policies) {
+        let verdict = not_built(&unbuilt::quota_policy(&policy.spec))
+            .or_else(|| without_effect(&key, mode))
+            .unwrap_or(Verdict::Accepted);
+        judged.push(Judged { key, generation: policy.metadata.generation.unwrap_or(1), verdict });
+    }
+}

@@ -1,0 +1,246 @@
+//! From workloads to Kubernetes objects. Pure.
+
+mod args;
+mod pod;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::core::v1::{PodTemplateSpec, Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::Resource;
+use sha2::{Digest, Sha256};
+use strata_kinds::ModelDeployment;
+
+use crate::workload::{Component, Owner, Workload};
+
+/// The port of every component's container. On a host each process gets a port of its own by
+/// `STRATA_LISTEN`.
+pub const PORT: i32 = 8000;
+/// The environment variable that says where to listen.
+pub const LISTEN_ENV: &str = "STRATA_LISTEN";
+/// Where a scheduler on Kubernetes finds the endpoints file.
+pub const ENDPOINTS_FOLDER: &str = "/etc/strata";
+/// The ConfigMap with the endpoints file of a namespace.
+pub const ENDPOINTS_CONFIG: &str = "strata-endpoints";
+/// The endpoints file's name.
+pub const ENDPOINTS_FILE: &str = "endpoints.json";
+/// Label: the ModelDeployment that a pod belongs to.
+pub const MODEL_LABEL: &str = "strata.dev/model-deployment";
+
+/// Where workloads are rendered for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// Kubernetes, with this image.
+    Cluster {
+        /// Image of Strata's containers.
+        image: String,
+    },
+    /// One machine.
+    Host(HostSite),
+}
+
+/// The addresses and folders of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostSite {
+    /// The folder of manifests.
+    pub folder: String,
+    /// The state folder.
+    pub state: String,
+    /// The user's home folder, for `file://~/`.
+    pub home: Option<String>,
+    /// The endpoints file.
+    pub endpoints: String,
+    /// What the platform sends requests to.
+    pub platform_upstream: String,
+    /// Whether that is a gateway.
+    pub platform_upstream_is_gateway: bool,
+    /// What the gateway sends requests to.
+    pub gateway_upstream: String,
+    /// Lets the platform listen beyond this machine without authentication.
+    pub insecure_no_auth: bool,
+    /// Whether engines have a fixed address, because no scheduler stands before them.
+    pub fixed_engines: bool,
+}
+
+/// A workload as Kubernetes objects.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rendered {
+    /// Its layer.
+    pub component: Component,
+    /// The ModelDeployment's name, of an engine.
+    pub model: Option<String>,
+    /// What runs its replicas.
+    pub deployment: Deployment,
+    /// What gives them an address on Kubernetes.
+    pub service: Option<Service>,
+}
+
+impl Rendered {
+    /// The workload's name.
+    pub fn name(&self) -> &str {
+        self.deployment.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The pod template.
+    pub fn template(&self) -> PodTemplateSpec {
+        self.deployment.spec.as_ref().map(|s| s.template.clone()).unwrap_or_default()
+    }
+
+    /// How many replicas are wanted.
+    pub fn replicas(&self) -> u32 {
+        let replicas = self.deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1);
+        u32::try_from(replicas).unwrap_or(0)
+    }
+
+    /// Hash of the pod template: replicas with another one are of an older revision.
+    pub fn revision(&self) -> String {
+        revision(&self.template())
+    }
+
+    /// Whether replicas of a new template must wait until the old ones have stopped.
+    pub fn recreates(&self) -> bool {
+        let strategy = self.deployment.spec.as_ref().and_then(|s| s.strategy.as_ref());
+        strategy.and_then(|s| s.type_.as_deref()) == Some("Recreate")
+    }
+}
+
+/// Hash of a pod template, in ten hexadecimal digits.
+pub fn revision(template: &PodTemplateSpec) -> String {
+    // Maps in a template are sorted, so that equal templates have equal text.
+    let text = serde_json::to_vec(template).unwrap_or_default();
+    Sha256::digest(text).iter().take(5).fold(String::new(), |mut hash, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hash, "{byte:02x}");
+        hash
+    })
+}
+
+/// The label selector of a model's pods, as `/scale` has it.
+pub fn selector(model: &str) -> String {
+    match_labels(Component::Engine, Some(model))
+        .iter()
+        .map(|(k, v)| format!("{k}={v}"))
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+/// The labels that tell one workload's pods from all others.
+pub fn match_labels(component: Component, model: Option<&str>) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([
+        ("app.kubernetes.io/name".to_owned(), "strata".to_owned()),
+        ("app.kubernetes.io/component".to_owned(), component.name().to_owned()),
+    ]);
+    if let Some(model) = model {
+        labels.insert(MODEL_LABEL.to_owned(), model.to_owned());
+    }
+    labels
+}
+
+fn labels(component: Component, model: Option<&str>) -> BTreeMap<String, String> {
+    let mut labels = match_labels(component, model);
+    let instance = model.map_or_else(|| "strata".to_owned(), ToOwned::to_owned);
+    labels.insert("app.kubernetes.io/instance".to_owned(), instance);
+    labels.insert("app.kubernetes.io/part-of".to_owned(), "strata".to_owned());
+    labels.insert("app.kubernetes.io/managed-by".to_owned(), "strata-operator".to_owned());
+    labels
+}
+
+/// The objects of a workload.
+pub fn render(workload: &Workload, site: &Site) -> Rendered {
+    let component = workload.component();
+    let (namespace, model) = match workload {
+        Workload::Engine(e) => (e.namespace.as_str(), Some(e.owner.name.as_str())),
+        Workload::Scheduler(s) => (s.namespace.as_str(), None),
+        Workload::Gateway | Workload::Platform => (strata_kinds::NAMESPACE, None),
+    };
+    let meta = ObjectMeta {
+        name: Some(workload.name()),
+        namespace: Some(namespace.to_owned()),
+        labels: Some(labels(component, model)),
+        owner_references: owner_references(workload),
+        ..ObjectMeta::default()
+    };
+    let deployment = Deployment {
+        metadata: meta.clone(),
+        spec: Some(DeploymentSpec {
+            replicas: Some(replicas(workload, site)),
+            selector: LabelSelector {
+                match_labels: Some(match_labels(component, model)),
+                ..LabelSelector::default()
+            },
+            strategy: Some(strategy(component, site)),
+            template: pod::template(workload, site, labels(component, model)),
+            ..DeploymentSpec::default()
+        }),
+        ..Deployment::default()
+    };
+    let service = matches!(site, Site::Cluster { .. }).then(|| Service {
+        metadata: meta,
+        spec: Some(ServiceSpec {
+            selector: Some(match_labels(component, model)),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                port: PORT,
+                target_port: Some(IntOrString::String("http".to_owned())),
+                app_protocol: Some("http".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    });
+    Rendered { component, model: model.map(ToOwned::to_owned), deployment, service }
+}
+
+fn replicas(workload: &Workload, site: &Site) -> i32 {
+    match (workload, site) {
+        (Workload::Engine(engine), _) => engine.spec.wanted_replicas(),
+        (Workload::Scheduler(_), Site::Cluster { .. }) => 2,
+        _ => 1,
+    }
+}
+
+/// A new replica is ready before an old one stops, but where both would need one address.
+fn strategy(component: Component, site: &Site) -> DeploymentStrategy {
+    let fixed = match site {
+        Site::Cluster { .. } => false,
+        Site::Host(host) => component != Component::Engine || host.fixed_engines,
+    };
+    if fixed {
+        return DeploymentStrategy { type_: Some("Recreate".to_owned()), rolling_update: None };
+    }
+    DeploymentStrategy {
+        type_: Some("RollingUpdate".to_owned()),
+        rolling_update: Some(RollingUpdateDeployment {
+            max_surge: Some(IntOrString::Int(1)),
+            max_unavailable: Some(IntOrString::Int(0)),
+        }),
+    }
+}
+
+/// An engine is controlled by its model. A scheduler belongs to all models of its namespace: it goes
+/// when the last of them has gone.
+fn owner_references(workload: &Workload) -> Option<Vec<OwnerReference>> {
+    let reference = |owner: &Owner, controller: bool| {
+        Some(OwnerReference {
+            api_version: ModelDeployment::api_version(&()).into_owned(),
+            kind: ModelDeployment::kind(&()).into_owned(),
+            name: owner.name.clone(),
+            uid: owner.uid.clone()?,
+            controller: controller.then_some(true),
+            block_owner_deletion: controller.then_some(true),
+        })
+    };
+    let references: Vec<_> = match workload {
+        Workload::Engine(engine) => reference(&engine.owner, true).into_iter().collect(),
+        Workload::Scheduler(scheduler) => {
+            scheduler.owners.iter().filter_map(|o| reference(o, false)).collect()
+        }
+        Workload::Gateway | Workload::Platform => Vec::new(),
+    };
+    (!references.is_empty()).then_some(references)
+}

@@ -1,0 +1,129 @@
+use serde_json::json;
+use strata_kinds::model_deployment::{ModelDeploymentSpec, RoutingPolicy};
+
+use super::*;
+use crate::workload::{EngineWorkload, SchedulerWorkload};
+
+fn engine(spec: serde_json::Value) -> Workload {
+    let spec: ModelDeploymentSpec = serde_json::from_value(spec).unwrap();
+    Workload::Engine(EngineWorkload {
+        namespace: "strata".into(),
+        owner: Owner { name: "smollm2".into(), uid: Some("11-22".into()) },
+        spec,
+    })
+}
+
+fn plain() -> Workload {
+    engine(json!({ "model": { "name": "smollm2-135m", "uri": "file://~/m.gguf" }, "replicas": 2 }))
+}
+
+fn cluster() -> Site {
+    Site::Cluster { image: "strata:1".into() }
+}
+
+fn host() -> Site {
+    Site::Host(HostSite {
+        folder: "/manifests".into(),
+        state: "/state".into(),
+        home: Some("/home/ada".into()),
+        endpoints: "/state/endpoints.json".into(),
+        platform_upstream: "http://127.0.0.1:4001".into(),
+        platform_upstream_is_gateway: true,
+        gateway_upstream: "http://127.0.0.1:4002".into(),
+        ..HostSite::default()
+    })
+}
+
+fn command(rendered: &Rendered) -> String {
+    let template = rendered.template();
+    let container = template.spec.unwrap().containers.remove(0);
+    let words = container.command.into_iter().flatten().chain(container.args.into_iter().flatten());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn an_engine_on_kubernetes() {
+    let rendered = render(
+        &engine(json!({
+            "model": { "name": "smollm2-135m", "uri": "file:///models/m.gguf" },
+            "replicas": 2,
+            "engine": { "maxModelLen": 2048, "kvCache": { "memory": "1Gi" }, "args": ["--step-tokens", "256"] },
+            "podTemplate": {
+                "labels": { "team": "a" },
+                "nodeSelector": { "disk": "fast" },
+                "resources": { "requests": { "cpu": "1" }, "limits": { "cpu": "2", "memory": "4Gi" } },
+                "env": [{ "name": "A", "value": "b" }, { "name": "C", "valueFrom": { "secretKeyRef": { "name": "s", "key": "k" } } }],
+            },
+        })),
+        &cluster(),
+    );
+    insta::assert_yaml_snapshot!("engine_deployment", rendered.deployment);
+    insta::assert_yaml_snapshot!("engine_service", rendered.service);
+}
+
+#[test]
+fn a_scheduler_on_kubernetes() {
+    let scheduler = Workload::Scheduler(SchedulerWorkload {
+        namespace: "strata".into(),
+        owners: vec![
+            Owner { name: "a".into(), uid: Some("1".into()) },
+            Owner { name: "b".into(), uid: Some("2".into()) },
+        ],
+        policy: RoutingPolicy::RoundRobin,
+    });
+    insta::assert_yaml_snapshot!("scheduler_deployment", render(&scheduler, &cluster()).deployment);
+}
+
+#[test]
+fn commands_on_a_host() {
+    let scheduler = Workload::Scheduler(SchedulerWorkload {
+        namespace: "strata".into(),
+        owners: vec![],
+        policy: RoutingPolicy::PrefixAware,
+    });
+    let tuned = engine(json!({
+        "model": { "name": "m", "uri": "/m.gguf" },
+        "engine": { "kvCache": { "blocks": 64, "prefixCaching": false } },
+        "podTemplate": { "resources": { "limits": { "cpu": "1500m" } } },
+    }));
+    let lines: Vec<String> = [plain(), tuned, scheduler, Workload::Gateway, Workload::Platform]
+        .iter()
+        .map(|w| command(&render(w, &host())))
+        .collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
+
+#[test]
+fn a_revision_follows_the_template_and_nothing_else() {
+    let base = render(&plain(), &host()).revision();
+    let spec = |change: serde_json::Value| {
+        let mut spec =
+            json!({ "model": { "name": "smollm2-135m", "uri": "file://~/m.gguf" }, "replicas": 2 });
+        for (key, value) in change.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        render(&engine(spec), &host()).revision()
+    };
+    assert_eq!(spec(json!({ "replicas": 3 })), base);
+    assert_eq!(
+        spec(json!({ "routing": { "weights": { "prefix": 1.0 } }, "access": { "tiers": ["gold"] } })),
+        base
+    );
+    assert_ne!(spec(json!({ "engine": { "maxModelLen": 64 } })), base);
+    assert_ne!(spec(json!({ "podTemplate": { "env": [{ "name": "A", "value": "b" }] } })), base);
+}
+
+#[test]
+fn nothing_that_runs_is_privileged() {
+    for workload in [plain(), Workload::Gateway, Workload::Platform] {
+        let pod = render(&workload, &cluster()).template().spec.unwrap();
+        let security = pod.security_context.unwrap();
+        assert_eq!((security.run_as_non_root, security.run_as_user), (Some(true), Some(65532)));
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        for container in pod.containers {
+            let security = container.security_context.unwrap();
+            assert_eq!(security.allow_privilege_escalation, Some(false));
+            assert_eq!(security.capabilities.unwrap().drop.unwrap(), ["ALL"]);
+        }
+    }
+}

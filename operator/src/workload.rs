@@ -1,0 +1,106 @@
+//! What should be running, before it is written as Kubernetes objects.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use strata_kinds::ModelDeploymentSpec;
+use strata_kinds::model_deployment::RoutingPolicy;
+
+/// A layer of the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Component {
+    /// What workflow is being executed?
+    Platform,
+    /// Who is allowed, and under what policy?
+    Gateway,
+    /// Where should this request run?
+    Scheduler,
+    /// How is it executed?
+    Engine,
+}
+
+impl Component {
+    /// The subcommand of `strata`, and the label `app.kubernetes.io/component`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Platform => "platform",
+            Self::Gateway => "gateway",
+            Self::Scheduler => "scheduler",
+            Self::Engine => "engine",
+        }
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The object that a workload is owned by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The ModelDeployment's name.
+    pub name: String,
+    /// Its uid; none on a host.
+    pub uid: Option<String>,
+}
+
+/// A workload.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Workload {
+    /// The replicas of a model.
+    Engine(EngineWorkload),
+    /// The scheduler of a namespace.
+    Scheduler(SchedulerWorkload),
+    /// The gateway; on Kubernetes it comes from the chart.
+    Gateway,
+    /// The platform; on Kubernetes it comes from the chart.
+    Platform,
+}
+
+/// The replicas of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineWorkload {
+    /// The namespace.
+    pub namespace: String,
+    /// The ModelDeployment.
+    pub owner: Owner,
+    /// What it asks for.
+    pub spec: ModelDeploymentSpec,
+}
+
+/// The scheduler of a namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerWorkload {
+    /// The namespace.
+    pub namespace: String,
+    /// The models that it routes to.
+    pub owners: Vec<Owner>,
+    /// How it picks a replica.
+    pub policy: RoutingPolicy,
+}
+
+impl Workload {
+    /// Its layer.
+    pub fn component(&self) -> Component {
+        match self {
+            Self::Engine(_) => Component::Engine,
+            Self::Scheduler(_) => Component::Scheduler,
+            Self::Gateway => Component::Gateway,
+            Self::Platform => Component::Platform,
+        }
+    }
+
+    /// Its name, and the prefix of its pods' names. Engines are named after their ModelDeployment, with
+    /// a suffix that keeps them apart from anything else of that name.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Engine(engine) => format!("{}-engine", engine.owner.name),
+            Self::Scheduler(_) => "strata-scheduler".to_owned(),
+            Self::Gateway => "strata-gateway".to_owned(),
+            Self::Platform => "strata-platform".to_owned(),
+        }
+    }
+}
