@@ -24,6 +24,8 @@ pub struct Wanted {
     pub prefix: Prefix,
     /// Bytes of its prompt, or of its body where the prompt is not text.
     pub bytes: usize,
+    /// Bytes of its body, which is kept while it waits.
+    pub body_bytes: usize,
     /// When it must have ended.
     pub deadline: Instant,
 }
@@ -63,7 +65,7 @@ pub async fn choose(
         return Ok(lease);
     }
     let arrived = Instant::now();
-    let _held = Held::enter(scheduler, pool)?;
+    let _held = Held::enter(scheduler, pool, wanted.body_bytes, tried.times() > 0)?;
     let until = (arrived + scheduler.options.queue_timeout).min(wanted.deadline);
     let mut full = false;
     let waited = tokio::time::timeout_at(until, async {
@@ -137,25 +139,44 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
 }
 
 /// A place among the requests that wait.
-struct Held<'a>(&'a AtomicUsize);
+struct Held<'a> {
+    pool: &'a Pool,
+    bytes: usize,
+}
 
 impl<'a> Held<'a> {
-    fn enter(scheduler: &Scheduler, pool: &'a Pool) -> Result<Self, Fault> {
-        let most = scheduler.options.queue_per_replica * pool.replicas.load().len().max(1);
-        let entered = pool
-            .held
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| (held < most).then_some(held + 1));
-        match entered {
-            Ok(_) => Ok(Self(&pool.held)),
-            Err(_) if is_full(pool) => Err(all_full(&pool.name, "too many requests wait")),
-            Err(_) => Err(none_ready(&pool.name)),
+    /// Takes a place, while there is one. A request that a replica has failed always finds one: it was
+    /// let in before, and there are no more of these than the replica had.
+    fn enter(
+        scheduler: &Scheduler,
+        pool: &'a Pool,
+        bytes: usize,
+        failed_before: bool,
+    ) -> Result<Self, Fault> {
+        let options = &scheduler.options;
+        let most = options.queue_per_replica * pool.replicas.load().len().max(1);
+        let take = |count: &AtomicUsize, add: usize, most: usize| {
+            let fits = |held: usize| (failed_before || held + add <= most).then_some(held + add);
+            count.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
+        };
+        if take(&pool.held, 1, most) {
+            if take(&pool.held_bytes, bytes, options.queue_bytes) {
+                return Ok(Self { pool, bytes });
+            }
+            pool.held.fetch_sub(1, Ordering::AcqRel);
         }
+        Err(if is_full(pool) {
+            all_full(&pool.name, "too many requests wait")
+        } else {
+            none_ready(&pool.name)
+        })
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.pool.held.fetch_sub(1, Ordering::AcqRel);
+        self.pool.held_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 

@@ -35,6 +35,8 @@ pub struct SchedulerOptions {
     pub scrape_timeout: Duration,
     /// Requests held back for each replica of a model while all are full or unready.
     pub queue_per_replica: usize,
+    /// Bytes of the bodies of a model's requests that are held back, all together.
+    pub queue_bytes: usize,
     /// Longest time that a request is held back.
     #[serde(with = "millis")]
     pub queue_timeout: Duration,
@@ -65,6 +67,7 @@ impl Default for SchedulerOptions {
             scrape_interval: defaults::SCRAPE_INTERVAL,
             scrape_timeout: Duration::from_secs(1),
             queue_per_replica: defaults::QUEUE_PER_REPLICA,
+            queue_bytes: 8 * defaults::MAX_BODY_BYTES,
             queue_timeout: defaults::QUEUE_TIMEOUT,
             first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,
             idle_timeout: defaults::IDLE_TIMEOUT,

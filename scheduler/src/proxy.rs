@@ -133,8 +133,8 @@ async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Resu
         id: minted_id(scheduler, received),
         headers: forward::request_headers(received, Hop::SchedulerToEngine),
         has_deadline: given.is_some(),
+        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline },
         body: patched,
-        wanted: Wanted { prefix, bytes, deadline },
         path,
         model,
     })
@@ -217,6 +217,17 @@ async fn attempt(scheduler: &Scheduler, call: &Call, lease: &Lease) -> Result<Be
     let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout));
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(refused(&head, rest).await);
+    }
+    if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&head.status) {
+        // Between these two there is no key of the client's that could be wrong.
+        tracing::error!(
+            replica = lease.replica.name(),
+            status = head.status.as_u16(),
+            "the replica wants another hop token than this scheduler has"
+        );
+        let fault =
+            Fault::new(ErrorKind::BadGateway, "the replica refuses this scheduler; see the scheduler's log");
+        return Err(Failure::Final(fault));
     }
     let late = || SendError::Timeout { to: lease.replica.name().to_owned(), limit };
     let first = match tokio::time::timeout_at(began + limit, rest.next()).await {

@@ -25,6 +25,8 @@ pub struct Pool {
     pub gate: tokio::sync::Mutex<()>,
     /// Requests that wait.
     pub held: AtomicUsize,
+    /// Bytes of their bodies.
+    pub held_bytes: AtomicUsize,
     /// Requests placed, for round robin.
     pub turn: AtomicU64,
     /// Held while a replica is chosen and the choice is booked, so that two requests do not both see
@@ -43,6 +45,7 @@ impl Pool {
             weights: ArcSwap::default(),
             gate: tokio::sync::Mutex::new(()),
             held: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
             turn: AtomicU64::new(0),
             choosing: Mutex::new(()),
             gone: AtomicBool::new(false),

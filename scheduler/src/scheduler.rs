@@ -33,6 +33,8 @@ pub struct Shared {
     /// Cancelled when the scheduler stops watching replicas.
     pub stop: CancellationToken,
     budget: Mutex<RetryBudget>,
+    /// Held while a list is made and taken over, so that an older one never replaces a newer.
+    listing: Mutex<()>,
     started: Instant,
     random: AtomicU64,
 }
@@ -56,6 +58,7 @@ impl Scheduler {
             metrics: Metrics::new(),
             stop,
             budget: Mutex::new(budget),
+            listing: Mutex::new(()),
             started: Instant::now(),
             random: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0),
             options,
@@ -80,6 +83,7 @@ impl Scheduler {
         if !replica.serves(models) || self.options.endpoints.is_some() {
             return;
         }
+        let _listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted = Endpoints::default();
         let replicas = self.registry.replicas();
         for replica in &replicas {

@@ -177,7 +177,7 @@ mod tests {
         ) {
             let mut text = String::new();
             for (data, crlf) in &events {
-                text += &if *crlf { format!("data: {data}\r\n\r\n") } else { format!("data: {data}\n\n") };
+                text.extend(["data: ", data, if *crlf { "\r\n\r\n" } else { "\n\n" }]);
             }
             text += &tail;
             let (mut whole, mut out, mut at) = (WholeEvents::default(), BytesMut::new(), 0);

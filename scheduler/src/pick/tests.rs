@@ -112,8 +112,9 @@ proptest! {
 
     /// All else equal, the replica that holds more of the prompt is picked.
     #[test]
-    fn a_longer_prefix_wins(load in any_load(), cached in prop::collection::vec(0..=BLOCKS, 2..5), random: u64) {
-        prop_assume!(!load.is_saturated());
+    fn a_longer_prefix_wins(mut load in any_load(), cached in prop::collection::vec(0..=BLOCKS, 2..5), random: u64) {
+        load.in_flight %= 8;
+        load.waiting = load.waiting.map(|waiting| waiting % SATURATED_WAITING);
         let candidates: Vec<_> =
             cached.iter().map(|c| Candidate { load, ..idle("m", *c) }).collect();
         let outcome = pick(Policy::Prefix, &ASK, &candidates, &Weights::default(), 0, random);

@@ -155,7 +155,8 @@ proptest! {
         let names = [engine::RUNNING, engine::WAITING, engine::WAITING_TOKENS, engine::PREFILL_RATE, "vllm:inter_token_latency_seconds_sum", "vllm:inter_token_latency_seconds_count", "vllm:prompt_tokens_total", engine::KV_USAGE];
         let mut trend = Trend::default();
         for (step, chunk) in values.chunks(5).enumerate() {
-            let text: String = chunk.iter().map(|(i, v)| format!("{}{{a=\"b\"}} {v}\n", names[*i])).collect();
+            let lines: Vec<String> = chunk.iter().map(|(i, v)| format!("{}{{a=\"b\"}} {v}", names[*i])).collect();
+            let text = lines.join("\n");
             trend.observe(Reading::parse(&text), at(step as u64 * 200));
             let gauges = trend.gauges(Own::default(), at(step as u64 * 200), STALE).unwrap();
             for value in [gauges.running, gauges.waiting, gauges.waiting_tokens, gauges.prefill_rate].into_iter().flatten() {

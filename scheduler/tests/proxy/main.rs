@@ -1,0 +1,14 @@
+//! The scheduler against engines that hold, break, refuse and die.
+
+// The lint spares test functions, not the functions that they share.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod affinity;
+mod boundary;
+mod failover;
+mod hold;
+mod readiness;
+mod streaming;

@@ -1,0 +1,357 @@
+//! An engine that does as it is told. It runs on a runtime of its own, so that it can be killed as a
+//! process is: with every connection at once.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{HeaderMap, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use strata_wire::metrics::engine as names;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
+
+/// What the engine does with the next requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Does {
+    /// Answers at once: a stream of three pieces, or the whole.
+    Answer,
+    /// Sends the stream's head at once, and each piece only when it is let go.
+    Held,
+    /// Never answers, not even with a head.
+    Nothing,
+    /// Sends so many pieces of a stream, then breaks the connection.
+    Break(usize),
+    /// Sends one piece and a half, then breaks the connection.
+    BreakWithin,
+    /// Sends half of an answer that is no stream, and breaks the connection when let go.
+    BreakJson,
+    /// 503.
+    Refuse,
+    /// 401, as an engine does that wants another hop token.
+    Forbid,
+    /// 400, as an engine refuses a wrong request.
+    Reject,
+    /// Sends as much as is taken from it.
+    Flood,
+}
+
+/// A request as the engine got it.
+#[derive(Clone, Debug)]
+pub(crate) struct Got {
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// What the engine says of its load.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Load {
+    pub(crate) waiting: f64,
+    pub(crate) max_sequences: f64,
+    /// This text instead of metrics of its own.
+    pub(crate) text: Option<String>,
+    /// Whether it tells the truth about running requests, or says none.
+    pub(crate) counts: bool,
+}
+
+pub(crate) struct Inner {
+    pub(crate) does: Mutex<Does>,
+    pub(crate) load: Mutex<Load>,
+    pub(crate) got: Mutex<Vec<Got>>,
+    pub(crate) health: AtomicU16,
+    pub(crate) metrics_status: AtomicU16,
+    /// Pieces that held streams may send.
+    pub(crate) pieces: Semaphore,
+    /// Requests under way.
+    pub(crate) open: AtomicUsize,
+    /// Bytes that a flood has got rid of.
+    pub(crate) sent: AtomicU64,
+    pub(crate) prompts: AtomicU64,
+    pub(crate) model: String,
+    pub(crate) ended: AtomicBool,
+}
+
+pub(crate) struct Engine {
+    name: String,
+    addr: SocketAddr,
+    pub(crate) inner: Arc<Inner>,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl Engine {
+    /// An engine that serves the model `m`.
+    pub(crate) fn start(name: &str) -> Self {
+        Self::serving(name, "m")
+    }
+
+    pub(crate) fn serving(name: &str, model: &str) -> Self {
+        let inner = Arc::new(Inner {
+            does: Mutex::new(Does::Answer),
+            load: Mutex::new(Load { waiting: 0.0, max_sequences: 16.0, text: None, counts: true }),
+            got: Mutex::default(),
+            health: AtomicU16::new(200),
+            metrics_status: AtomicU16::new(200),
+            pieces: Semaphore::new(0),
+            open: AtomicUsize::new(0),
+            sent: AtomicU64::new(0),
+            prompts: AtomicU64::new(0),
+            model: model.to_owned(),
+            ended: AtomicBool::new(false),
+        });
+        let (runtime, addr) = serve(&inner, "127.0.0.1:0".parse().unwrap());
+        Self { name: name.to_owned(), addr, inner, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    pub(crate) fn does(&self, does: Does) -> &Self {
+        *self.inner.does.lock().unwrap() = does;
+        self
+    }
+
+    pub(crate) fn load(&self, change: impl FnOnce(&mut Load)) {
+        change(&mut self.inner.load.lock().unwrap());
+    }
+
+    /// The requests that it got, scrapes aside.
+    pub(crate) fn got(&self) -> Vec<Got> {
+        self.inner.got.lock().unwrap().clone()
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.inner.open.load(Ordering::SeqCst)
+    }
+
+    /// Lets held streams send so many pieces more.
+    pub(crate) fn let_go(&self, pieces: usize) {
+        self.inner.pieces.add_permits(pieces);
+    }
+
+    /// Ends the engine with all its connections.
+    pub(crate) fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// Starts it again at the same address, with an empty cache and counters at zero.
+    pub(crate) fn restart(&mut self) {
+        self.inner.prompts.store(0, Ordering::SeqCst);
+        let (runtime, _) = serve(&self.inner, self.addr);
+        self.runtime = Some(runtime);
+    }
+}
+
+fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // The port may still be held for a moment by connections of the engine killed before.
+    let deadline = std::time::Instant::now() + super::PATIENCE;
+    let listener = loop {
+        let socket = std::net::TcpListener::bind(addr);
+        match socket {
+            Ok(listener) => break listener,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        std::thread::yield_now();
+    };
+    let addr = listener.local_addr().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/health", get(health))
+        .route("/v1/models", get(models))
+        .route("/v1/chat/completions", post(answer))
+        .route("/v1/completions", post(answer))
+        .route("/v1/embeddings", post(answer))
+        .route("/tokenize", post(answer))
+        .route("/detokenize", post(answer))
+        .route("/sleep", post(answer))
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(Arc::clone(inner));
+    runtime.spawn(async move {
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        axum::serve(listener, router).await.unwrap();
+    });
+    (runtime, addr)
+}
+
+/// Counts a request as long as it is under way.
+struct Open(Arc<Inner>);
+
+impl Open {
+    fn enter(inner: &Arc<Inner>) -> Self {
+        inner.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(inner))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn health(State(inner): State<Arc<Inner>>) -> StatusCode {
+    StatusCode::from_u16(inner.health.load(Ordering::SeqCst)).unwrap()
+}
+
+async fn models(State(inner): State<Arc<Inner>>) -> axum::Json<Value> {
+    axum::Json(json!({"object": "list", "data": [{"id": inner.model, "object": "model", "created": 5,
+        "owned_by": "vllm", "max_model_len": 2048, "template_overhead": 24, "root": "x", "permission": []}]}))
+}
+
+async fn metrics(State(inner): State<Arc<Inner>>) -> Response {
+    let status = StatusCode::from_u16(inner.metrics_status.load(Ordering::SeqCst)).unwrap();
+    let load = inner.load.lock().unwrap().clone();
+    let open = if load.counts { inner.open.load(Ordering::SeqCst) as f64 } else { 0.0 };
+    let prompts = inner.prompts.load(Ordering::SeqCst);
+    let text = load.text.unwrap_or_else(|| {
+        format!(
+            "{}{{model_name=\"m\"}} {}\n{} {}\n{} {}\n{} {}\n{} 1000\n{} 0.25\n{}_total {}\n{}_total 40\n{}_total 30\n",
+            names::RUNNING,
+            (open - load.waiting).max(0.0),
+            names::WAITING,
+            load.waiting,
+            names::WAITING_TOKENS,
+            load.waiting * 100.0,
+            names::MAX_SEQUENCES,
+            load.max_sequences,
+            names::PREFILL_RATE,
+            names::KV_USAGE,
+            names::PROMPT_TOKENS,
+            prompts * 100,
+            names::PREFIX_QUERIES,
+            names::PREFIX_HITS,
+        )
+    });
+    (status, text).into_response()
+}
+
+async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let open = Open::enter(&inner);
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let path = head.uri.path().to_owned();
+    inner.got.lock().unwrap().push(Got { path, headers: head.headers, body: body.clone() });
+    inner.prompts.fetch_add(1, Ordering::SeqCst);
+    let stream = serde_json::from_slice::<Value>(&body).is_ok_and(|b| b["stream"] == json!(true));
+    let does = *inner.does.lock().unwrap();
+    match does {
+        Does::Refuse => {
+            let error = json!({"error": {"message": "draining", "type": "server_error", "param": null, "code": "draining"}});
+            (StatusCode::SERVICE_UNAVAILABLE, axum::Json(error)).into_response()
+        }
+        Does::Reject => {
+            let error = json!({"error": {"message": "max_tokens must be positive", "type": "invalid_request_error", "param": "max_tokens", "code": null}});
+            (StatusCode::BAD_REQUEST, axum::Json(error)).into_response()
+        }
+        Does::Forbid => StatusCode::UNAUTHORIZED.into_response(),
+        Does::BreakJson => {
+            let first = futures::stream::iter([Ok(Bytes::from_static(b"{\"id\":"))]);
+            let rest = futures::stream::once(async move {
+                open.0.pieces.acquire().await.unwrap().forget();
+                Err(std::io::Error::other("killed"))
+            });
+            let body = Body::from_stream(first.chain(rest));
+            ([("content-type", "application/json")], body).into_response()
+        }
+        Does::Nothing => {
+            let _open = open;
+            std::future::pending().await
+        }
+        Does::Answer if !stream => axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "model": "m",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}}))
+        .into_response(),
+        Does::Answer => pieces(open, 3, false, End::Done),
+        Does::Held => pieces(open, usize::MAX, true, End::Done),
+        Does::Break(after) => pieces(open, after, false, End::Break),
+        Does::BreakWithin => pieces(open, 1, false, End::Half),
+        Does::Flood => flood(open),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Done,
+    Half,
+    Break,
+}
+
+fn piece(n: usize) -> Bytes {
+    Bytes::from(format!("data: {{\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{n}\"}}}}]}}\n\n"))
+}
+
+/// A stream of pieces. A held one sends each when a permit is there, and ends when told to.
+fn pieces(open: Open, count: usize, held: bool, end: End) -> Response {
+    let stream = futures::stream::unfold((0, open), move |(n, open)| async move {
+        let whole = if held { open.0.ended.load(Ordering::SeqCst) } else { n == count };
+        if held && !whole {
+            open.0.pieces.acquire().await.unwrap().forget();
+        }
+        let ended = if held { open.0.ended.load(Ordering::SeqCst) } else { n >= count };
+        let item = match n {
+            usize::MAX => return None,
+            n if !ended => return Some((Ok(piece(n)), (n + 1, open))),
+            n => match end {
+                End::Done => Ok(Bytes::from_static(b"data: [DONE]\n\n")),
+                End::Half if n == count => {
+                    return Some((Ok(Bytes::from_static(b"data: {\"choices\":[{\"ind")), (n + 1, open)));
+                }
+                End::Half | End::Break => Err(std::io::Error::other("killed")),
+            },
+        };
+        Some((item, (usize::MAX, open)))
+    });
+    sse(stream)
+}
+
+fn flood(open: Open) -> Response {
+    let chunk = Bytes::from(format!("data: {}\n\n", "x".repeat(16 * 1024)));
+    let stream = futures::stream::unfold(open, move |open| {
+        let chunk = chunk.clone();
+        async move {
+            open.0.sent.fetch_add(chunk.len() as u64, Ordering::SeqCst);
+            Some((Ok(chunk), open))
+        }
+    });
+    sse(stream)
+}
+
+fn sse(stream: impl futures::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static) -> Response {
+    // Each piece leaves by itself, as a real engine's do.
+    let body = Body::from_stream(stream.then(|item| async {
+        tokio::task::yield_now().await;
+        item
+    }));
+    (
+        [
+            ("content-type", "text/event-stream; charset=utf-8"),
+            ("server", "mock"),
+            ("x-strata-decision", "forged"),
+        ],
+        body,
+    )
+        .into_response()
+}
