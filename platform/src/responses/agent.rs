@@ -177,9 +177,8 @@ impl Agent<'_> {
         sink: &mut Sink,
     ) -> Result<Finish, End> {
         let one_call = !self.create.parallel_tool_calls;
-        let turn = progress.turn.insert(Turn::new(progress.output.len(), kinds.clone(), one_call));
-        let (mut finish, mut usage) = (None, None);
-        let mut failed = None;
+        progress.turn = Some(Turn::new(progress.output.len(), kinds.clone(), one_call));
+        let (mut finish, mut usage, mut failed) = (None, None, None);
         while let Some(chunk) = pieces.next().await {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
@@ -192,38 +191,43 @@ impl Agent<'_> {
             let Some(choice) = chunk.choices.into_iter().next() else {
                 continue;
             };
-            match turn.push(choice.delta) {
-                Ok(events) => {
-                    if !sink.emit(events).await {
-                        return Err(End::Cancelled);
-                    }
-                }
+            // After its reason to finish the model says nothing more; only the usage is to come.
+            let Some(turn) = progress.turn.as_mut() else {
+                continue;
+            };
+            let mut events = match turn.push(choice.delta) {
+                Ok(events) => events,
                 Err(error) => {
                     failed = Some(Failure::new(ErrorKind::BadGateway, error.to_string()));
                     break;
                 }
+            };
+            if let Some(reason) = choice.finish_reason.as_deref() {
+                let reason = Finish::read(reason);
+                finish = Some(reason);
+                if let Some(turn) = progress.turn.take() {
+                    let (items, last) = turn.finish(reason == Finish::Done);
+                    progress.output.extend(items);
+                    events.extend(last);
+                }
             }
-            finish = choice.finish_reason.as_deref().map(Finish::read).or(finish);
-        }
-        if let Some(usage) = usage {
-            progress.add(usage);
-        }
-        if let Some(failure) = failed {
-            return Err(End::Failed(failure));
-        }
-        let Some(finish) = finish else {
-            let layer = self.app.options.upstream_kind.layer();
-            let message = format!("{layer} broke off in mid-answer: the stream ended before the model did");
-            return Err(End::Failed(Failure::new(ErrorKind::BadGateway, message)));
-        };
-        if let Some(turn) = progress.turn.take() {
-            let (items, events) = turn.finish(finish == Finish::Done);
-            progress.output.extend(items);
             if !sink.emit(events).await {
                 return Err(End::Cancelled);
             }
         }
-        Ok(finish)
+        if let Some(usage) = usage {
+            progress.add(usage);
+        }
+        match (failed, finish) {
+            (Some(failure), _) => Err(End::Failed(failure)),
+            (None, Some(finish)) => Ok(finish),
+            (None, None) => {
+                let layer = self.app.options.upstream_kind.layer();
+                let message =
+                    format!("{layer} broke off in mid-answer: the stream ended before the model did");
+                Err(End::Failed(Failure::new(ErrorKind::BadGateway, message)))
+            }
+        }
     }
 
     /// Runs the server's calls of the step that began at item `begun`, all at once. `false` when the
