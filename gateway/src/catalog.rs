@@ -1,0 +1,145 @@
+//! The models that the layer below serves, as it lists them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use strata_hop::{Body, Fault, HopToken, Upstream, forward};
+use strata_wire::models::Model;
+use strata_wire::{ErrorKind, defaults};
+use tokio::sync::Mutex;
+
+use crate::ask::ModelFacts;
+use crate::clock::Clock;
+
+/// How long a list is good for.
+const FRESH_MS: i64 = 2_000;
+/// How long to wait for a list.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest list.
+const MAX_LIST: usize = 8 * 1024 * 1024;
+
+/// One list.
+#[derive(Debug)]
+pub struct Listing {
+    at: i64,
+    /// The models in their order: name, and the entry to the byte.
+    pub entries: Vec<(String, Box<RawValue>)>,
+    facts: HashMap<String, ModelFacts>,
+}
+
+/// Fetches the list and keeps it for a short time.
+#[derive(Debug)]
+pub struct Catalog {
+    upstream: Upstream,
+    base: String,
+    hop_token: Option<HopToken>,
+    clock: Clock,
+    latest: ArcSwapOption<Listing>,
+    fetching: Mutex<()>,
+}
+
+#[derive(Deserialize)]
+struct RawList {
+    data: Vec<Box<RawValue>>,
+}
+
+impl Listing {
+    fn parse(body: &[u8], at: i64) -> Option<Self> {
+        let list: RawList = serde_json::from_slice(body).ok()?;
+        let (mut entries, mut facts) = (Vec::new(), HashMap::new());
+        for raw in list.data {
+            let model: Model = serde_json::from_str(raw.get()).ok()?;
+            let fact =
+                ModelFacts { template_overhead: model.template_overhead, max_model_len: model.max_model_len };
+            facts.insert(model.id.clone(), fact);
+            entries.push((model.id, raw));
+        }
+        Some(Self { at, entries, facts })
+    }
+
+    /// Whether the model is served.
+    pub fn serves(&self, model: &str) -> bool {
+        self.facts.contains_key(model)
+    }
+
+    /// What is known of the model.
+    pub fn facts(&self, model: &str) -> ModelFacts {
+        self.facts.get(model).copied().unwrap_or_default()
+    }
+}
+
+impl Catalog {
+    /// A catalog of the layer at `base`.
+    pub fn new(upstream: Upstream, base: String, hop_token: Option<HopToken>, clock: Clock) -> Self {
+        Self {
+            upstream,
+            base,
+            hop_token,
+            clock,
+            latest: ArcSwapOption::empty(),
+            fetching: Mutex::new(()),
+        }
+    }
+
+    fn fresh(&self, needs: Option<&str>) -> Option<Arc<Listing>> {
+        let age = |listing: &Listing| self.clock.now_ms().saturating_sub(listing.at);
+        self.latest
+            .load_full()
+            .filter(|l| (0..FRESH_MS).contains(&age(l)) && needs.is_none_or(|model| l.serves(model)))
+    }
+
+    /// The list, fetched again when it is old. While the layer below is away, the last one it gave.
+    pub async fn listing(&self) -> Result<Arc<Listing>, Fault> {
+        self.listing_for(None).await
+    }
+
+    /// The same, for one model: a list that does not know it is fetched again, at most once for all
+    /// who wait.
+    pub async fn listing_for(&self, model: Option<&str>) -> Result<Arc<Listing>, Fault> {
+        if let Some(listing) = self.fresh(model) {
+            return Ok(listing);
+        }
+        let before = self.latest.load_full().map(|l| Arc::as_ptr(&l) as usize);
+        let _one_at_a_time = self.fetching.lock().await;
+        if let Some(listing) = self.fresh(None)
+            && Some(Arc::as_ptr(&listing) as usize) != before
+        {
+            return Ok(listing);
+        }
+        match self.fetch().await {
+            Ok(listing) => {
+                let listing = Arc::new(listing);
+                self.latest.store(Some(listing.clone()));
+                Ok(listing)
+            }
+            Err(fault) => self.latest.load_full().ok_or(fault),
+        }
+    }
+
+    async fn fetch(&self) -> Result<Listing, Fault> {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = &self.hop_token {
+            token.attach(&mut headers);
+        }
+        let mut request = Request::get(format!("{}/v1/models", self.base))
+            .body(Body::empty())
+            .map_err(|_| Fault::new(ErrorKind::Internal, "the upstream's address is no URL"))?;
+        *request.headers_mut() = headers;
+        let response =
+            self.upstream.send(request, PATIENCE).await.map_err(|e| e.fault("the inference scheduler"))?;
+        let failed = || Fault::new(ErrorKind::BadGateway, "the inference scheduler gave no list of models");
+        if !response.status().is_success() {
+            return Err(failed());
+        }
+        let body: Bytes = forward::collect(response.into_body(), defaults::IDLE_TIMEOUT.min(PATIENCE), MAX_LIST)
+            .await
+            .map_err(|_| failed())?;
+        Listing::parse(&body, self.clock.now_ms()).ok_or_else(failed)
+    }
+}
