@@ -10,6 +10,7 @@
 mod app;
 mod calculator;
 mod conversations;
+mod extract;
 mod fields;
 mod identity;
 mod mint;

@@ -1,6 +1,5 @@
 //! Paging of lists: `limit`, `order` and `after`.
 
-use axum::extract::Query;
 use serde::Serialize;
 use serde_json::Value;
 use strata_hop::Fault;
@@ -17,9 +16,6 @@ pub(crate) struct Page {
     /// Start behind the item of this id.
     pub(crate) after: Option<String>,
 }
-
-/// A query string, decoded.
-pub(crate) type Pairs = Query<Vec<(String, String)>>;
 
 impl Page {
     /// Reads a query string.

@@ -1,16 +1,17 @@
 //! `/v1/conversations`: items that outlive a chain of responses.
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 use strata_hop::{Fault, spool};
 
 use crate::app::App;
+use crate::extract::{Pairs, Segments};
 use crate::fields::{Fields, metadata};
 use crate::identity::{self, Owner};
 use crate::mint;
-use crate::page::{List, Page, Pairs, no_query};
+use crate::page::{List, Page, no_query};
 use crate::refusal::{Refusal, not_found};
 use crate::relay::explains;
 use crate::responses::{intake, json_body, unknown_after};
@@ -28,8 +29,8 @@ pub(crate) fn routes() -> Router<App> {
 async fn read_body(app: &App, request: Request) -> Result<(Owner, Fields), Refusal> {
     let explain = explains(&request);
     let (parts, body) = request.into_parts();
-    let body = spool::read(body, app.options.max_body_bytes).await?;
     let owner = identity::owner(app, &parts.headers, explain).await?;
+    let body = spool::read(body, app.options.max_body_bytes).await?;
     let value = if body.is_empty() { Value::Object(Map::new()) } else { json_body(&body)? };
     Ok((owner, Fields::new("", value)?))
 }
@@ -52,7 +53,7 @@ async fn create(State(app): State<App>, request: Request) -> Result<Json<Value>,
 
 async fn read(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -61,7 +62,7 @@ async fn read(
 
 async fn update(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let (owner, mut fields) = read_body(&app, request).await?;
@@ -72,7 +73,7 @@ async fn update(
 
 async fn delete(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -84,8 +85,8 @@ async fn delete(
 
 async fn list(
     State(app): State<App>,
-    Path(id): Path<String>,
-    Query(pairs): Pairs,
+    Segments(id): Segments<String>,
+    Pairs(pairs): Pairs,
     request: Request,
 ) -> Result<Json<List>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -97,8 +98,8 @@ async fn list(
 
 async fn add(
     State(app): State<App>,
-    Path(id): Path<String>,
-    Query(pairs): Pairs,
+    Segments(id): Segments<String>,
+    Pairs(pairs): Pairs,
     request: Request,
 ) -> Result<Json<List>, Refusal> {
     let (owner, mut fields) = read_body(&app, request).await?;
@@ -118,8 +119,8 @@ async fn add(
 
 async fn read_item(
     State(app): State<App>,
-    Path((id, item)): Path<(String, String)>,
-    Query(pairs): Pairs,
+    Segments((id, item)): Segments<(String, String)>,
+    Pairs(pairs): Pairs,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -130,7 +131,7 @@ async fn read_item(
 
 async fn delete_item(
     State(app): State<App>,
-    Path((id, item)): Path<(String, String)>,
+    Segments((id, item)): Segments<(String, String)>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;

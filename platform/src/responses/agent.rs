@@ -195,14 +195,10 @@ impl Agent<'_> {
             let Some(turn) = progress.turn.as_mut() else {
                 continue;
             };
-            let mut events = match turn.push(choice.delta) {
-                Ok(events) => events,
-                Err(error) => {
-                    failed = Some(Failure::new(ErrorKind::BadGateway, error.to_string()));
-                    break;
-                }
-            };
-            if let Some(reason) = choice.finish_reason.as_deref() {
+            let mut events = Vec::new();
+            if let Err(error) = turn.push(choice.delta, &mut events) {
+                failed = Some(Failure::new(ErrorKind::BadGateway, error.to_string()));
+            } else if let Some(reason) = choice.finish_reason.as_deref() {
                 let reason = Finish::read(reason);
                 finish = Some(reason);
                 if let Some(turn) = progress.turn.take() {
@@ -213,6 +209,9 @@ impl Agent<'_> {
             }
             if !sink.emit(events).await {
                 return Err(End::Cancelled);
+            }
+            if failed.is_some() {
+                break;
             }
         }
         if let Some(usage) = usage {

@@ -42,9 +42,9 @@ struct Begun {
 pub(super) async fn create(Shared(app): Shared<App>, request: Request) -> Result<Response, Refusal> {
     let explain = relay::explains(&request);
     let (parts, body) = request.into_parts();
-    let body = spool::read(body, app.options.max_body_bytes).await?;
-    // Who asks comes before what is asked, so that a stranger learns nothing.
+    // Who asks comes before what is asked: a stranger's body is not even read.
     let owner = identity::owner(&app, &parts.headers, explain).await?;
+    let body = spool::read(body, app.options.max_body_bytes).await?;
     let create = Create::parse(json_body(&body)?, &app.tools)?;
     drop(body);
     let context = app.store.context(&owner, origin(&create)).await?.map_err(no_context)?;
@@ -230,6 +230,7 @@ impl Begun {
             origin: origin(create),
             depth: self.context.depth,
             before: self.context.before,
+            extends: matches!(state, State::Completed(_) | State::Incomplete(_)),
             body,
             input: create.input.clone(),
             output,

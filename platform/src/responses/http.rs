@@ -1,6 +1,6 @@
 //! The routes of `/v1/responses`.
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
@@ -8,8 +8,9 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 
 use crate::app::App;
+use crate::extract::{Pairs, Segments};
 use crate::identity;
-use crate::page::{List, Page, Pairs, no_query};
+use crate::page::{List, Page, no_query};
 use crate::refusal::{Refusal, not_found};
 use crate::relay::explains;
 
@@ -24,8 +25,8 @@ pub(crate) fn routes() -> Router<App> {
 
 async fn read(
     State(app): State<App>,
-    Path(id): Path<String>,
-    Query(pairs): Pairs,
+    Segments(id): Segments<String>,
+    Pairs(pairs): Pairs,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -36,7 +37,7 @@ async fn read(
 
 async fn delete(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Segments(id): Segments<String>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -48,8 +49,8 @@ async fn delete(
 
 async fn input_items(
     State(app): State<App>,
-    Path(id): Path<String>,
-    Query(pairs): Pairs,
+    Segments(id): Segments<String>,
+    Pairs(pairs): Pairs,
     request: Request,
 ) -> Result<Json<List>, Refusal> {
     let owner = identity::owner(&app, request.headers(), explains(&request)).await?;
@@ -59,7 +60,7 @@ async fn input_items(
     Ok(Json(list.ok_or_else(|| unknown_after(after.as_deref()))?))
 }
 
-async fn cancel(Path(_): Path<String>) -> Fault {
+async fn cancel(Segments(_): Segments<String>) -> Fault {
     Fault::new(
         ErrorKind::InvalidRequest,
         "only background responses can be cancelled, and they are not built yet; close the connection instead",

@@ -56,17 +56,16 @@ impl Turn {
         Self { base, server, one_call, slots: Vec::new(), bytes: 0 }
     }
 
-    /// Takes what is new.
-    pub(crate) fn push(&mut self, delta: Delta) -> Result<Vec<Event>, TurnError> {
-        let mut events = Vec::new();
+    /// Takes what is new, and adds its events, those before an error included.
+    pub(crate) fn push(&mut self, delta: Delta, events: &mut Vec<Event>) -> Result<(), TurnError> {
         if let Some(text) = delta.content.filter(|t| !t.is_empty()) {
             self.count(text.len())?;
-            self.text(&text, &mut events);
+            self.text(&text, events);
         }
         for call in delta.tool_calls.unwrap_or_default() {
-            self.call(call, &mut events)?;
+            self.call(call, events)?;
         }
-        Ok(events)
+        Ok(())
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), TurnError> {
@@ -217,5 +216,81 @@ impl Turn {
             }
         }
         (self.slots.into_iter().map(|s| s.item).collect(), events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use strata_wire::sse;
+
+    use super::*;
+    use crate::responses::chunk::FunctionDelta;
+
+    fn delta() -> impl Strategy<Value = Delta> {
+        let name = prop::option::of(prop::sample::select(vec!["calculator", "weather"]));
+        let call = (0u32..3, name, "[a-z]{0,4}").prop_map(|(index, name, arguments)| CallDelta {
+            index,
+            id: None,
+            function: FunctionDelta { name: name.map(str::to_owned), arguments: Some(arguments) },
+        });
+        let calls = prop::option::of(prop::collection::vec(call, 0..3));
+        (prop::option::of("[a-zé]{0,4}"), calls)
+            .prop_map(|(content, tool_calls)| Delta { content, tool_calls })
+    }
+
+    fn read(event: Event) -> Value {
+        let raw = event.render(0);
+        serde_json::from_str(&sse::parse(&raw).unwrap().data).unwrap()
+    }
+
+    fn content(item: &Value) -> String {
+        let part = &item["content"][0]["text"];
+        part.as_str().or(item["arguments"].as_str()).unwrap().to_owned()
+    }
+
+    proptest! {
+        /// Whatever the model says, and wherever it is cut: each item is added once and done once
+        /// (a server's call is done by the loop), its deltas make up its content, and the items are
+        /// those that the events showed.
+        #[test]
+        fn events_tell_the_items(deltas in prop::collection::vec(delta(), 0..30), whole: bool, one_call: bool) {
+            let server = Arc::new(BTreeMap::from([("calculator".to_owned(), "calculator".to_owned())]));
+            let mut turn = Turn::new(5, server, one_call);
+            let mut events = Vec::new();
+            for delta in deltas {
+                if let Err(error) = turn.push(delta, &mut events) {
+                    prop_assert_eq!(error, TurnError::Nameless);
+                }
+            }
+            let (items, last) = turn.finish(whole);
+            let events: Vec<Value> = events.into_iter().chain(last).map(read).collect();
+            let (mut texts, mut done) = (Vec::new(), vec![false; items.len()]);
+            for event in &events {
+                let kind = event["type"].as_str().unwrap();
+                let index = event["output_index"].as_u64().unwrap() as usize - 5;
+                if kind == "response.output_item.added" {
+                    prop_assert_eq!(index, texts.len(), "items are added in order");
+                    texts.push(String::new());
+                } else if event.get("delta").is_some() {
+                    prop_assert!(!done[index]);
+                    texts[index].push_str(event["delta"].as_str().unwrap());
+                } else if kind == "response.output_item.done" {
+                    prop_assert!(!std::mem::replace(&mut done[index], true), "done twice");
+                    prop_assert_eq!(&event["item"], &serde_json::to_value(&items[index]).unwrap());
+                }
+            }
+            prop_assert_eq!(texts.len(), items.len());
+            let mut calls = 0;
+            for (at, item) in items.iter().enumerate() {
+                let shown = serde_json::to_value(item).unwrap();
+                prop_assert_eq!(content(&shown), texts[at].clone());
+                let waits = whole && matches!(item, Item::McpCall(_));
+                prop_assert_eq!(done[at], !waits);
+                calls += usize::from(!matches!(item, Item::Message(_)));
+            }
+            prop_assert!(!one_call || calls <= 1);
+        }
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct NewResponse {
     pub(crate) origin: Origin,
     pub(crate) depth: i64,
     pub(crate) before: Option<i64>,
+    /// Whether its items go into its conversation.
+    pub(crate) extends: bool,
     /// The response object, with an empty `output`.
     pub(crate) body: Value,
     pub(crate) input: Vec<Item>,
@@ -85,7 +87,7 @@ impl Store {
         }
     }
 
-    /// Stores a response and adds its items to its conversation, if that is still there.
+    /// Stores a response, and adds its items to its conversation if they belong there and it still exists.
     pub(crate) async fn insert_response(&self, new: NewResponse) -> Result<(), StoreError> {
         self.write(move |c| insert(c, &new)).await
     }
@@ -213,7 +215,7 @@ fn insert(c: &Connection, new: &NewResponse) -> Result<(), StoreError> {
         let body = serde_json::to_string(item)?;
         statement.execute(params![new.id, position as i64, is_output, item.id(), body])?;
     }
-    if let Some(conversation) = conversation
+    if let Some(conversation) = conversation.filter(|_| new.extends)
         && conversations::next_position(c, &new.owner, conversation)?.is_some()
     {
         append(c, conversation, new.input.iter().chain(&new.output))?;

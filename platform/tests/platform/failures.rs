@@ -61,6 +61,50 @@ async fn an_unstreamed_response_that_fails_is_an_error() {
 }
 
 #[tokio::test]
+async fn what_failed_does_not_enter_its_conversation() {
+    let world = World::new().await;
+    let (_, made) = world.post("/v1/conversations", json!({})).await;
+    let id = made["id"].as_str().unwrap();
+    world.script([Reply::Events(vec![text("so ")]), says(&["ok"])]);
+    let body = json!({"model": "m", "input": "1", "conversation": id});
+    world.create_streamed(body.clone()).await;
+    let items = format!("/v1/conversations/{id}/items");
+    assert_eq!(world.get(&items).await.1["data"], json!([]));
+    world.create(body).await;
+    assert_eq!(world.get(&items).await.1["data"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_database_that_fails_is_said_so_and_the_process_lives() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::in_folder(strata_platform::UpstreamKind::Ungoverned, folder.path()).await;
+    let other = rusqlite::Connection::open(folder.path().join("platform.sqlite")).unwrap();
+    other.execute_batch("ALTER TABLE response_items RENAME TO hidden").unwrap();
+    world.script([says(&["one"]), says(&["two"]), says(&["three"]), says(&["four"])]);
+    let body = json!({"model": "m", "input": "1"});
+    let (status, answer) = world.post("/v1/responses", body.clone()).await;
+    assert_eq!(status, 500);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("database failed") && message.ends_with("nothing of this request was saved"),
+        "{message}"
+    );
+    let events = world.create_streamed(body.clone()).await;
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["type"], &last["response"]["error"]["code"]),
+        (&json!("response.failed"), &json!("server_error"))
+    );
+    assert_eq!(output_text(&last["response"]), "two", "what the model said is not lost");
+    let mut unstored = body.clone();
+    unstored["store"] = json!(false);
+    world.create(unstored).await;
+    other.execute_batch("ALTER TABLE hidden RENAME TO response_items").unwrap();
+    let stored = world.create(body).await;
+    assert_eq!(world.get(&format!("/v1/responses/{}", stored["id"].as_str().unwrap())).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_connection_that_breaks_fails_the_response() {
     let world = World::new().await;
     let (send, receive) = mpsc::unbounded_channel();

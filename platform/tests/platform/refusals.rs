@@ -163,6 +163,8 @@ async fn other_paths_and_methods() {
         ("PUT", "/v1/responses/x", 405),
         ("GET", "/v1/files", 404),
         ("POST", "/v1/responses/x/cancel", 400),
+        ("GET", "/v1/responses/%FF", 400),
+        ("GET", "/v1/conversations/x/items?limit=%FF", 400),
     ] {
         let (got, body) = world.send(method, path, &[], Body::empty()).await.json().await;
         assert_eq!((got.as_u16(), body["error"]["message"].is_string()), (status, true), "{method} {path}");
