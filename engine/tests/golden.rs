@@ -1,5 +1,6 @@
 //! Strata against independent implementations: transformers for whole models, gguf's Python package
 //! for the quantisations. `scripts/golden.py` makes the vectors.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +15,11 @@ use strata_engine::tensor::{Bytes, Tensor, TensorKind};
 
 /// Largest difference of a logit that rounding in another order explains, for random two-layer models
 /// whose logits reach about 30.
-const TINY_TOLERANCE: f32 = 2e-4;
+const TINY_TOLERANCE: f32 = 5e-5;
 /// The same for the real model of 30 layers, whose logits reach about 30.
-const REAL_TOLERANCE: f32 = 2e-3;
+const REAL_TOLERANCE: f32 = 2e-4;
 /// A reference margin above which the likeliest token must be the same.
-const CLEAR_MARGIN: f32 = 2.0 * REAL_TOLERANCE;
+const CLEAR_MARGIN: f32 = 10.0 * REAL_TOLERANCE;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)

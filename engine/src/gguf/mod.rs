@@ -4,6 +4,8 @@
 mod error;
 mod header;
 mod model;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use error::GgufError;

@@ -26,6 +26,7 @@ impl From<CheckpointError> for Refusal {
 
 /// The keys that matter here, of those that transformers writes.
 #[derive(Debug, Deserialize)]
+#[allow(clippy::struct_field_names)] // They are the file's.
 pub(super) struct Config {
     #[serde(default)]
     architectures: Vec<String>,
@@ -43,9 +44,8 @@ pub(super) struct Config {
     max_position_embeddings: Option<usize>,
     tie_word_embeddings: Option<bool>,
     attention_bias: Option<bool>,
-    /// Absent and null differ: the first is the class's default.
     #[serde(default, deserialize_with = "present")]
-    sliding_window: Option<Option<usize>>,
+    sliding_window: Window,
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
@@ -55,8 +55,16 @@ pub(super) struct Config {
     pub(super) eos_token_id: Option<OneOrMany>,
 }
 
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<usize>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
+/// Absent and null differ: the first is the class's default.
+#[derive(Clone, Copy, Debug, Default)]
+enum Window {
+    #[default]
+    Absent,
+    Given(Option<usize>),
+}
+
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Window, D::Error> {
+    Option::deserialize(deserializer).map(Window::Given)
 }
 
 /// An id or a list of them.
@@ -135,11 +143,14 @@ impl Config {
     fn window(&self, architecture: &str) -> Result<Option<usize>, Refusal> {
         /// What `MistralConfig` takes when the key is absent.
         const MISTRAL_DEFAULT: usize = 4096;
+        let given = match self.sliding_window {
+            Window::Given(window) => window,
+            Window::Absent => (architecture == "MistralForCausalLM").then_some(MISTRAL_DEFAULT),
+        };
         let window = match architecture {
-            "MistralForCausalLM" => self.sliding_window.unwrap_or(Some(MISTRAL_DEFAULT)),
+            "MistralForCausalLM" => given,
             "LlamaForCausalLM" => None,
-            _ if self.use_sliding_window != Some(true) => None,
-            _ => self.sliding_window.flatten(),
+            _ => given.filter(|_| self.use_sliding_window == Some(true)),
         };
         let mixed = match &self.layer_types {
             Some(types) => types.iter().any(|t| t == "full_attention"),

@@ -58,6 +58,7 @@ fn llama3_factor(wavelength: f64, factor: f64, low: f64, high: f64, context: f64
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp)] // Factors of 1 and of the whole are exact.
 mod tests {
     use super::*;
 

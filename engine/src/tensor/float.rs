@@ -30,7 +30,7 @@ pub(super) fn bf16(bytes: &[u8], out: &mut [f32]) {
 
 /// One half-precision number, without branches so that loops over it vectorise.
 #[inline(always)]
-pub(super) fn half_to_f32(half: u16) -> f32 {
+pub(crate) fn half_to_f32(half: u16) -> f32 {
     let half = u32::from(half);
     let magnitude = half & 0x7fff;
     // Moving the exponent field up leaves it short by the difference of the biases, 127 − 15 = 112.

@@ -8,35 +8,20 @@
 use super::kind::SUPER_BLOCK;
 use super::quant::half_at;
 
-#[inline(always)]
-fn blocks<const BYTES: usize>(
-    bytes: &[u8],
-    out: &mut [f32],
-    one: impl Fn(&[u8; BYTES], &mut [f32; SUPER_BLOCK]),
-) {
-    let (blocks, _) = bytes.as_chunks::<BYTES>();
-    let (outs, _) = out.as_chunks_mut::<SUPER_BLOCK>();
-    for (block, out) in blocks.iter().zip(outs) {
-        one(block, out);
-    }
-}
-
 /// 16 bytes of (scale, minimum) nibbles, 64 bytes of two-bit numbers, scale, scale of minima. Two-bit
 /// numbers lie in four layers over 32 bytes, twice.
 #[inline(always)]
-pub(super) fn q2_k(bytes: &[u8], out: &mut [f32]) {
-    blocks::<84>(bytes, out, |block, out| {
-        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
-        for part in 0..16 {
-            let scale = d * f32::from(block[part] & 15);
-            let min = dmin * f32::from(block[part] >> 4);
-            let (quants, shift) = (16 + two_bit_offset(part), two_bit_shift(part));
-            for i in 0..16 {
-                let q = (block[quants + i] >> shift) & 3;
-                out[part * 16 + i] = scale * f32::from(q) - min;
-            }
+pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; SUPER_BLOCK]) {
+    let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+    for part in 0..16 {
+        let scale = d * f32::from(block[part] & 15);
+        let min = dmin * f32::from(block[part] >> 4);
+        let (quants, shift) = (16 + two_bit_offset(part), two_bit_shift(part));
+        for i in 0..16 {
+            let q = (block[quants + i] >> shift) & 3;
+            out[part * 16 + i] = scale * f32::from(q) - min;
         }
-    });
+    }
 }
 
 /// Where the part's bytes begin among 64 bytes of two-bit numbers.
@@ -54,22 +39,20 @@ fn two_bit_shift(part: usize) -> usize {
 /// 32 bytes of third bits (clear means −4), 64 bytes of two-bit numbers, 12 bytes of six-bit scales,
 /// scale.
 #[inline(always)]
-pub(super) fn q3_k(bytes: &[u8], out: &mut [f32]) {
-    blocks::<110>(bytes, out, |block, out| {
-        let d = half_at(block, 108);
-        let scales = &block[96..108];
-        for part in 0..16 {
-            let low = if part < 8 { scales[part] & 15 } else { scales[part - 8] >> 4 };
-            let high = (scales[8 + part % 4] >> (part / 4 * 2)) & 3;
-            let scale = d * (i32::from(low | high << 4) - 32) as f32;
-            let (quants, shift) = (32 + two_bit_offset(part), two_bit_shift(part));
-            for i in 0..16 {
-                let q = i32::from((block[quants + i] >> shift) & 3);
-                let third = i32::from((block[part % 2 * 16 + i] >> (part / 2)) & 1);
-                out[part * 16 + i] = scale * (q - 4 * (1 - third)) as f32;
-            }
+pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; SUPER_BLOCK]) {
+    let d = half_at(block, 108);
+    let scales = &block[96..108];
+    for part in 0..16 {
+        let low = if part < 8 { scales[part] & 15 } else { scales[part - 8] >> 4 };
+        let high = (scales[8 + part % 4] >> (part / 4 * 2)) & 3;
+        let scale = d * (i32::from(low | high << 4) - 32) as f32;
+        let (quants, shift) = (32 + two_bit_offset(part), two_bit_shift(part));
+        for i in 0..16 {
+            let q = i32::from((block[quants + i] >> shift) & 3);
+            let third = i32::from((block[part % 2 * 16 + i] >> (part / 2)) & 1);
+            out[part * 16 + i] = scale * (q - 4 * (1 - third)) as f32;
         }
-    });
+    }
 }
 
 /// The `part`-th of eight six-bit scales and minima, packed in 12 bytes.
@@ -86,59 +69,53 @@ fn scale_and_min(packed: &[u8], part: usize) -> (f32, f32) {
 
 /// Scale, scale of minima, 12 bytes of six-bit scales and minima, 128 bytes of nibbles.
 #[inline(always)]
-pub(super) fn q4_k(bytes: &[u8], out: &mut [f32]) {
-    blocks::<144>(bytes, out, |block, out| {
-        let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-        for pair in 0..4 {
-            let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
-            let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
-            let (low, low_min, high, high_min) = (d * low, dmin * low_min, d * high, dmin * high_min);
-            for i in 0..32 {
-                let q = block[16 + pair * 32 + i];
-                out[pair * 64 + i] = low * f32::from(q & 15) - low_min;
-                out[pair * 64 + 32 + i] = high * f32::from(q >> 4) - high_min;
-            }
+pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; SUPER_BLOCK]) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    for pair in 0..4 {
+        let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
+        let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
+        let (low, low_min, high, high_min) = (d * low, dmin * low_min, d * high, dmin * high_min);
+        for i in 0..32 {
+            let q = block[16 + pair * 32 + i];
+            out[pair * 64 + i] = low * f32::from(q & 15) - low_min;
+            out[pair * 64 + 32 + i] = high * f32::from(q >> 4) - high_min;
         }
-    });
+    }
 }
 
 /// As [`q4_k`] with 32 bytes of fifth bits before the nibbles.
 #[inline(always)]
-pub(super) fn q5_k(bytes: &[u8], out: &mut [f32]) {
-    blocks::<176>(bytes, out, |block, out| {
-        let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-        for pair in 0..4 {
-            let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
-            let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
-            let (low, low_min, high, high_min) = (d * low, dmin * low_min, d * high, dmin * high_min);
-            for i in 0..32 {
-                let (q, fifth) = (block[48 + pair * 32 + i], block[16 + i] >> (2 * pair));
-                out[pair * 64 + i] = low * f32::from((q & 15) | (fifth & 1) << 4) - low_min;
-                out[pair * 64 + 32 + i] = high * f32::from((q >> 4) | (fifth & 2) << 3) - high_min;
-            }
+pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; SUPER_BLOCK]) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    for pair in 0..4 {
+        let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
+        let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
+        let (low, low_min, high, high_min) = (d * low, dmin * low_min, d * high, dmin * high_min);
+        for i in 0..32 {
+            let (q, fifth) = (block[48 + pair * 32 + i], block[16 + i] >> (2 * pair));
+            out[pair * 64 + i] = low * f32::from((q & 15) | (fifth & 1) << 4) - low_min;
+            out[pair * 64 + 32 + i] = high * f32::from((q >> 4) | (fifth & 2) << 3) - high_min;
         }
-    });
+    }
 }
 
 /// 128 bytes of nibbles, 64 bytes of upper two bits, 16 signed scales, scale.
 #[inline(always)]
-pub(super) fn q6_k(bytes: &[u8], out: &mut [f32]) {
-    blocks::<210>(bytes, out, |block, out| {
-        let d = half_at(block, 208);
-        for half in 0..2 {
-            let (low, high) = (&block[half * 64..][..64], &block[128 + half * 32..][..32]);
-            let scales = &block[192 + half * 8..][..8];
-            for quarter in 0..4 {
-                for sub in 0..2 {
-                    let scale = d * f32::from(scales[quarter * 2 + sub] as i8);
-                    for i in sub * 16..sub * 16 + 16 {
-                        let nibble = (low[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 15;
-                        let upper = (high[i] >> (quarter * 2)) & 3;
-                        let q = i32::from(nibble | upper << 4) - 32;
-                        out[half * 128 + quarter * 32 + i] = scale * q as f32;
-                    }
+pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; SUPER_BLOCK]) {
+    let d = half_at(block, 208);
+    for half in 0..2 {
+        let (low, high) = (&block[half * 64..][..64], &block[128 + half * 32..][..32]);
+        let scales = &block[192 + half * 8..][..8];
+        for quarter in 0..4 {
+            for sub in 0..2 {
+                let scale = d * f32::from(scales[quarter * 2 + sub] as i8);
+                for i in sub * 16..sub * 16 + 16 {
+                    let nibble = (low[quarter % 2 * 32 + i] >> (quarter / 2 * 4)) & 15;
+                    let upper = (high[i] >> (quarter * 2)) & 3;
+                    let q = i32::from(nibble | upper << 4) - 32;
+                    out[half * 128 + quarter * 32 + i] = scale * q as f32;
                 }
             }
         }
-    });
+    }
 }

@@ -10,6 +10,7 @@ mod random;
 mod weights;
 
 pub use bytes::Bytes;
+pub(crate) use float::half_to_f32;
 pub use kind::TensorKind;
 pub(crate) use weights::{GGUF_NAMES, HUGGING_FACE_NAMES, ParameterSource, assemble};
 pub use weights::{LayerWeights, Linear, Weights};
@@ -88,20 +89,31 @@ impl Tensor {
 #[inline(always)]
 #[allow(clippy::inline_always)]
 pub(crate) fn dequantise(kind: TensorKind, bytes: &[u8], out: &mut [f32]) {
+    // A macro, for neither a closure nor a function passed on is sure to be inlined, and without that it
+    // would be compiled for the narrowest instruction set.
+    macro_rules! each_block {
+        ($one:path) => {{
+            let (blocks, _) = bytes.as_chunks();
+            let (outs, _) = out.as_chunks_mut();
+            for (block, out) in blocks.iter().zip(outs) {
+                $one(block, out);
+            }
+        }};
+    }
     assert_eq!(kind.bytes_for(out.len()), Some(bytes.len()), "row and output differ in length");
     match kind {
         TensorKind::F32 => float::f32(bytes, out),
         TensorKind::F16 => float::f16(bytes, out),
         TensorKind::BF16 => float::bf16(bytes, out),
-        TensorKind::Q4_0 => quant::q4_0(bytes, out),
-        TensorKind::Q4_1 => quant::q4_1(bytes, out),
-        TensorKind::Q5_0 => quant::q5_0(bytes, out),
-        TensorKind::Q5_1 => quant::q5_1(bytes, out),
-        TensorKind::Q8_0 => quant::q8_0(bytes, out),
-        TensorKind::Q2K => kquant::q2_k(bytes, out),
-        TensorKind::Q3K => kquant::q3_k(bytes, out),
-        TensorKind::Q4K => kquant::q4_k(bytes, out),
-        TensorKind::Q5K => kquant::q5_k(bytes, out),
-        TensorKind::Q6K => kquant::q6_k(bytes, out),
+        TensorKind::Q4_0 => each_block!(quant::q4_0),
+        TensorKind::Q4_1 => each_block!(quant::q4_1),
+        TensorKind::Q5_0 => each_block!(quant::q5_0),
+        TensorKind::Q5_1 => each_block!(quant::q5_1),
+        TensorKind::Q8_0 => each_block!(quant::q8_0),
+        TensorKind::Q2K => each_block!(kquant::q2_k),
+        TensorKind::Q3K => each_block!(kquant::q3_k),
+        TensorKind::Q4K => each_block!(kquant::q4_k),
+        TensorKind::Q5K => each_block!(kquant::q5_k),
+        TensorKind::Q6K => each_block!(kquant::q6_k),
     }
 }

@@ -38,15 +38,16 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
+fn is_bias(name: &str) -> bool {
+    name.rsplit('.').next() == Some("bias")
+}
+
 impl ParameterSource for Seeded<'_> {
     type Error = std::convert::Infallible;
 
     fn has(&self, name: &str) -> bool {
-        let attention_bias = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
-        match name.ends_with(".bias") {
-            true => self.spec.qkv_bias && attention_bias.iter().any(|bias| name.ends_with(bias)),
-            false => true,
-        }
+        let qkv_bias = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
+        !is_bias(name) || (self.spec.qkv_bias && qkv_bias.iter().any(|bias| name.ends_with(bias)))
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor, Self::Error> {
@@ -57,7 +58,7 @@ impl ParameterSource for Seeded<'_> {
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Box<[f32]>, Self::Error> {
-        if name.ends_with(".bias") {
+        if is_bias(name) {
             return Ok(self.numbers(name, len, 0.5).collect());
         }
         Ok(self.numbers(name, len, 0.3).map(|x| 1.0 + x).collect())

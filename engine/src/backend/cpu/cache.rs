@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::lines::{LANES, Line, Rows, flat_mut, zeroed};
+use super::lines::{LANES, Line, Rows, ZeroedLines, flat_mut};
 use crate::backend::BLOCK_TOKENS;
 use crate::model::spec::ModelSpec;
 
@@ -15,15 +15,14 @@ const _: () = assert!(BLOCK_TOKENS == LANES, "a line holds a block of tokens");
 /// Keys and values of all layers.
 pub(super) struct Cache {
     layers: Vec<LayerCache>,
-    blocks: usize,
 }
 
 /// Keys and values of one layer, by head, then block.
 pub(super) struct LayerCache {
     /// A block is `head_dim` lines, one lane a token.
-    keys: Box<[Line]>,
+    keys: ZeroedLines,
     /// A block is `BLOCK_TOKENS` rows of `head_dim` padded to whole lines.
-    values: Box<[Line]>,
+    values: ZeroedLines,
     head_dim: usize,
     blocks: usize,
 }
@@ -49,13 +48,14 @@ impl Cache {
         let keys = heads.checked_mul(spec.head_dim)?;
         let values = heads.checked_mul(BLOCK_TOKENS * spec.head_dim.div_ceil(LANES))?;
         let layer = |_| {
-            Some(LayerCache { keys: zeroed(keys)?, values: zeroed(values)?, head_dim: spec.head_dim, blocks })
+            Some(LayerCache {
+                keys: ZeroedLines::new(keys)?,
+                values: ZeroedLines::new(values)?,
+                head_dim: spec.head_dim,
+                blocks,
+            })
         };
-        Some(Self { layers: (0..spec.layers).map(layer).collect::<Option<_>>()?, blocks })
-    }
-
-    pub(super) fn blocks(&self) -> usize {
-        self.blocks
+        Some(Self { layers: (0..spec.layers).map(layer).collect::<Option<_>>()? })
     }
 
     pub(super) fn layer(&self, layer: usize) -> &LayerCache {

@@ -94,7 +94,7 @@ impl Model {
             key: layer.key_norm.as_deref().map(padded),
         });
         let (norms, output_norm) = (norms.collect(), padded(&weights.output_norm));
-        Self { spec, norms, output_norm, weights, cache }
+        Self { spec, weights, norms, output_norm, cache }
     }
 
     /// Runs a step that was checked, on the current pool. Returns the logits, and how many matrix
@@ -116,7 +116,7 @@ impl Model {
             norm_rows(level, &a.stream, &norms.attention, eps, &mut a.normed);
             multiply(
                 level,
-                [
+                &[
                     linear(&layer.query, &a.normed, &mut a.queries),
                     linear(&layer.key, &a.normed, &mut a.keys),
                     linear(&layer.value, &a.normed, &mut a.values),
@@ -130,16 +130,16 @@ impl Model {
                 &tasks,
                 &mut a.attended,
             );
-            multiply(level, [linear(&layer.attention_output, &a.attended, &mut a.projected)]);
+            multiply(level, &[linear(&layer.attention_output, &a.attended, &mut a.projected)]);
             add_rows(level, &mut a.stream, &a.projected);
 
             norm_rows(level, &a.stream, &norms.feed_forward, eps, &mut a.normed);
             multiply(
                 level,
-                [linear(&layer.gate, &a.normed, &mut a.gate), linear(&layer.up, &a.normed, &mut a.up)],
+                &[linear(&layer.gate, &a.normed, &mut a.gate), linear(&layer.up, &a.normed, &mut a.up)],
             );
             gate_rows(level, &mut a.gate, &a.up);
-            multiply(level, [linear(&layer.down, &a.gate, &mut a.projected)]);
+            multiply(level, &[linear(&layer.down, &a.gate, &mut a.projected)]);
             add_rows(level, &mut a.stream, &a.projected);
             products += 7;
         }
@@ -157,7 +157,7 @@ impl Model {
         }
         norm_rows(level, &a.projected, output_norm, eps, &mut a.normed);
         let bias = weights.output.as_ref().and_then(|output| output.bias.as_deref());
-        multiply(level, [Product::new(weights.head(), bias, &a.normed, &mut a.logits)]);
+        multiply(level, &[Product::new(weights.head(), bias, &a.normed, &mut a.logits)]);
         products += 1;
 
         let mut data = Vec::with_capacity(wanted.len() * spec.vocab);

@@ -1,7 +1,9 @@
 //! Rows of numbers in cache lines: what every kernel reads and writes.
 
-use std::alloc::{Layout, alloc_zeroed};
 use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use memmap2::MmapMut;
 
 /// Numbers in a line. Kernels keep one partial result for each, so results do not depend on how wide
 /// the processor's registers are.
@@ -30,21 +32,38 @@ pub(super) fn flat_mut(lines: &mut [Line]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
-/// `count` lines of zeros, which cost memory only once they are written to; none when the system
-/// refuses.
-pub(super) fn zeroed(count: usize) -> Option<Box<[Line]>> {
-    let layout = Layout::array::<Line>(count).ok()?;
-    if layout.size() == 0 {
-        return Some(Box::default());
+/// Lines of zeros that cost memory only once they are written to.
+pub(super) struct ZeroedLines {
+    map: MmapMut,
+    count: usize,
+}
+
+impl ZeroedLines {
+    /// `count` lines; none when the system refuses.
+    pub(super) fn new(count: usize) -> Option<Self> {
+        // The allocator would write every page to align it so; the system hands zeroed pages out late.
+        let bytes = count.checked_mul(size_of::<Line>()).filter(|bytes| isize::try_from(*bytes).is_ok())?;
+        Some(Self { map: MmapMut::map_anon(bytes.max(1)).ok()?, count })
     }
-    // SAFETY: the layout's size is not zero.
-    let start = unsafe { alloc_zeroed(layout) }.cast::<Line>();
-    if start.is_null() {
-        return None;
+}
+
+impl Deref for ZeroedLines {
+    type Target = [Line];
+
+    #[inline]
+    fn deref(&self) -> &[Line] {
+        // SAFETY: the map begins at a page, so it is aligned to a line; it holds `count` lines, and any
+        // bytes are valid floats.
+        unsafe { std::slice::from_raw_parts(self.map.as_ptr().cast(), self.count) }
     }
-    // SAFETY: the memory was just allocated by the global allocator with the layout of [Line; count],
-    // nobody else has it, and zero bytes are valid floats.
-    Some(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(start, count)) })
+}
+
+impl DerefMut for ZeroedLines {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [Line] {
+        // SAFETY: as above; the borrow of the map is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast(), self.count) }
+    }
 }
 
 /// A matrix of activations: a row for each token, padded with zeros to whole lines.

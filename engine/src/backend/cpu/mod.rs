@@ -15,6 +15,7 @@ mod product;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod validate;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -10,9 +10,10 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::lines::{Line, Rows, SharedRows, flat_mut};
+use super::lines::{Line, Rows, SharedRows};
 use super::simd::{Kernel, Level, Simd};
-use crate::tensor::{Tensor, dequantise};
+use super::unpack::{dot, unpack};
+use crate::tensor::Tensor;
 
 /// Rows of weights in a panel.
 const PANEL: usize = 16;
@@ -37,10 +38,19 @@ impl<'a> Product<'a> {
         out.reshape(x.count(), weight.rows());
         Self { weight, bias, x, out: out.shared() }
     }
+
+    /// Adds the bias and writes a result. Only the task of the row's panel may.
+    #[inline(always)]
+    fn finish(&self, token: usize, row: usize, sum: f32) {
+        let sum = self.bias.map_or(sum, |bias| sum + bias[row]);
+        // SAFETY: columns of a panel are written only by the task of that panel, each panel is one task,
+        // and the products of one call have different outputs.
+        unsafe { self.out.set(token, row, sum) };
+    }
 }
 
 /// Computes independent products at once, on all threads of the current pool.
-pub(super) fn multiply<const N: usize>(level: Level, products: [Product<'_>; N]) {
+pub(super) fn multiply<const N: usize>(level: Level, products: &[Product<'_>; N]) {
     if products.iter().all(|p| p.x.count() == 0) {
         return;
     }
@@ -73,6 +83,9 @@ impl Kernel for Panel<'_> {
         let Product { weight, x, .. } = self.product;
         let (stride, cols) = (x.stride(), x.width());
         let rows = PANEL.min(weight.rows() - self.first);
+        if x.count() == 1 && single(s, self.product, self.first, rows) {
+            return;
+        }
         // Only ever grown: what an earlier panel left is overwritten, but for rows that are not there,
         // whose results nobody takes.
         if self.scratch.len() < PANEL * stride {
@@ -81,7 +94,7 @@ impl Kernel for Panel<'_> {
         let panel = &mut self.scratch[..PANEL * stride];
         for (row, lines) in panel.chunks_exact_mut(stride).take(rows).enumerate() {
             lines[stride - 1] = Line::ZERO;
-            dequantise(weight.kind(), weight.row(self.first + row), &mut flat_mut(lines)[..cols]);
+            unpack(s, weight.kind(), weight.row(self.first + row), cols, lines);
         }
         if S::WIDE {
             sweep::<S, 4, 6, 8>(s, self.product, self.first, rows, panel);
@@ -89,6 +102,22 @@ impl Kernel for Panel<'_> {
             sweep::<S, 2, 3, 4>(s, self.product, self.first, rows, panel);
         }
     }
+}
+
+/// One token with one panel, for the formats that need no scratch; false for others.
+#[inline(always)]
+fn single<S: Simd>(s: S, product: &Product<'_>, first: usize, rows: usize) -> bool {
+    const TOGETHER: usize = 4;
+    let (weight, x) = (product.weight, product.x.lines());
+    for start in (first..first + rows).step_by(TOGETHER) {
+        let last = weight.rows() - 1;
+        let together: [&[u8]; TOGETHER] = std::array::from_fn(|i| weight.row((start + i).min(last)));
+        let Some(sums) = dot(s, weight.kind(), together, x) else { return false };
+        for (row, sum) in (start..first + rows).zip(sums) {
+            product.finish(0, row, sum);
+        }
+    }
+    true
 }
 
 /// All tokens with one panel: tiles of `R` rows and `T` tokens, then `R1` rows for each token left.
@@ -155,11 +184,7 @@ fn write<S: Simd, const R: usize, const T: usize>(
     for (r, sums) in sums.iter().enumerate().take(product.weight.rows() - first) {
         let row = first + r;
         for (t, sum) in sums.iter().enumerate() {
-            let sum = s.sum(*sum);
-            let sum = product.bias.map_or(sum, |bias| sum + bias[row]);
-            // SAFETY: columns of a panel are written only by the task of that panel, each panel is one
-            // task, and the products of one call have different outputs.
-            unsafe { product.out.set(token + t, row, sum) };
+            product.finish(token + t, row, s.sum(*sum));
         }
     }
 }

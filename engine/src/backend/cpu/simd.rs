@@ -6,11 +6,14 @@
 #![allow(clippy::inline_always)]
 
 use super::lines::{LANES, Line};
+use crate::tensor::half_to_f32;
 
 /// An instruction set that the processor is known to have.
 pub(super) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes.
     type V: Copy;
+    /// Sixteen bytes.
+    type B: Copy;
     /// Whether 32 vectors fit the registers, so that kernels may use larger tiles.
     const WIDE: bool;
 
@@ -33,6 +36,22 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn power_of_two(self, v: Self::V) -> Self::V;
     /// All lanes' sum: lane i + 8 is added to lane i, then i + 4, i + 2, i + 1.
     fn sum(self, v: Self::V) -> f32;
+
+    fn bytes(self, from: &[u8; LANES]) -> Self::B;
+    /// `(b >> shift) & mask` of each byte, for a mask of at most `8 - shift` bits.
+    fn bits(self, b: Self::B, shift: u32, mask: u8) -> Self::B;
+    /// `low | high << shift` of each byte, for a `high` that stays in its byte.
+    fn join(self, low: Self::B, high: Self::B, shift: u32) -> Self::B;
+    /// Bytes as numbers from 0 to 255.
+    fn unsigned(self, b: Self::B) -> Self::V;
+    /// Bytes as numbers from -128 to 127.
+    fn signed(self, b: Self::B) -> Self::V;
+    /// A half-precision number.
+    fn half(self, bits: u16) -> f32;
+    /// Sixteen half-precision numbers, little-endian.
+    fn halves(self, from: &[u8; 2 * LANES]) -> Self::V;
+    /// Sixteen bfloat16 numbers, little-endian.
+    fn upper_halves(self, from: &[u8; 2 * LANES]) -> Self::V;
 }
 
 /// A computation that can run on any instruction set.
@@ -98,7 +117,7 @@ impl Level {
 /// `e^x` to within two units in the last place, and exactly zero where that is below the smallest
 /// normal number, so that a masked score weighs nothing.
 #[inline(always)]
-#[allow(clippy::excessive_precision)]
+#[allow(clippy::excessive_precision, clippy::many_single_char_names)]
 pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 is split in two so that n ln 2 is exact enough.
     const SMALLEST: f32 = -87.336_54;
@@ -132,6 +151,7 @@ impl Portable {
 
 impl Simd for Portable {
     type V = Line;
+    type B = [u8; LANES];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -188,6 +208,40 @@ impl Simd for Portable {
         let eight: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
         let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
         (four[0] + four[2]) + (four[1] + four[3])
+    }
+    #[inline(always)]
+    fn bytes(self, from: &[u8; LANES]) -> [u8; LANES] {
+        *from
+    }
+    #[inline(always)]
+    fn bits(self, b: [u8; LANES], shift: u32, mask: u8) -> [u8; LANES] {
+        b.map(|b| (b >> shift) & mask)
+    }
+    #[inline(always)]
+    fn join(self, low: [u8; LANES], high: [u8; LANES], shift: u32) -> [u8; LANES] {
+        std::array::from_fn(|i| low[i] | high[i] << shift)
+    }
+    #[inline(always)]
+    fn unsigned(self, b: [u8; LANES]) -> Line {
+        Line(b.map(f32::from))
+    }
+    #[inline(always)]
+    fn signed(self, b: [u8; LANES]) -> Line {
+        Line(b.map(|b| f32::from(b as i8)))
+    }
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        half_to_f32(bits)
+    }
+    #[inline(always)]
+    fn halves(self, from: &[u8; 2 * LANES]) -> Line {
+        Line(std::array::from_fn(|i| half_to_f32(u16::from_le_bytes([from[2 * i], from[2 * i + 1]]))))
+    }
+    #[inline(always)]
+    fn upper_halves(self, from: &[u8; 2 * LANES]) -> Line {
+        Line(std::array::from_fn(|i| {
+            f32::from_bits(u32::from_le_bytes([0, 0, from[2 * i], from[2 * i + 1]]))
+        }))
     }
 }
 

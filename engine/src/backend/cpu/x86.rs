@@ -2,11 +2,11 @@
 //!
 //! A value of [`Avx2`] or [`Avx512`] exists only where the processor was asked and has it: that is what
 //! makes every intrinsic here sound.
-#![allow(clippy::inline_always)]
+#![allow(clippy::inline_always, clippy::wildcard_imports)]
 
 use std::arch::x86_64::*;
 
-use super::lines::Line;
+use super::lines::{LANES, Line};
 use super::simd::{Kernel, Simd};
 
 /// AVX2 and FMA: sixteen lanes are two registers.
@@ -73,6 +73,7 @@ macro_rules! both {
 
 impl Simd for Avx2 {
     type V = [__m256; 2];
+    type B = __m128i;
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -144,6 +145,61 @@ impl Simd for Avx2 {
             _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
         })
     }
+    #[inline(always)]
+    fn bytes(self, from: &[u8; LANES]) -> __m128i {
+        // SAFETY: both are 16 bytes of which any are valid.
+        unsafe { std::mem::transmute::<[u8; LANES], __m128i>(*from) }
+    }
+    #[inline(always)]
+    fn bits(self, b: __m128i, shift: u32, mask: u8) -> __m128i {
+        // SAFETY: SSE2 is part of x86-64. What a 16-bit shift brings in from the byte above is masked.
+        unsafe {
+            let shifted = _mm_srl_epi16(b, _mm_cvtsi32_si128(shift as i32));
+            _mm_and_si128(shifted, _mm_set1_epi8(mask as i8))
+        }
+    }
+    #[inline(always)]
+    fn join(self, low: __m128i, high: __m128i, shift: u32) -> __m128i {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { _mm_or_si128(low, _mm_sll_epi16(high, _mm_cvtsi32_si128(shift as i32))) }
+    }
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        // SAFETY: F16C was detected.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+
+    #[inline(always)]
+    fn unsigned(self, b: __m128i) -> Self::V {
+        // SAFETY: AVX2 was detected.
+        unsafe {
+            let high = _mm_srli_si128::<8>(b);
+            [_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(high))]
+        }
+    }
+    #[inline(always)]
+    fn signed(self, b: __m128i) -> Self::V {
+        // SAFETY: AVX2 was detected.
+        unsafe {
+            let high = _mm_srli_si128::<8>(b);
+            [_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high))]
+        }
+    }
+    #[inline(always)]
+    fn halves(self, from: &[u8; 2 * LANES]) -> Self::V {
+        // SAFETY: F16C was detected; both types are 32 bytes of which any are valid.
+        unsafe {
+            std::mem::transmute::<[u8; 2 * LANES], [__m128i; 2]>(*from).map(|half| _mm256_cvtph_ps(half))
+        }
+    }
+    #[inline(always)]
+    fn upper_halves(self, from: &[u8; 2 * LANES]) -> Self::V {
+        // SAFETY: AVX2 was detected; both types are 32 bytes of which any are valid.
+        unsafe {
+            std::mem::transmute::<[u8; 2 * LANES], [__m128i; 2]>(*from)
+                .map(|bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))))
+        }
+    }
 }
 
 /// All bits set where `a >= b`.
@@ -158,6 +214,7 @@ unsafe fn greater_or_equal(a: __m256, b: __m256) -> __m256 {
 
 impl Simd for Avx512 {
     type V = __m512;
+    type B = __m128i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -230,5 +287,52 @@ impl Simd for Avx512 {
             let eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
             _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight))
         })
+    }
+    #[inline(always)]
+    fn bytes(self, from: &[u8; LANES]) -> __m128i {
+        // SAFETY: both are 16 bytes of which any are valid.
+        unsafe { std::mem::transmute::<[u8; LANES], __m128i>(*from) }
+    }
+    #[inline(always)]
+    fn bits(self, b: __m128i, shift: u32, mask: u8) -> __m128i {
+        // SAFETY: SSE2 is part of x86-64. What a 16-bit shift brings in from the byte above is masked.
+        unsafe {
+            let shifted = _mm_srl_epi16(b, _mm_cvtsi32_si128(shift as i32));
+            _mm_and_si128(shifted, _mm_set1_epi8(mask as i8))
+        }
+    }
+    #[inline(always)]
+    fn join(self, low: __m128i, high: __m128i, shift: u32) -> __m128i {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { _mm_or_si128(low, _mm_sll_epi16(high, _mm_cvtsi32_si128(shift as i32))) }
+    }
+    #[inline(always)]
+    fn half(self, bits: u16) -> f32 {
+        // SAFETY: F16C was detected.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+
+    #[inline(always)]
+    fn unsigned(self, b: __m128i) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b)) }
+    }
+    #[inline(always)]
+    fn signed(self, b: __m128i) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b)) }
+    }
+    #[inline(always)]
+    fn halves(self, from: &[u8; 2 * LANES]) -> __m512 {
+        // SAFETY: AVX-512 was detected; both types are 32 bytes of which any are valid.
+        unsafe { _mm512_cvtph_ps(std::mem::transmute::<[u8; 2 * LANES], __m256i>(*from)) }
+    }
+    #[inline(always)]
+    fn upper_halves(self, from: &[u8; 2 * LANES]) -> __m512 {
+        // SAFETY: AVX-512 was detected; both types are 32 bytes of which any are valid.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(std::mem::transmute::<[u8; 2 * LANES], __m256i>(*from));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+        }
     }
 }
