@@ -17,16 +17,18 @@ pub fn init_logs() {
     };
 }
 
-/// A token that is cancelled by the first SIGINT or SIGTERM.
+/// A token that is cancelled by the first SIGINT, SIGTERM or SIGHUP (its terminal is gone).
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let cancel = token.clone();
     tokio::spawn(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
         cancel.cancel();
     });

@@ -1,0 +1,301 @@
+//! The command line. Each command teaches by examples in its `--help`.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use strata_wire::defaults;
+
+use crate::output::Format;
+use crate::state::StateArgs;
+
+/// Serves AI models to many tenants: platform, gateway, scheduler and engine in one binary.
+#[derive(Parser, Debug)]
+#[command(name = "strata", version, propagate_version = true)]
+#[command(after_help = "Start here:\n  strata up -f examples/quickstart\n  strata status")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run the manifests of a folder on this machine, without a cluster
+    Up(Up),
+    /// Show layers, replicas, conditions and prefix hit rates of what `up` runs
+    Status(Status),
+    /// Make, list and revoke API keys
+    Keys(Keys),
+    /// Show who used what
+    Usage(Usage),
+    /// Print the custom resource definitions, for kubectl apply -f -
+    Crds,
+    /// Run one model replica: an OpenAI-compatible server
+    Engine(Engine),
+    /// Run the data plane: route each request to the best replica
+    Scheduler(Scheduler),
+    /// Run the control plane: keys, quotas, usage and audit
+    Gateway(Gateway),
+    /// Run the platform: responses, conversations and tools
+    Platform(Platform),
+    /// Run the operator against a Kubernetes cluster
+    Operator(Operator),
+}
+
+/// Which layers run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// app → platform → engine
+    Development,
+    /// app → platform → scheduler → engines
+    Production,
+    /// app → platform → gateway → scheduler → engines
+    Enterprise,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  strata up -f examples/quickstart
+  strata up -f manifests/ --listen 127.0.0.1:9000 --state /var/lib/strata
+
+When every ModelDeployment is ready it prints `ready URL` to stdout; progress and problems go to
+stderr. Edit the folder's files and the running stack follows. Ctrl-C stops everything it started.
+Each tenant without a key gets one, written to STATE/keys/TENANT and shown nowhere.")]
+pub(crate) struct Up {
+    /// Folder of ModelDeployment, Tenant, QuotaPolicy and Secret manifests
+    #[arg(short = 'f', long = "folder", value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Where the top layer listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = defaults::UP_LISTEN)]
+    pub(crate) listen: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Which layers run [default: enterprise when the folder has a Tenant, else production]
+    #[arg(long, value_enum)]
+    pub(crate) mode: Option<Mode>,
+    /// Listen beyond this machine although nothing checks who calls (modes without a gateway)
+    #[arg(long)]
+    pub(crate) insecure_no_auth: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "Exit codes: 0 running, 3 nothing runs on this state, 1 another failure.")]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Form of the output
+    #[arg(short = 'o', long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  strata keys create --tenant acme --name ci --expires 90d
+  strata keys list --tenant acme
+  strata keys revoke ID
+
+A key is shown once, when it is made. Revoking takes effect in a running gateway within a second.")]
+pub(crate) struct Keys {
+    #[command(subcommand)]
+    pub(crate) action: KeysAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum KeysAction {
+    /// Make a key and print it, once
+    Create {
+        /// Tenant that the key belongs to
+        #[arg(long)]
+        tenant: String,
+        /// Name by which to know it again
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// How long it works, such as 12h or 90d [default: for ever]
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<String>,
+        /// May also make, list and revoke keys and read usage of its tenant
+        #[arg(long)]
+        admin: bool,
+        #[command(flatten)]
+        state: StateArgs,
+        /// Form of the output
+        #[arg(short = 'o', long, value_enum, default_value_t)]
+        output: Format,
+    },
+    /// List keys, without their secrets
+    List {
+        /// Only this tenant's
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        state: StateArgs,
+        /// Form of the output
+        #[arg(short = 'o', long, value_enum, default_value_t)]
+        output: Format,
+    },
+    /// Make a key stop working
+    Revoke {
+        /// The key's id, as `keys list` shows it
+        id: String,
+        #[command(flatten)]
+        state: StateArgs,
+    },
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "Example:\n  strata usage --tenant acme -o json")]
+pub(crate) struct Usage {
+    /// Only this tenant's
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Form of the output
+    #[arg(short = 'o', long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  strata engine --model file:///models/smollm2.gguf --listen 127.0.0.1:8001
+  strata engine --model /models/llama-3-8b --served-model-name llama --max-model-len 4096
+
+The model is a GGUF file, or a folder with config.json, tokenizer.json and safetensors.")]
+pub(crate) struct Engine {
+    /// The model: file:// and an absolute path, or a path
+    #[arg(long, value_name = "URI")]
+    pub(crate) model: String,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: String,
+    /// Name by which requests ask for the model [default: the file's own name for it]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_model_name: Option<String>,
+    /// Tokens of prompt and output together [default: the model's own limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_model_len: Option<usize>,
+    /// Memory of the KV cache in bytes
+    #[arg(long, value_name = "BYTES", conflicts_with = "kv_cache_blocks")]
+    pub(crate) kv_cache_memory: Option<u64>,
+    /// Blocks of 16 tokens in the KV cache
+    #[arg(long, value_name = "N")]
+    pub(crate) kv_cache_blocks: Option<usize>,
+    /// Compute threads [default: the machine's cores]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Sequences in one step
+    #[arg(long, value_name = "N", default_value_t = defaults::MAX_SEQUENCES)]
+    pub(crate) max_sequences: usize,
+    /// Tokens in one step
+    #[arg(long, value_name = "N", default_value_t = defaults::STEP_TOKENS)]
+    pub(crate) step_tokens: usize,
+    /// Compute every prompt anew
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
+}
+
+/// How replicas are picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Policy {
+    /// By what each replica has in its prefix cache, and by its load
+    #[default]
+    Prefix,
+    /// One after the other
+    RoundRobin,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Example:
+  strata scheduler --replicas http://127.0.0.1:8001,http://127.0.0.1:8002 --listen 127.0.0.1:8000
+
+Replicas may be Strata engines or vLLM servers.")]
+pub(crate) struct Scheduler {
+    /// Base URLs of the replicas
+    #[arg(long, value_name = "URL,URL", value_delimiter = ',', required_unless_present = "endpoints")]
+    pub(crate) replicas: Vec<String>,
+    /// File that lists models and replicas, read again when it changes
+    #[arg(long, value_name = "FILE", conflicts_with = "replicas")]
+    pub(crate) endpoints: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: String,
+    /// How replicas are picked
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) policy: Policy,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Example:
+  strata gateway --upstream http://127.0.0.1:8000 -f manifests/ --listen 127.0.0.1:8080
+
+Any OpenAI-compatible server can be the upstream.")]
+pub(crate) struct Gateway {
+    /// Base URL of the next layer, without /v1
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: String,
+    /// Folder of Tenant, QuotaPolicy, ModelDeployment and Secret manifests
+    #[arg(short = 'f', long = "folder", value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+}
+
+/// What stands below the platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UpstreamKind {
+    /// A Strata gateway: callers' keys are passed on to it
+    Gateway,
+    /// A scheduler, an engine, or any OpenAI-compatible server: no keys, one owner
+    Ungoverned,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Example:
+  strata platform --upstream http://127.0.0.1:8000 --listen 127.0.0.1:8080")]
+pub(crate) struct Platform {
+    /// Base URL of the next layer, without /v1
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: String,
+    /// What stands there
+    #[arg(long, value_enum, default_value = "ungoverned")]
+    pub(crate) upstream_kind: UpstreamKind,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: String,
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Listen beyond this machine although nothing checks who calls
+    #[arg(long)]
+    pub(crate) insecure_no_auth: bool,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "Uses the cluster of the current kubeconfig context, or the pod's own.")]
+pub(crate) struct Operator {
+    /// Namespace in which Tenants and QuotaPolicies are read
+    #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE", default_value = "strata")]
+    pub(crate) namespace: String,
+    /// Image of the pods that it renders
+    #[arg(long, value_name = "IMAGE", env = "STRATA_IMAGE")]
+    pub(crate) image: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+}

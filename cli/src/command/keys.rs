@@ -1,0 +1,133 @@
+//! `strata keys`: run-time keys in the ledger, beside a gateway that may be running on it.
+
+use anyhow::{Context, bail};
+use jiff::{Timestamp, Unit};
+use serde_json::json;
+use strata_gateway::keys::{KeyInfo, KeyStore, Role};
+
+use crate::args::KeysAction;
+use crate::output::{self, Format};
+use crate::state::StateArgs;
+
+pub(super) fn run(action: KeysAction) -> anyhow::Result<()> {
+    match action {
+        KeysAction::Create { tenant, name, expires, admin, state, output } => {
+            let now = Timestamp::now();
+            let expires = expires.map(|text| expiry(&text, now)).transpose()?;
+            let role = if admin { Role::Admin } else { Role::Member };
+            let (key, info) = store(&state)?.create(&tenant, &name, role, expires)?;
+            match output {
+                Format::Table => println!("{key}"),
+                Format::Json => {
+                    let mut object = json(&info);
+                    object["key"] = key.into();
+                    println!("{object:#}");
+                }
+            }
+        }
+        KeysAction::List { tenant, state, output } => {
+            let keys = store(&state)?.list(tenant.as_deref())?;
+            match output {
+                Format::Table => print!("{}", table(&keys)),
+                Format::Json => println!("{:#}", keys.iter().map(json).collect::<serde_json::Value>()),
+            }
+        }
+        KeysAction::Revoke { id, state } => {
+            if !store(&state)?.revoke(&id)? {
+                bail!("no working key has the id `{id}`; `strata keys list` shows the ids");
+            }
+            println!("revoked {id}");
+        }
+    }
+    Ok(())
+}
+
+fn store(state: &StateArgs) -> anyhow::Result<KeyStore> {
+    let ledger = crate::state::ledger(&state.folder()?);
+    KeyStore::open(&ledger).with_context(|| format!("cannot open the ledger {}", ledger.display()))
+}
+
+/// The second since 1970 that lies `text` (such as `12h` or `90d`) after `now`.
+fn expiry(text: &str, now: Timestamp) -> anyhow::Result<i64> {
+    let wrong = || format!("--expires `{text}` is no duration: use a number with s, m, h or d, such as 90d");
+    let unit = text.chars().last().filter(char::is_ascii_alphabetic).with_context(wrong)?;
+    let count: i64 = text[..text.len() - 1].parse().ok().filter(|n| *n > 0).with_context(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86400,
+        _ => bail!(wrong()),
+    };
+    count.checked_mul(seconds).and_then(|s| now.as_second().checked_add(s)).with_context(wrong)
+}
+
+fn json(key: &KeyInfo) -> serde_json::Value {
+    json!({
+        "id": key.id,
+        "tenant": key.tenant,
+        "name": key.name,
+        "role": key.role.name(),
+        "created": key.created,
+        "expires": key.expires,
+        "revoked": key.revoked,
+    })
+}
+
+fn table(keys: &[KeyInfo]) -> String {
+    let day = |second: Option<i64>| {
+        second.and_then(|s| Timestamp::from_second(s).ok()).map_or_else(
+            || "-".to_owned(),
+            |t| t.round(Unit::Second).map_or_else(|_| t.to_string(), |t| t.to_string()),
+        )
+    };
+    let rows: Vec<_> = keys
+        .iter()
+        .map(|k| {
+            let state = if k.revoked.is_some() { "revoked" } else { "active" };
+            [
+                k.id.clone(),
+                k.tenant.clone(),
+                k.name.clone(),
+                k.role.name().to_owned(),
+                state.to_owned(),
+                day(Some(k.created)),
+                day(k.expires),
+            ]
+        })
+        .collect();
+    output::table(["ID", "TENANT", "NAME", "ROLE", "STATE", "CREATED", "EXPIRES"], &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_becomes_a_moment() {
+        let now = Timestamp::from_second(1000).unwrap();
+        assert_eq!(expiry("90d", now).unwrap(), 1000 + 90 * 86400);
+        assert_eq!(expiry("5m", now).unwrap(), 1300);
+        for wrong in ["", "d", "-1d", "0h", "3w", "1.5h", "9999999999999999999d", "é"] {
+            let message = expiry(wrong, now).unwrap_err().to_string();
+            assert!(message.contains("such as 90d"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_table_shows_no_secret() {
+        let key = KeyInfo {
+            id: "abc".into(),
+            tenant: "acme".into(),
+            name: "ci".into(),
+            role: Role::Member,
+            created: 0,
+            expires: Some(86400),
+            revoked: None,
+        };
+        insta::assert_snapshot!(table(&[key]), @r"
+        ID   TENANT  NAME  ROLE    STATE   CREATED               EXPIRES
+        abc  acme    ci    member  active  1970-01-01T00:00:00Z  1970-01-02T00:00:00Z
+        ");
+    }
+}

@@ -1,0 +1,104 @@
+//! Each component by itself.
+
+use std::future::Future;
+
+use anyhow::Context;
+use strata_engine::{EngineOptions, KvCache};
+use strata_gateway::GatewayOptions;
+use strata_hop::{HopToken, process};
+use strata_kinds::crd;
+use strata_operator::kube_backend::{self, OperatorOptions};
+use strata_platform::PlatformOptions;
+use strata_scheduler::SchedulerOptions;
+use strata_wire::defaults;
+use tokio_util::sync::CancellationToken;
+
+use crate::args;
+
+/// Runs a component until SIGINT or SIGTERM.
+fn serve<F, E>(component: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = Result<(), E>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    process::init_logs();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let shutdown = process::shutdown_on_signal()?;
+        Ok(component(shutdown).await?)
+    })
+}
+
+/// Prints the definitions as one YAML stream.
+pub(super) fn crds() -> anyhow::Result<()> {
+    let documents: Vec<String> = crd::all().iter().map(crd::yaml).collect();
+    print!("{}", documents.join("---\n"));
+    Ok(())
+}
+
+pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
+    let options = EngineOptions {
+        served_model_name: args.served_model_name,
+        listen: args.listen,
+        threads: args.threads.unwrap_or(0),
+        max_model_len: args.max_model_len,
+        kv_cache: match (args.kv_cache_blocks, args.kv_cache_memory) {
+            (Some(blocks), _) => KvCache::Blocks(blocks),
+            (None, Some(bytes)) => KvCache::Bytes(bytes),
+            (None, None) => KvCache::Auto,
+        },
+        max_sequences: args.max_sequences,
+        step_tokens: args.step_tokens,
+        enable_prefix_cache: !args.no_prefix_cache,
+        hop_token: HopToken::from_env(),
+        ..EngineOptions::new(args.model)
+    };
+    serve(|shutdown| strata_engine::run(options, shutdown))
+}
+
+pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
+    let options = SchedulerOptions {
+        listen: args.listen,
+        replicas: args.replicas,
+        endpoints: args.endpoints,
+        policy: match args.policy {
+            args::Policy::Prefix => strata_scheduler::Policy::Prefix,
+            args::Policy::RoundRobin => strata_scheduler::Policy::RoundRobin,
+        },
+        hop_token: HopToken::from_env(),
+        ..SchedulerOptions::default()
+    };
+    serve(|shutdown| strata_scheduler::run(options, shutdown))
+}
+
+pub(super) fn platform(args: args::Platform) -> anyhow::Result<()> {
+    let kind = match args.upstream_kind {
+        args::UpstreamKind::Gateway => strata_platform::UpstreamKind::Gateway,
+        args::UpstreamKind::Ungoverned => strata_platform::UpstreamKind::Ungoverned,
+    };
+    let options = PlatformOptions {
+        listen: args.listen,
+        hop_token: HopToken::from_env(),
+        insecure_no_auth: args.insecure_no_auth,
+        ..PlatformOptions::new(args.upstream, kind, args.state.folder()?)
+    };
+    serve(|shutdown| strata_platform::run(options, shutdown))
+}
+
+pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
+    let state = args.state.folder()?;
+    std::fs::create_dir_all(&state).with_context(|| format!("cannot make the folder {}", state.display()))?;
+    let options = GatewayOptions {
+        upstream: args.upstream,
+        folder: args.folder,
+        listen: args.listen,
+        state: crate::state::ledger(&state),
+        hop_token: HopToken::from_env(),
+        grace: defaults::DRAIN_GRACE,
+    };
+    serve(|shutdown| strata_gateway::run(options, shutdown))
+}
+
+pub(super) fn operator(args: args::Operator) -> anyhow::Result<()> {
+    let options = OperatorOptions { namespace: args.namespace, image: args.image };
+    serve(|shutdown| kube_backend::run(options, shutdown))
+}
