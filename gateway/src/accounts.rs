@@ -7,11 +7,11 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::identity::Opaque;
 use crate::ledger::{Ledger, LedgerError, UsageRow};
-use crate::quota::{Admitted, Amounts, Book, Refusal, Standing, Subject};
+use crate::quota::{Admitted, Amounts, Book, Refusal, Subject};
 
 /// The counters of one gateway.
 #[derive(Debug)]
-pub struct Accounts {
+pub(crate) struct Accounts {
     book: Mutex<Book>,
     ledger: Arc<Ledger>,
     clock: Clock,
@@ -19,7 +19,7 @@ pub struct Accounts {
 
 impl Accounts {
     /// Counters for a directory's rules, made from what the ledger says was used.
-    pub fn open(ledger: Arc<Ledger>, directory: &Directory, clock: Clock) -> Result<Self, LedgerError> {
+    pub(crate) fn open(ledger: Arc<Ledger>, directory: &Directory, clock: Clock) -> Result<Self, LedgerError> {
         let accounts = Self { book: Mutex::new(Book::new(Vec::new())), ledger, clock };
         accounts.apply(directory)?;
         Ok(accounts)
@@ -34,7 +34,7 @@ impl Accounts {
     ///
     /// Most of the ledger is read beside the traffic; only what was written meanwhile is read while
     /// requests wait.
-    pub fn apply(&self, directory: &Directory) -> Result<(), LedgerError> {
+    pub(crate) fn apply(&self, directory: &Directory) -> Result<(), LedgerError> {
         let now = self.clock.now_ms();
         let mut book = Book::new(directory.rules.clone());
         let horizon = book.horizon(&directory.zones(), now);
@@ -73,27 +73,21 @@ impl Accounts {
     }
 
     /// Reserves, or says what is in the way.
-    pub fn reserve(&self, id: u128, subject: &Subject, amounts: Amounts) -> Result<Admitted, Box<Refusal>> {
+    pub(crate) fn reserve(&self, id: u128, subject: &Subject, amounts: Amounts) -> Result<Admitted, Box<Refusal>> {
         let now = self.clock.now_ms();
         self.book().reserve(id, subject, amounts, now)
     }
 
     /// Settles at what was used; returns whether that is more than was reserved.
-    pub fn settle(&self, id: u128, used: Amounts) -> bool {
+    pub(crate) fn settle(&self, id: u128, used: Amounts) -> bool {
         let now = self.clock.now_ms();
         self.book().settle(id, used, now)
     }
 
     /// Takes a reservation back.
-    pub fn release(&self, id: u128) {
+    pub(crate) fn release(&self, id: u128) {
         let now = self.clock.now_ms();
         self.book().release(id, now);
-    }
-
-    /// The tightest windows of a subject.
-    pub fn standing(&self, subject: &Subject) -> Standing {
-        let now = self.clock.now_ms();
-        self.book().standing(subject, now)
     }
 }
 
@@ -119,7 +113,7 @@ fn subject_of(row: &UsageRow, directory: &Directory) -> Option<Subject> {
 }
 
 /// Who asks, for the counters.
-pub fn subject(
+pub(crate) fn subject(
     directory_entry: &crate::directory::TenantEntry,
     key: &Arc<str>,
     model: &str,

@@ -18,7 +18,10 @@ use crate::ask::ModelFacts;
 use crate::clock::Clock;
 
 /// How long a list is good for.
-const FRESH_MS: i64 = 2_000;
+const FRESH_MS: i64 = 1_000;
+/// How long a list is good for that does not hold the model asked for: asking for models that do not
+/// exist must not become requests to the layer below.
+const MISS_MS: i64 = 250;
 /// How long to wait for a list.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Longest list.
@@ -26,7 +29,7 @@ const MAX_LIST: usize = 8 * 1024 * 1024;
 
 /// One list.
 #[derive(Debug)]
-pub struct Listing {
+pub(crate) struct Listing {
     at: i64,
     /// The models in their order: name, and the entry to the byte.
     pub entries: Vec<(String, Box<RawValue>)>,
@@ -35,7 +38,7 @@ pub struct Listing {
 
 /// Fetches the list and keeps it for a short time.
 #[derive(Debug)]
-pub struct Catalog {
+pub(crate) struct Catalog {
     upstream: Upstream,
     base: String,
     hop_token: Option<HopToken>,
@@ -64,19 +67,19 @@ impl Listing {
     }
 
     /// Whether the model is served.
-    pub fn serves(&self, model: &str) -> bool {
+    pub(crate) fn serves(&self, model: &str) -> bool {
         self.facts.contains_key(model)
     }
 
     /// What is known of the model.
-    pub fn facts(&self, model: &str) -> ModelFacts {
+    pub(crate) fn facts(&self, model: &str) -> ModelFacts {
         self.facts.get(model).copied().unwrap_or_default()
     }
 }
 
 impl Catalog {
     /// A catalog of the layer at `base`.
-    pub fn new(upstream: Upstream, base: String, hop_token: Option<HopToken>, clock: Clock) -> Self {
+    pub(crate) fn new(upstream: Upstream, base: String, hop_token: Option<HopToken>, clock: Clock) -> Self {
         Self {
             upstream,
             base,
@@ -91,17 +94,20 @@ impl Catalog {
         let age = |listing: &Listing| self.clock.now_ms().saturating_sub(listing.at);
         self.latest
             .load_full()
-            .filter(|l| (0..FRESH_MS).contains(&age(l)) && needs.is_none_or(|model| l.serves(model)))
+            .filter(|l| {
+                let served = needs.is_none_or(|model| l.serves(model));
+                (0..if served { FRESH_MS } else { MISS_MS }).contains(&age(l))
+            })
     }
 
     /// The list, fetched again when it is old. While the layer below is away, the last one it gave.
-    pub async fn listing(&self) -> Result<Arc<Listing>, Fault> {
+    pub(crate) async fn listing(&self) -> Result<Arc<Listing>, Fault> {
         self.listing_for(None).await
     }
 
     /// The same, for one model: a list that does not know it is fetched again, at most once for all
     /// who wait.
-    pub async fn listing_for(&self, model: Option<&str>) -> Result<Arc<Listing>, Fault> {
+    pub(crate) async fn listing_for(&self, model: Option<&str>) -> Result<Arc<Listing>, Fault> {
         if let Some(listing) = self.fresh(model) {
             return Ok(listing);
         }

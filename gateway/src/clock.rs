@@ -28,7 +28,6 @@ impl Clock {
     }
 
     /// Milliseconds since 1970.
-    #[allow(clippy::disallowed_methods)]
     pub fn now_ms(&self) -> i64 {
         match self {
             Self::System => SystemTime::now()

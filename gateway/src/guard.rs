@@ -15,13 +15,13 @@ const MINUTE_MS: i64 = 60_000;
 
 /// Counts bad keys by peer. Requests with a good key are never slowed.
 #[derive(Debug, Default)]
-pub struct Guard {
+pub(crate) struct Guard {
     peers: Mutex<HashMap<IpAddr, (i64, u32)>>,
 }
 
 impl Guard {
     /// Notes a bad key and says how long to hold its refusal back.
-    pub fn failed(&self, peer: IpAddr, now: i64) -> Duration {
+    pub(crate) fn failed(&self, peer: IpAddr, now: i64) -> Duration {
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         let peer = network(peer);
         if peers.len() >= PEERS && !peers.contains_key(&peer) {

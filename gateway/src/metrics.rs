@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 /// Labels of a finished inference call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CallLabels {
+pub(crate) struct CallLabels {
     /// The endpoint.
     pub endpoint: &'static str,
     /// The model.
@@ -20,7 +20,7 @@ pub struct CallLabels {
 
 /// Labels of a decision.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct DecisionLabels {
+pub(crate) struct DecisionLabels {
     /// `allow` or `deny`.
     pub decision: &'static str,
     /// The audit's reason code.
@@ -29,7 +29,7 @@ pub struct DecisionLabels {
 
 /// Labels of tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TokenLabels {
+pub(crate) struct TokenLabels {
     /// The model.
     pub model: String,
     /// `prompt`, `cached` or `completion`.
@@ -38,7 +38,7 @@ pub struct TokenLabels {
 
 /// The gateway's metrics.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     /// Inference calls that ended.
     pub calls: Family<CallLabels, Counter>,
@@ -110,7 +110,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// The OpenMetrics text.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.registry).is_err() {
             // Writing to a String cannot fail.

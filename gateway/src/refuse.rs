@@ -14,12 +14,12 @@ use crate::quota::{Measure, Meter, Refusal, Standing, Why};
 const SHOULD_RETRY: &str = "x-should-retry";
 
 /// 401, the same for every bad key.
-pub fn bad_key() -> Fault {
+pub(crate) fn bad_key() -> Fault {
     Fault::new(ErrorKind::InvalidApiKey, "Incorrect API key provided. Ask your platform team for a key, or make one with `strata keys create`.")
 }
 
 /// 401 without a key.
-pub fn no_key() -> Fault {
+pub(crate) fn no_key() -> Fault {
     Fault::new(
         ErrorKind::InvalidApiKey,
         "You didn't provide an API key. Send it in the header `Authorization: Bearer YOUR_KEY`.",
@@ -27,12 +27,12 @@ pub fn no_key() -> Fault {
 }
 
 /// 401 with a key whose time has run out.
-pub fn expired_key() -> Fault {
+pub(crate) fn expired_key() -> Fault {
     Fault::new(ErrorKind::InvalidApiKey, "This API key has expired. Ask for a new one.")
 }
 
 /// 404 for a model that does not exist and for one that the caller may not see, alike.
-pub fn no_model(model: &str) -> Fault {
+pub(crate) fn no_model(model: &str) -> Fault {
     let shown: String = model.chars().take(128).collect();
     Fault::new(
         ErrorKind::ModelNotFound,
@@ -42,12 +42,12 @@ pub fn no_model(model: &str) -> Fault {
 }
 
 /// 403 for what only an admin may do.
-pub fn not_admin() -> Fault {
+pub(crate) fn not_admin() -> Fault {
     Fault::new(ErrorKind::PermissionDenied, "This endpoint needs a key with the role admin.")
 }
 
 /// 429 in the form that fits the reason.
-pub fn over_limit(refusal: &Refusal) -> Fault {
+pub(crate) fn over_limit(refusal: &Refusal) -> Fault {
     let (what, policy) = (refusal.measure.noun(), &refusal.policy);
     let numbers =
         format!("Limit {}, remaining {}, requested {}", refusal.ceiling, refusal.remaining, refusal.wanted);
@@ -106,7 +106,7 @@ fn millis(ms: i64) -> Duration {
 }
 
 /// The audit's code for a refusal.
-pub fn reason(refusal: &Refusal) -> &'static str {
+pub(crate) fn reason(refusal: &Refusal) -> &'static str {
     match (refusal.why, refusal.measure) {
         (Why::Budget(_), _) | (Why::TooLarge, Measure::Budget(_)) => "insufficient_quota",
         _ => "rate_limit_exceeded",
@@ -114,7 +114,7 @@ pub fn reason(refusal: &Refusal) -> &'static str {
 }
 
 /// OpenAI's rate-limit headers for the tightest windows.
-pub fn rate_limit_headers(standing: &Standing) -> Vec<(HeaderName, HeaderValue)> {
+pub(crate) fn rate_limit_headers(standing: &Standing) -> Vec<(HeaderName, HeaderValue)> {
     let mut headers = Vec::with_capacity(6);
     let mut add = |meter: Option<Meter>, limit: &'static str, remaining: &'static str, reset: &'static str| {
         let Some(meter) = meter else { return };

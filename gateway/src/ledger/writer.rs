@@ -29,6 +29,8 @@ pub enum Entry {
     Finish(Box<UsageRow>),
     /// A call was decided without being forwarded.
     Audit(AuditRow),
+    /// Nothing, but everything before it is on the disk when it is acknowledged.
+    Sync,
 }
 
 type Acknowledge = oneshot::Sender<Result<(), String>>;
@@ -171,6 +173,9 @@ fn write_all(
         if let Err(error) = &result {
             tracing::error!(%error, entries = batch.len(), "could not write the ledger");
         }
+        if batch.iter().any(|(entry, _)| matches!(entry, Entry::Sync)) {
+            sync(log);
+        }
         for (_, acknowledge) in batch.drain(..) {
             if let Some(acknowledge) = acknowledge {
                 // The caller may have gone; its entry is written all the same.
@@ -190,7 +195,6 @@ fn write_all(
     }
 }
 
-#[allow(clippy::disallowed_methods)]
 fn soon(after: Duration) -> Instant {
     Instant::now() + after
 }
@@ -213,6 +217,7 @@ fn commit(connection: &mut Connection, batch: &[(Entry, Option<Acknowledge>)]) -
             }
             Entry::Finish(usage) => usage.insert(&transaction)?,
             Entry::Audit(audit) => audit.insert(&transaction)?,
+            Entry::Sync => {}
         }
     }
     transaction.commit()

@@ -1,0 +1,152 @@
+//! A running gateway: its state, how it starts and how it stops.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use strata_hop::{Bound, HopToken, Upstream};
+use strata_kinds::manifest::Folder;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::accounts::Accounts;
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::guard::Guard;
+use crate::identity::Opaque;
+use crate::keys::{KeyRing, KeyStore};
+use crate::ledger::{Entry, Ledger, LedgerError, Writer};
+use crate::metrics::Metrics;
+use crate::options::{GatewayError, GatewayOptions, base};
+use crate::{routes, watch};
+
+/// How long calls whose client has gone may take to write what they used, after a stop.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// A running gateway. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Gateway(pub(crate) Arc<Inner>);
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) directory: ArcSwap<Directory>,
+    pub(crate) ring: ArcSwap<KeyRing>,
+    /// Held while the directory or the ring is replaced.
+    pub(crate) replacing: Mutex<Folder>,
+    pub(crate) folder: PathBuf,
+    pub(crate) accounts: Accounts,
+    pub(crate) keys: KeyStore,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) writer: Writer,
+    pub(crate) opaque: Opaque,
+    pub(crate) catalog: Catalog,
+    pub(crate) upstream: Upstream,
+    pub(crate) base: String,
+    pub(crate) hop_token: Option<HopToken>,
+    pub(crate) guard: Guard,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: Clock,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Gateway {
+    /// Starts a gateway without a listener: opens the ledger, settles what a dead gateway left open,
+    /// rebuilds the counters, and follows the folder and the keys.
+    pub async fn start(options: &GatewayOptions, clock: Clock) -> Result<Self, GatewayError> {
+        let base = base(&options.upstream)?;
+        let (folder, directory) = watch::first(&options.folder)?;
+        let state = options.state.clone();
+        let opened = tokio::task::spawn_blocking(move || open_state(&state));
+        let (keys, ledger, writer, opaque) =
+            opened.await.map_err(|error| LedgerError::Write(error.to_string()))??;
+        let accounts = Accounts::open(ledger.clone(), &directory, clock.clone())?;
+        let ring = KeyRing::new(keys.stored()?, &directory.keys);
+        let upstream = Upstream::new();
+        let gateway = Self(Arc::new(Inner {
+            directory: ArcSwap::from_pointee(directory),
+            ring: ArcSwap::from_pointee(ring),
+            replacing: Mutex::new(folder),
+            folder: options.folder.clone(),
+            accounts,
+            keys,
+            ledger,
+            writer,
+            opaque,
+            catalog: Catalog::new(upstream.clone(), base.clone(), options.hop_token.clone(), clock.clone()),
+            upstream,
+            base,
+            hop_token: options.hop_token.clone(),
+            guard: Guard::default(),
+            metrics: Metrics::default(),
+            clock,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }));
+        watch::spawn(&gateway);
+        Ok(gateway)
+    }
+
+    /// The gateway's HTTP interface.
+    pub fn router(&self) -> axum::Router {
+        routes::router(self.clone())
+    }
+
+    /// Lets calls write what they used, and makes the ledger safe against a power loss.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(LAST_WORDS, self.0.tasks.wait()).await.is_err() {
+            tracing::warn!(calls = self.0.tasks.len(), "stopped with calls open; the next start settles them");
+        }
+        if let Err(error) = self.0.writer.write(Entry::Sync).await {
+            tracing::error!(%error, "could not sync the ledger");
+        }
+    }
+}
+
+impl Inner {
+    /// Reads the run-time keys again.
+    pub(crate) fn reload_keys(&self) -> Result<(), LedgerError> {
+        let _one_at_a_time = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = KeyRing::new(self.keys.stored()?, &self.directory.load().keys);
+        self.ring.store(Arc::new(ring));
+        Ok(())
+    }
+}
+
+type State = (KeyStore, Arc<Ledger>, Writer, Opaque);
+
+fn open_state(path: &std::path::Path) -> Result<State, LedgerError> {
+    let (writer, _thread, closed) = Writer::start(path)?;
+    if closed > 0 {
+        tracing::warn!(calls = closed, "settled calls that a gateway left open at what was reserved for them");
+    }
+    let ledger = Arc::new(Ledger::open(path)?);
+    let opaque = Opaque::new(ledger.identity_secret()?);
+    Ok((KeyStore::open(path)?, ledger, writer, opaque))
+}
+
+/// Runs a gateway until `shutdown`, then lets open requests finish.
+pub async fn run(options: GatewayOptions, shutdown: CancellationToken) -> Result<(), GatewayError> {
+    let bound = Bound::bind(&options.listen).await?;
+    let gateway = Gateway::start(&options, Clock::System).await?;
+    let (tenants, models, rules) = gateway.0.directory.load().sizes();
+    tracing::info!(
+        listen = %bound.addr(),
+        upstream = gateway.0.base,
+        folder = %options.folder.display(),
+        state = %options.state.display(),
+        hop_token = if options.hop_token.is_some() { "set, redacted" } else { "none" },
+        grace_s = options.grace.as_secs(),
+        tenants,
+        models,
+        rules,
+        "gateway listens"
+    );
+    bound.serve(gateway.router(), shutdown, options.grace).await;
+    gateway.stop().await;
+    Ok(())
+}

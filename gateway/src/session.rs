@@ -1,0 +1,144 @@
+//! Who calls: the first thing that is decided about every request.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Extensions, HeaderMap, header};
+use strata_hop::{Fault, Peer};
+use uuid::Uuid;
+
+use crate::directory::{Directory, TenantEntry};
+use crate::gateway::Inner;
+use crate::keys::{Caller, Denied, Role};
+use crate::ledger::{AuditRow, Decision, Entry};
+use crate::metrics::DecisionLabels;
+use crate::refuse;
+
+/// An authenticated caller, and the state by which this request is judged to its end.
+#[derive(Clone, Debug)]
+pub(crate) struct Session {
+    pub(crate) id: Uuid,
+    pub(crate) caller: Caller,
+    pub(crate) tenant: Arc<TenantEntry>,
+    pub(crate) directory: Arc<Directory>,
+    /// Whether the caller may see why a replica was picked.
+    pub(crate) may_explain: bool,
+}
+
+/// The key of an `Authorization: Bearer` header.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim()).filter(|key| !key.is_empty())
+}
+
+impl Inner {
+    /// Authenticates a request, or says what the client gets.
+    pub(crate) async fn session(
+        &self,
+        id: Uuid,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Result<Session, Fault> {
+        let peer = extensions.get::<Peer>().copied();
+        let Some(key) = bearer(headers) else {
+            self.audit(id, None, Decision::Deny, "missing_api_key", None);
+            return Err(refuse::no_key());
+        };
+        let now = self.clock.now_ms();
+        let directory = self.directory.load_full();
+        let (fault, reason) = match self.ring.load().authenticate(key, now / 1000) {
+            Ok(caller) => match directory.tenant(&caller.tenant) {
+                Some(tenant) => {
+                    let may_explain =
+                        caller.role == Role::Admin || peer.is_some_and(Peer::is_loopback);
+                    return Ok(Session { id, tenant: tenant.clone(), caller, directory, may_explain });
+                }
+                None => (refuse::bad_key(), "no_such_tenant"),
+            },
+            Err(Denied::Expired) => (refuse::expired_key(), "expired_api_key"),
+            Err(Denied::Unknown) => (refuse::bad_key(), "invalid_api_key"),
+        };
+        self.audit(id, None, Decision::Deny, reason, None);
+        let from = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.0.ip());
+        let pause = self.guard.failed(from, now);
+        if pause > Duration::ZERO {
+            tokio::time::sleep(pause).await;
+        }
+        Err(fault)
+    }
+
+    /// The audit entry of a decision.
+    pub(crate) fn audit_row(
+        &self,
+        id: Uuid,
+        caller: Option<&Caller>,
+        decision: Decision,
+        reason: &'static str,
+        policy: Option<&str>,
+    ) -> AuditRow {
+        let label = match decision {
+            Decision::Allow => "allow",
+            Decision::Deny => "deny",
+        };
+        self.metrics.decisions.get_or_create(&DecisionLabels { decision: label, reason }).inc();
+        AuditRow {
+            at: self.clock.now_ms(),
+            request_id: id.to_string(),
+            tenant: caller.map(|c| c.tenant.to_string()),
+            key_id: caller.map(|c| c.key.to_string()),
+            decision,
+            reason,
+            policy: policy.map(str::to_owned),
+        }
+    }
+
+    /// Notes a decision, soon.
+    pub(crate) fn audit(
+        &self,
+        id: Uuid,
+        caller: Option<&Caller>,
+        decision: Decision,
+        reason: &'static str,
+        policy: Option<&str>,
+    ) {
+        if !self.writer.offer(Entry::Audit(self.audit_row(id, caller, decision, reason, policy))) {
+            self.metrics.audit_dropped.inc();
+        }
+    }
+}
+
+impl Session {
+    /// An error unless the key is an admin's.
+    pub(crate) fn require_admin(&self, inner: &Inner) -> Result<(), Fault> {
+        if self.caller.role == Role::Admin {
+            return Ok(());
+        }
+        inner.audit(self.id, Some(&self.caller), Decision::Deny, "permission_denied", None);
+        Err(refuse::not_admin())
+    }
+
+    /// An error unless the tenant may use the model and there is such a model; the same one for both.
+    pub(crate) async fn require_model(&self, inner: &Inner, model: &str) -> Result<crate::ask::ModelFacts, Fault> {
+        // Looked up first, so that a model that is hidden takes the time of one that is not there.
+        let listing = inner.catalog.listing_for(Some(model)).await;
+        let permitted = self.directory.permits(&self.tenant, model);
+        let facts = match listing {
+            Ok(listing) if permitted && (listing.serves(model) || self.directory.declares(model)) => {
+                return Ok(listing.facts(model));
+            }
+            Ok(_) => None,
+            Err(_) if permitted && self.directory.declares(model) => Some(crate::ask::ModelFacts::default()),
+            Err(fault) if permitted => {
+                inner.audit(self.id, Some(&self.caller), Decision::Deny, "upstream_unavailable", None);
+                return Err(fault);
+            }
+            Err(_) => None,
+        };
+        facts.ok_or_else(|| {
+            inner.audit(self.id, Some(&self.caller), Decision::Deny, "model_not_found", None);
+            refuse::no_model(model)
+        })
+    }
+}
