@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn only_a_whole_and_sane_list_is_taken() {
-        let good = br#"{"models":{"m":{"replicas":[{"name":"m-0","url":"http://127.0.0.1:4000/"}],"weights":{"hit":1}},"n":{"replicas":[]}}}"#;
+        let good = br#"{"models":{"m":{"replicas":[{"name":"m-0","url":"http://127.0.0.1:4000/"}],"weights":{"prefix":1}},"n":{"replicas":[]}}}"#;
         let parsed = parse(good).unwrap();
         assert_eq!(parsed.models["m"].replicas[0].url, "http://127.0.0.1:4000");
         let message = |text: &str| parse(text.as_bytes()).unwrap_err();

@@ -110,7 +110,7 @@ impl Registry {
             let (weights, refused) = Weights::with(&model.weights);
             if **pool.weights.load() != weights || before.get(name).is_none() {
                 for weight in refused {
-                    tracing::warn!(model = %name, %weight, "ignored a weight: names are hit, queue, decode and latency, values 0 to 1000");
+                    tracing::warn!(model = %name, %weight, "ignored a weight: names are prefix, queue, decode and latency, values 0 to 1000");
                 }
                 pool.weights.store(Arc::new(weights));
             }
@@ -170,7 +170,7 @@ mod tests {
     fn wanted(replicas: &[usize]) -> Endpoints {
         let model = ModelEndpoints {
             replicas: replicas.iter().copied().map(endpoint).collect(),
-            weights: BTreeMap::from([("hit".to_owned(), 70.0)]),
+            weights: BTreeMap::from([("prefix".to_owned(), 70.0)]),
         };
         Endpoints { models: BTreeMap::from([("m".to_owned(), model)]) }
     }

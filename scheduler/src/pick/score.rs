@@ -40,7 +40,8 @@ impl Weights {
         let mut refused = Vec::new();
         for (name, value) in changes {
             let slot = match name.as_str() {
-                "hit" => &mut weights.hit,
+                // The manifests' name of what decisions show as `hit`.
+                "prefix" => &mut weights.hit,
                 "queue" => &mut weights.queue,
                 "decode" => &mut weights.decode,
                 "latency" => &mut weights.latency,
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn weights_take_known_names_and_sane_numbers_only() {
         let changes = BTreeMap::from([
-            ("hit".to_owned(), 80.0),
+            ("prefix".to_owned(), 80.0),
             ("latency".to_owned(), -1.0),
             ("decode".to_owned(), f64::NAN),
             ("luck".to_owned(), 1.0),

@@ -114,7 +114,7 @@ async fn weights_come_from_the_file() {
     let file = EndpointsFile::new();
     let (a, b) = (Engine::start("m-0"), Engine::start("m-1"));
     let mut model = listed(&[&a, &b]);
-    model.weights = [("hit".to_owned(), 0.0)].into();
+    model.weights = [("prefix".to_owned(), 0.0)].into();
     file.write(&Endpoints { models: [("m".to_owned(), model)].into() });
     let rig = following(&file).await;
     eventually("the file is read", || !rig.states("m").is_empty()).await;
