@@ -172,10 +172,10 @@ mod tests {
         assert_eq!(path("/a b/m.gguf"), Ok("/a b/m.gguf".into()));
         assert_eq!(path("file:///a%20b/m.gguf"), Ok("/a b/m.gguf".into()));
         assert_eq!(path("file://localhost/m.gguf"), Ok("/m.gguf".into()));
-        insta::assert_snapshot!(path("hf://org/model").unwrap_err(), @"");
-        insta::assert_snapshot!(path("file://m.gguf").unwrap_err(), @"");
-        insta::assert_snapshot!(path("file:///a%2").unwrap_err(), @"");
-        insta::assert_snapshot!(path("").unwrap_err(), @"");
+        insta::assert_snapshot!(path("hf://org/model").unwrap_err(), @"the model `hf://org/model` cannot be opened: only files on this machine can be opened; give file:// and an absolute path, or a path");
+        insta::assert_snapshot!(path("file://m.gguf").unwrap_err(), @"the model `file://m.gguf` cannot be opened: `file://` needs an absolute path, as in file:///models/m.gguf; give file:// and an absolute path, or a path");
+        insta::assert_snapshot!(path("file:///a%2").unwrap_err(), @"the model `file:///a%2` cannot be opened: it has a `%` that two hexadecimal digits do not follow; give file:// and an absolute path, or a path");
+        insta::assert_snapshot!(path("").unwrap_err(), @"the model `` cannot be opened: it is empty; give file:// and an absolute path, or a path");
     }
 
     #[test]
@@ -192,8 +192,8 @@ mod tests {
         assert_eq!(size(KvCache::Blocks(7)), Ok(7));
         assert_eq!(size(KvCache::Bytes(5 * 1024 * 1024 + 9)), Ok(5));
         assert_eq!(size(KvCache::Fraction(0.5)), Ok(4096));
-        insta::assert_snapshot!(size(KvCache::Fraction(1.5)).unwrap_err(), @"");
-        insta::assert_snapshot!(size(KvCache::Bytes(10)).unwrap_err(), @"");
-        insta::assert_snapshot!(blocks(KvCache::Fraction(0.1), 1, 1, || None).unwrap_err(), @"");
+        insta::assert_snapshot!(size(KvCache::Fraction(1.5)).unwrap_err(), @"kv_cache: the fraction must be above 0 and at most 1, and it is 1.5");
+        insta::assert_snapshot!(size(KvCache::Bytes(10)).unwrap_err(), @"kv_cache: it holds no block: one block of 16 tokens takes 1048576 bytes");
+        insta::assert_snapshot!(blocks(KvCache::Fraction(0.1), 1, 1, || None).unwrap_err(), @"kv_cache: the free memory is not known here; give kv_cache in bytes or blocks");
     }
 }

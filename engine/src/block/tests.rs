@@ -82,9 +82,10 @@ proptest! {
                 let tokens: Vec<u32> = (0..(length * BLOCK_TOKENS) as u32).map(|i| i + 1000 * (family / 2)).collect();
                 let hashes = chain(&tokens);
                 let before = pool.clone();
-                match take(&mut pool, &hashes) {
-                    Some(blocks) => held.push((hashes, blocks)),
-                    None => prop_assert_eq!(before.free(), pool.free()),
+                if let Some(blocks) = take(&mut pool, &hashes) {
+                    held.push((hashes, blocks));
+                } else {
+                    prop_assert_eq!(before.free(), pool.free());
                 }
             }
             let mut holders = vec![0u32; pool.total()];

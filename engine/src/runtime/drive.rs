@@ -87,6 +87,7 @@ impl Driver {
     pub(super) fn run(mut self) {
         loop {
             if self.planner.is_idle() {
+                self.publish();
                 for waiter in self.when_idle.drain(..) {
                     let _ = waiter.send(());
                 }
@@ -101,7 +102,6 @@ impl Driver {
             if !self.planner.is_idle() {
                 self.step();
             }
-            self.publish();
         }
     }
 
@@ -210,6 +210,7 @@ impl Driver {
         let plan = self.planner.plan();
         let begun = Instant::now();
         self.note_plan(&plan, begun);
+        self.publish();
         if plan.parts.is_empty() {
             // Something waits and nothing fits: cannot be, and must not become an endless loop.
             tracing::error!(state = ?self.planner.state(), "no step could be planned");
@@ -266,14 +267,13 @@ impl Driver {
             Err(error) => return self.fail(key, &error.to_string()),
         };
         self.metrics.generation_tokens.inc();
-        match choice.times.last_token.replace(now) {
-            Some(last) => self.metrics.itl.observe((now - last).as_secs_f64()),
-            None => {
-                choice.times.first_token = Some(now);
-                self.metrics.ttft.observe((now - choice.times.arrived).as_secs_f64());
-                if let Some(scheduled) = choice.times.scheduled {
-                    self.metrics.prefill.observe((now - scheduled).as_secs_f64());
-                }
+        if let Some(last) = choice.times.last_token.replace(now) {
+            self.metrics.itl.observe((now - last).as_secs_f64());
+        } else {
+            choice.times.first_token = Some(now);
+            self.metrics.ttft.observe((now - choice.times.arrived).as_secs_f64());
+            if let Some(scheduled) = choice.times.scheduled {
+                self.metrics.prefill.observe((now - scheduled).as_secs_f64());
             }
         }
         let finish = piece.finish;
@@ -330,6 +330,7 @@ impl Driver {
         }
     }
 
+    /// Sets the gauges. Between two calls only submissions change them.
     fn publish(&self) {
         let state = self.planner.state();
         let m = &self.metrics;

@@ -203,6 +203,10 @@ impl Engine {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::unbounded_channel();
         self.queued.fetch_add(choices, Ordering::Relaxed);
+        // Seen at once, not only after the step that runs now.
+        self.metrics.waiting.inc_by(choices as i64);
+        let tokens: usize = request.prompts.iter().map(Vec::len).sum();
+        self.metrics.waiting_tokens.inc_by((tokens * request.n) as i64);
         let submission = Submission { key, request, events: sender, arrived: std::time::Instant::now() };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| SubmitError::Stopped)?;
         Ok(Generation { key, open: choices, events, commands: self.commands.clone() })

@@ -10,5 +10,5 @@ mod sampler;
 mod stop;
 
 pub use params::{Penalties, SamplingParams};
-pub use sampler::{Sampled, Sampler, SamplingError};
+pub use sampler::{Sampled, Sampler, SamplingError, TokenLogprobs};
 pub use stop::{StopMatcher, Stopped};

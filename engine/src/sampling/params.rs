@@ -35,6 +35,11 @@ pub struct Penalties {
 impl Penalties {
     /// No penalties.
     pub const NONE: Self = Self { frequency: 0.0, presence: 0.0, repetition: 1.0 };
+
+    /// Whether [`Penalties::repetition`] changes nothing.
+    pub(super) fn repeats_are_free(&self) -> bool {
+        (self.repetition - 1.0).abs() < f32::EPSILON
+    }
 }
 
 impl Default for SamplingParams {

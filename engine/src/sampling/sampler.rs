@@ -46,7 +46,7 @@ pub struct Sampler {
 impl Sampler {
     /// The sampler of the `choice`-th answer to this prompt.
     pub fn new(params: SamplingParams, choice: usize, prompt: &[u32]) -> Self {
-        let seen = if params.penalties.repetition == 1.0 {
+        let seen = if params.penalties.repeats_are_free() {
             HashSet::new()
         } else {
             prompt.iter().copied().collect()
@@ -88,7 +88,7 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        if p.penalties.repetition != 1.0 {
+        if !p.penalties.repeats_are_free() {
             let seen = self.prompt.iter().chain(self.generated.keys().filter(|t| !self.prompt.contains(t)));
             for &token in seen {
                 if let Some(logit) = row.get_mut(token as usize) {

@@ -137,7 +137,7 @@ impl Bounds {
     }
 
     fn contains(self, n: f64) -> bool {
-        n <= self.high && (n > self.low || (self.includes_low && n == self.low))
+        n <= self.high && if self.includes_low { n >= self.low } else { n > self.low }
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) fn read(
     let penalties = Penalties {
         frequency: members.number("frequency_penalty", Bounds::closed(-2.0, 2.0))?.unwrap_or(0.0),
         presence: members.number("presence_penalty", Bounds::closed(-2.0, 2.0))?.unwrap_or(0.0),
-        repetition: members.number("repetition_penalty", Bounds::above(0.0, 10.0))?.unwrap_or(1.0),
+        repetition: members.number("repetition_penalty", Bounds::closed(0.01, 10.0))?.unwrap_or(1.0),
     };
     let sampling = SamplingParams {
         temperature: members.number("temperature", Bounds::closed(0.0, 2.0))?.unwrap_or(1.0),

@@ -59,7 +59,7 @@ impl ChatTemplate {
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, kwargs));
+        environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, &kwargs));
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{message}")))
         });

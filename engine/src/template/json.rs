@@ -27,7 +27,7 @@ impl Formatter for Spaced {
 
 /// The filter. Other keyword arguments of Python's are accepted and change nothing that a template
 /// here could ask for.
-pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
+pub(super) fn tojson(value: &Value, kwargs: &Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let _: Option<Value> = kwargs.get("ensure_ascii")?;
     let _: Option<Value> = kwargs.get("separators")?;

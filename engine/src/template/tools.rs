@@ -64,7 +64,7 @@ fn write_out(message: &mut Map<String, Json>) {
             text.push('\n');
         }
         let call = super::json::dump(&call["function"], None).unwrap_or_default();
-        text.push_str(&format!("{OPEN}\n{call}\n{CLOSE}"));
+        text.extend([OPEN, "\n", &call, "\n", CLOSE]);
     }
     message.insert("content".into(), Json::String(text));
 }

@@ -140,6 +140,3 @@ impl Tokenizer {
         &self.special
     }
 }
-
-#[cfg(test)]
-mod tests;

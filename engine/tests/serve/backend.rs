@@ -10,6 +10,7 @@ use crate::support::{IM_END, VOCAB};
 /// What a test sees of, and does to, a [`FakeBackend`] that an engine owns.
 #[derive(Clone, Default)]
 pub(crate) struct Remote {
+    begun: Arc<AtomicUsize>,
     steps: Arc<AtomicUsize>,
     fail_next: Arc<AtomicBool>,
     panic_next: Arc<AtomicBool>,
@@ -17,6 +18,11 @@ pub(crate) struct Remote {
 }
 
 impl Remote {
+    /// Steps begun so far, a held one included.
+    pub(crate) fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
     /// Steps run so far.
     pub(crate) fn steps(&self) -> usize {
         self.steps.load(Ordering::SeqCst)
@@ -113,6 +119,7 @@ impl Backend for FakeBackend {
     }
 
     fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError> {
+        self.remote.begun.fetch_add(1, Ordering::SeqCst);
         if let Some(gate) = &self.gate {
             let _ = gate.recv();
         }

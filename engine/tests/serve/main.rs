@@ -1,7 +1,12 @@
 //! The serving half of the engine, from the outside.
+// The tests' own helpers are tests too, which the lints do not see.
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 mod backend;
 mod client;
+mod http;
+mod real;
+mod refusals;
 mod scheduling;
 mod support;
 mod tokenizer;

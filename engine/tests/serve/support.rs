@@ -25,9 +25,7 @@ pub(crate) fn real_model() -> Option<PathBuf> {
     None
 }
 
-/// The vocabulary of [`tokenizer`]: 256 bytes, then these.
-pub(crate) const IM_START: u32 = 256;
-/// Ends a message and an answer.
+/// Ends a message and an answer. Before it in the vocabulary are 256 bytes and `<|im_start|>`.
 pub(crate) const IM_END: u32 = 257;
 /// Begins a tool call; text, not special.
 pub(crate) const TOOL_CALL: u32 = 258;

@@ -96,14 +96,14 @@ fn what_is_not_known_is_said() {
         change(&mut gguf);
         TokenizerSource::Gguf(gguf)
     };
-    insta::assert_snapshot!(error(gguf(|g| g.model = "t5".into())), @"");
-    insta::assert_snapshot!(error(gguf(|g| { g.model = "gpt2".into(); g.pre = "tekken".into() })), @"");
-    insta::assert_snapshot!(error(gguf(|g| { g.model = "gpt2".into(); g.merges = vec!["ab".into()] })), @"");
-    insta::assert_snapshot!(error(gguf(|g| g.scores.truncate(3))), @"");
-    insta::assert_snapshot!(error(gguf(|g| g.tokens.clear())), @"");
+    insta::assert_snapshot!(error(gguf(|g| g.model = "t5".into())), @"the tokenizer model `t5` is not supported; supported are gpt2 (byte-level BPE) and llama");
+    insta::assert_snapshot!(error(gguf(|g| { g.model = "gpt2".into(); g.pre = "tekken".into() })), @"the pre-tokenizer `tekken` is not supported; supported are default, gpt-2, llama-bpe, llama3, qwen2, smollm");
+    insta::assert_snapshot!(error(gguf(|g| { g.model = "gpt2".into(); g.merges = vec!["ab".into()] })), @"the tokenizer cannot be built: merge 0 is `ab`: expected two tokens with a space between");
+    insta::assert_snapshot!(error(gguf(|g| g.scores.truncate(3))), @"the tokenizer cannot be built: a `llama` vocabulary needs a score for each token: 354 tokens, 3 scores");
+    insta::assert_snapshot!(error(gguf(|g| g.tokens.clear())), @"the tokenizer cannot be built: the file holds no tokens");
     let missing = TokenizerSource::HuggingFace {
         tokenizer_json: "/nonexistent/tokenizer.json".into(),
         tokenizer_config: serde_json::Value::Null,
     };
-    insta::assert_snapshot!(error(missing), @"");
+    insta::assert_snapshot!(error(missing), @"cannot read the tokenizer /nonexistent/tokenizer.json: No such file or directory (os error 2)");
 }

@@ -1,0 +1,71 @@
+//! The real model, over HTTP.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use strata_engine::runtime::Engine;
+use strata_engine::serve::router;
+use strata_engine::{EngineOptions, KvCache, assemble};
+
+use crate::client::{metric, post, streamed_text};
+use crate::support::real_model;
+
+fn start() -> Option<Arc<Engine>> {
+    let options = EngineOptions {
+        served_model_name: Some("smollm2".into()),
+        kv_cache: KvCache::Blocks(128),
+        ..EngineOptions::new(real_model()?.to_str().unwrap())
+    };
+    Some(assemble(&options, 0).unwrap())
+}
+
+#[tokio::test]
+async fn a_chat_and_its_second_turn() {
+    let Some(engine) = start() else { return };
+    let router = router(engine.clone(), None);
+    let question = json!({"role": "user", "content": "What is the capital of France?"});
+    let ask = |messages, stream| json!({"model": "smollm2", "messages": messages, "temperature": 0, "max_tokens": 40, "stream": stream});
+    let first = post(&router, "/v1/chat/completions", &ask(json!([question]), false)).await.json().await;
+    let text = first["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(text, "The capital of France is Paris.");
+    assert_eq!(first["choices"][0]["finish_reason"], "stop");
+    assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+
+    let events = post(&router, "/v1/chat/completions", &ask(json!([question]), true)).await.events().await;
+    assert_eq!(streamed_text(&events), text, "streamed and cached is whole and uncached");
+
+    let turn = json!([question, {"role": "assistant", "content": text}, {"role": "user", "content": "And of Italy?"}]);
+    let second = post(&router, "/v1/chat/completions", &ask(turn, false)).await.json().await;
+    let cached = second["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert!(cached >= 32, "the first turn is reused: {}", second["usage"]);
+    assert!(second["choices"][0]["message"]["content"].as_str().unwrap().contains("Rome"), "{second}");
+    engine.idle().await;
+    assert!((metric(&router, "vllm:kv_cache_usage_perc").await).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn two_requests_that_share_384_tokens_share_their_blocks() {
+    let Some(engine) = start() else { return };
+    let router = router(engine.clone(), None);
+    let shared: Vec<u32> = (0..384u32).map(|i| 1000 + i * 37 % 20_000).collect();
+    let ask = |own: u32| {
+        let prompt: Vec<u32> = shared.iter().copied().chain((0..32).map(|i| 500 + own * 100 + i)).collect();
+        json!({"model": "smollm2", "prompt": prompt, "temperature": 0, "max_tokens": 40, "ignore_eos": true})
+    };
+    let (one, two) = (ask(1), ask(2));
+    let (a, b) = tokio::join!(post(&router, "/v1/completions", &one), post(&router, "/v1/completions", &two));
+    let (a, b) = (a.json().await, b.json().await);
+    let cached =
+        |v: &serde_json::Value| v["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(cached(&a) + cached(&b), 384, "one computed the prefix, the other held its blocks");
+    let again = post(&router, "/v1/completions", &one).await.json().await;
+    assert_eq!(
+        again["choices"][0]["text"], a["choices"][0]["text"],
+        "batched equals alone, cached equals uncached"
+    );
+    engine.idle().await;
+    assert!(
+        (metric(&router, "vllm:kv_cache_usage_perc").await).abs() < 1e-9,
+        "all blocks are free afterwards"
+    );
+}
