@@ -19,7 +19,11 @@ pub(crate) struct Accounts {
 
 impl Accounts {
     /// Counters for a directory's rules, made from what the ledger says was used.
-    pub(crate) fn open(ledger: Arc<Ledger>, directory: &Directory, clock: Clock) -> Result<Self, LedgerError> {
+    pub(crate) fn open(
+        ledger: Arc<Ledger>,
+        directory: &Directory,
+        clock: Clock,
+    ) -> Result<Self, LedgerError> {
         let accounts = Self { book: Mutex::new(Book::new(Vec::new())), ledger, clock };
         accounts.apply(directory)?;
         Ok(accounts)
@@ -64,8 +68,11 @@ impl Accounts {
         for (number, row) in self.ledger.rows_after(after, horizon)? {
             last = number;
             if let Some(subject) = subject_of(&row, directory) {
-                let used =
-                    Amounts { requests: row.requests, input: row.prompt_tokens, output: row.completion_tokens };
+                let used = Amounts {
+                    requests: row.requests,
+                    input: row.prompt_tokens,
+                    output: row.completion_tokens,
+                };
                 book.replay(&subject, used, row.at, now);
             }
         }
@@ -73,7 +80,12 @@ impl Accounts {
     }
 
     /// Reserves, or says what is in the way.
-    pub(crate) fn reserve(&self, id: u128, subject: &Subject, amounts: Amounts) -> Result<Admitted, Box<Refusal>> {
+    pub(crate) fn reserve(
+        &self,
+        id: u128,
+        subject: &Subject,
+        amounts: Amounts,
+    ) -> Result<Admitted, Box<Refusal>> {
         let now = self.clock.now_ms();
         self.book().reserve(id, subject, amounts, now)
     }

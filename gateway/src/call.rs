@@ -73,12 +73,7 @@ impl Used {
     }
 
     fn estimated(prompt: u64, completion: u64) -> Self {
-        Self {
-            requests: 1,
-            usage: Usage::new(prompt, 0, completion),
-            estimated: true,
-            ttft: None,
-        }
+        Self { requests: 1, usage: Usage::new(prompt, 0, completion), estimated: true, ttft: None }
     }
 }
 
@@ -104,13 +99,13 @@ impl Call {
             self.inner.metrics.ledger_failures.inc();
             self.inner.metrics.in_flight.dec();
             self.inner.accounts.release(self.id.as_u128());
-            let fault = Fault::new(ErrorKind::Overloaded, "usage cannot be recorded just now; try again shortly");
+            let fault =
+                Fault::new(ErrorKind::Overloaded, "usage cannot be recorded just now; try again shortly");
             let _ = head.send(Err(fault.retry_after(LINGER)));
             return;
         }
         let sent = {
-            let mut sending =
-                std::pin::pin!(self.inner.upstream.send(request, defaults::FIRST_BYTE_TIMEOUT));
+            let mut sending = std::pin::pin!(self.inner.upstream.send(request, defaults::FIRST_BYTE_TIMEOUT));
             tokio::select! {
                 sent = &mut sending => Some(sent),
                 () = head.closed() => tokio::time::timeout(LINGER, sending).await.ok(),
@@ -151,7 +146,15 @@ impl Call {
             .get(header::CONTENT_TYPE)
             .and_then(|v| v.to_str().ok())
             .is_some_and(|v| v.trim_start().to_ascii_lowercase().starts_with("text/event-stream"));
-        if !parts.status.is_success() {
+        if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&parts.status) {
+            // About this gateway, not about the client's key: passed on it would mislead.
+            tracing::error!(status = %parts.status, "the upstream refused this gateway; give both the same hop token");
+            self.finish(502, Used::NOTHING).await;
+            let _ = head.send(Err(Fault::new(
+                ErrorKind::BadGateway,
+                format!("{LAYER} does not accept this gateway; tell whoever runs it"),
+            )));
+        } else if !parts.status.is_success() {
             self.pass_error(parts.status, headers, body, head).await;
         } else if streamed {
             let (send, receive) = mpsc::channel::<io::Result<Bytes>>(1);
@@ -176,7 +179,9 @@ impl Call {
         self.finish(status.as_u16(), used).await;
         let _ = head.send(match collected {
             Ok(body) => Ok(respond(status, headers, Body::from(body))),
-            Err(_) => Err(Fault::new(ErrorKind::BadGateway, format!("{LAYER} broke off its answer; try again"))),
+            Err(_) => {
+                Err(Fault::new(ErrorKind::BadGateway, format!("{LAYER} broke off its answer; try again")))
+            }
         });
     }
 
@@ -336,8 +341,7 @@ impl Call {
             metrics.ledger_failures.inc();
             tracing::error!(%error, request_id = %self.id, "could not write usage; the next start settles it as reserved");
         }
-        let amounts =
-            Amounts { requests, input: usage.prompt_tokens, output: usage.completion_tokens };
+        let amounts = Amounts { requests, input: usage.prompt_tokens, output: usage.completion_tokens };
         if self.inner.accounts.settle(self.id.as_u128(), amounts) {
             metrics.over_reserved.inc();
             tracing::warn!(

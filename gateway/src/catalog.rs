@@ -80,24 +80,15 @@ impl Listing {
 impl Catalog {
     /// A catalog of the layer at `base`.
     pub(crate) fn new(upstream: Upstream, base: String, hop_token: Option<HopToken>, clock: Clock) -> Self {
-        Self {
-            upstream,
-            base,
-            hop_token,
-            clock,
-            latest: ArcSwapOption::empty(),
-            fetching: Mutex::new(()),
-        }
+        Self { upstream, base, hop_token, clock, latest: ArcSwapOption::empty(), fetching: Mutex::new(()) }
     }
 
     fn fresh(&self, needs: Option<&str>) -> Option<Arc<Listing>> {
         let age = |listing: &Listing| self.clock.now_ms().saturating_sub(listing.at);
-        self.latest
-            .load_full()
-            .filter(|l| {
-                let served = needs.is_none_or(|model| l.serves(model));
-                (0..if served { FRESH_MS } else { MISS_MS }).contains(&age(l))
-            })
+        self.latest.load_full().filter(|l| {
+            let served = needs.is_none_or(|model| l.serves(model));
+            (0..if served { FRESH_MS } else { MISS_MS }).contains(&age(l))
+        })
     }
 
     /// The list, fetched again when it is old. While the layer below is away, the last one it gave.
@@ -143,9 +134,10 @@ impl Catalog {
         if !response.status().is_success() {
             return Err(failed());
         }
-        let body: Bytes = forward::collect(response.into_body(), defaults::IDLE_TIMEOUT.min(PATIENCE), MAX_LIST)
-            .await
-            .map_err(|_| failed())?;
+        let body: Bytes =
+            forward::collect(response.into_body(), defaults::IDLE_TIMEOUT.min(PATIENCE), MAX_LIST)
+                .await
+                .map_err(|_| failed())?;
         Listing::parse(&body, self.clock.now_ms()).ok_or_else(failed)
     }
 }

@@ -59,7 +59,8 @@ impl Gateway {
         let base = base(&options.upstream)?;
         let (folder, directory) = watch::first(&options.folder)?;
         let state = options.state.clone();
-        let opened = tokio::task::spawn_blocking(move || open_state(&state));
+        let time = clock.clone();
+        let opened = tokio::task::spawn_blocking(move || open_state(&state, time));
         let (keys, ledger, writer, opaque) =
             opened.await.map_err(|error| LedgerError::Write(error.to_string()))??;
         let accounts = Accounts::open(ledger.clone(), &directory, clock.clone())?;
@@ -99,7 +100,10 @@ impl Gateway {
         self.0.stop.cancel();
         self.0.tasks.close();
         if tokio::time::timeout(LAST_WORDS, self.0.tasks.wait()).await.is_err() {
-            tracing::warn!(calls = self.0.tasks.len(), "stopped with calls open; the next start settles them");
+            tracing::warn!(
+                calls = self.0.tasks.len(),
+                "stopped with calls open; the next start settles them"
+            );
         }
         if let Err(error) = self.0.writer.write(Entry::Sync).await {
             tracing::error!(%error, "could not sync the ledger");
@@ -119,14 +123,17 @@ impl Inner {
 
 type State = (KeyStore, Arc<Ledger>, Writer, Opaque);
 
-fn open_state(path: &std::path::Path) -> Result<State, LedgerError> {
+fn open_state(path: &std::path::Path, clock: Clock) -> Result<State, LedgerError> {
     let (writer, _thread, closed) = Writer::start(path)?;
     if closed > 0 {
-        tracing::warn!(calls = closed, "settled calls that a gateway left open at what was reserved for them");
+        tracing::warn!(
+            calls = closed,
+            "settled calls that a gateway left open at what was reserved for them"
+        );
     }
     let ledger = Arc::new(Ledger::open(path)?);
     let opaque = Opaque::new(ledger.identity_secret()?);
-    Ok((KeyStore::open(path)?, ledger, writer, opaque))
+    Ok((KeyStore::open_at(path, clock)?, ledger, writer, opaque))
 }
 
 /// Runs a gateway until `shutdown`, then lets open requests finish.

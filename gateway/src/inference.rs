@@ -46,8 +46,13 @@ async fn begin(inner: Arc<Inner>, endpoint: Endpoint, id: Uuid, request: Request
     let facts = session.require_model(&inner, &ask.model).await?;
     let reserved = ask.bound(&facts)?;
     let forwarded = ask.forwarded(&facts)?;
-    let subject =
-        accounts::subject(&session.tenant, &session.caller.key, &ask.model, ask.user.as_deref(), &inner.opaque);
+    let subject = accounts::subject(
+        &session.tenant,
+        &session.caller.key,
+        &ask.model,
+        ask.user.as_deref(),
+        &inner.opaque,
+    );
     let mut request = upstream_request(&inner, endpoint, forwarded)?;
     *request.headers_mut() = upstream_headers(&inner, &session, &parts.headers);
 

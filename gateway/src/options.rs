@@ -65,7 +65,9 @@ mod tests {
 
     #[test]
     fn an_upstream_is_a_plain_http_address() {
-        for good in ["http://127.0.0.1:1", "http://127.0.0.1:1/", "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1/"] {
+        for good in
+            ["http://127.0.0.1:1", "http://127.0.0.1:1/", "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1/"]
+        {
             assert_eq!(base(good).unwrap(), "http://127.0.0.1:1");
         }
         for bad in ["", "127.0.0.1:1", "https://x", "http://x/y", "ftp://x"] {

@@ -15,7 +15,10 @@ const SHOULD_RETRY: &str = "x-should-retry";
 
 /// 401, the same for every bad key.
 pub(crate) fn bad_key() -> Fault {
-    Fault::new(ErrorKind::InvalidApiKey, "Incorrect API key provided. Ask your platform team for a key, or make one with `strata keys create`.")
+    Fault::new(
+        ErrorKind::InvalidApiKey,
+        "Incorrect API key provided. Ask your platform team for a key, or make one with `strata keys create`.",
+    )
 }
 
 /// 401 without a key.
@@ -116,14 +119,15 @@ pub(crate) fn reason(refusal: &Refusal) -> &'static str {
 /// OpenAI's rate-limit headers for the tightest windows.
 pub(crate) fn rate_limit_headers(standing: &Standing) -> Vec<(HeaderName, HeaderValue)> {
     let mut headers = Vec::with_capacity(6);
-    let mut add = |meter: Option<Meter>, limit: &'static str, remaining: &'static str, reset: &'static str| {
-        let Some(meter) = meter else { return };
-        headers.push((HeaderName::from_static(limit), HeaderValue::from(meter.limit)));
-        headers.push((HeaderName::from_static(remaining), HeaderValue::from(meter.remaining)));
-        if let Ok(value) = HeaderValue::try_from(duration(meter.reset_ms)) {
-            headers.push((HeaderName::from_static(reset), value));
-        }
-    };
+    let mut add =
+        |meter: Option<Meter>, limit: &'static str, remaining: &'static str, reset: &'static str| {
+            let Some(meter) = meter else { return };
+            headers.push((HeaderName::from_static(limit), HeaderValue::from(meter.limit)));
+            headers.push((HeaderName::from_static(remaining), HeaderValue::from(meter.remaining)));
+            if let Ok(value) = HeaderValue::try_from(duration(meter.reset_ms)) {
+                headers.push((HeaderName::from_static(reset), value));
+            }
+        };
     add(standing.requests, h::LIMIT_REQUESTS, h::REMAINING_REQUESTS, h::RESET_REQUESTS);
     add(standing.tokens, h::LIMIT_TOKENS, h::REMAINING_TOKENS, h::RESET_TOKENS);
     headers
@@ -135,7 +139,8 @@ mod tests {
     use strata_kinds::quota_policy::{LimitScope, Per, Period, Resource};
 
     fn shown(measure: Measure, why: Why) -> String {
-        let standing = Standing { requests: Some(Meter { limit: 3, remaining: 0, reset_ms: 1500 }), tokens: None };
+        let standing =
+            Standing { requests: Some(Meter { limit: 3, remaining: 0, reset_ms: 1500 }), tokens: None };
         let refusal = Refusal {
             policy: "free".into(),
             measure,
@@ -174,6 +179,12 @@ mod tests {
             shown(Measure::Budget(Period::Month), Why::TooLarge),
             shown(Measure::InFlight, Why::InFlight),
         ];
-        insta::assert_snapshot!(all.join("\n"), @"");
+        insta::assert_snapshot!(all.join("\n"), @r"
+        429 rate_limit_exceeded Some(1.25s) | Rate limit reached for tokens in any 1m0s (policy free). Limit 100, remaining 7, requested 9. Please try again in 1.25s. | x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
+        429 rate_limit_exceeded None | Request too large for the limit of tokens in any 1m0s (policy free). Limit 100, remaining 7, requested 9. Shorten the prompt or lower max_tokens; this request never fits. | x-should-retry: false, x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
+        429 insufficient_quota Some(3600s) | You exceeded your current quota of tokens a month (policy free). Limit 100, remaining 7, requested 9. The next period begins in 1h0m0s. | x-should-retry: false, x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
+        429 insufficient_quota None | Request too large for the limit of tokens a month (policy free). Limit 100, remaining 7, requested 9. Shorten the prompt or lower max_tokens; this request never fits. | x-should-retry: false, x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
+        429 rate_limit_exceeded Some(1s) | Rate limit reached for requests in flight (policy free). Limit 100, remaining 7, requested 9. Please try again when one of them has ended. | x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
+        ");
     }
 }

@@ -115,7 +115,10 @@ pub(crate) async fn create(State(inner): State<Arc<Inner>>, request: Request) ->
         return Err(Fault::invalid_param("name", format!("`name` must have 1 to {MAX_NAME} characters")));
     }
     if new.expires_at.is_some_and(|at| at <= inner.clock.now_ms() / 1000) {
-        return Err(Fault::invalid_param("expires_at", "`expires_at` must be in the future, in seconds since 1970"));
+        return Err(Fault::invalid_param(
+            "expires_at",
+            "`expires_at` must be in the future, in seconds since 1970",
+        ));
     }
     let tenant = session.tenant.name.clone();
     let (key, info) = store(&inner, move |inner| {

@@ -51,8 +51,7 @@ impl Inner {
         let (fault, reason) = match self.ring.load().authenticate(key, now / 1000) {
             Ok(caller) => match directory.tenant(&caller.tenant) {
                 Some(tenant) => {
-                    let may_explain =
-                        caller.role == Role::Admin || peer.is_some_and(Peer::is_loopback);
+                    let may_explain = caller.role == Role::Admin || peer.is_some_and(Peer::is_loopback);
                     return Ok(Session { id, tenant: tenant.clone(), caller, directory, may_explain });
                 }
                 None => (refuse::bad_key(), "no_such_tenant"),
@@ -120,7 +119,11 @@ impl Session {
     }
 
     /// An error unless the tenant may use the model and there is such a model; the same one for both.
-    pub(crate) async fn require_model(&self, inner: &Inner, model: &str) -> Result<crate::ask::ModelFacts, Fault> {
+    pub(crate) async fn require_model(
+        &self,
+        inner: &Inner,
+        model: &str,
+    ) -> Result<crate::ask::ModelFacts, Fault> {
         // Looked up first, so that a model that is hidden takes the time of one that is not there.
         let listing = inner.catalog.listing_for(Some(model)).await;
         let permitted = self.directory.permits(&self.tenant, model);

@@ -44,7 +44,8 @@ impl Page {
                 .collect()
         };
         let number = |name: &str| -> Result<Option<i64>, Fault> {
-            let wrong = || Fault::invalid_param(name, format!("`{name}` must be a whole number, zero or more"));
+            let wrong =
+                || Fault::invalid_param(name, format!("`{name}` must be a whole number, zero or more"));
             all(name)
                 .first()
                 .map(|text| text.parse::<i64>().ok().filter(|n| *n >= 0).ok_or_else(wrong))
@@ -54,20 +55,30 @@ impl Page {
             None | Some("1d") => (86_400, 7, 31),
             Some("1h") => (3_600, 24, 168),
             Some("1m") => (60, 60, 1440),
-            Some(_) => return Err(Fault::invalid_param("bucket_width", "`bucket_width` must be 1m, 1h or 1d")),
+            Some(_) => {
+                return Err(Fault::invalid_param("bucket_width", "`bucket_width` must be 1m, 1h or 1d"));
+            }
         };
         let limit = number("limit")?.unwrap_or(default);
         if !(1..=most).contains(&limit) {
-            return Err(Fault::invalid_param("limit", format!("`limit` must be 1 to {most} for this bucket width")));
+            return Err(Fault::invalid_param(
+                "limit",
+                format!("`limit` must be 1 to {most} for this bucket width"),
+            ));
         }
         let asked = number("start_time")?.ok_or_else(|| {
-            Fault::invalid_param("start_time", "`start_time` is missing: seconds since 1970 where the first bucket begins")
+            Fault::invalid_param(
+                "start_time",
+                "`start_time` is missing: seconds since 1970 where the first bucket begins",
+            )
         })?;
         let start = match all("page").first() {
             None => asked,
-            Some(page) => page.strip_prefix("page_").and_then(|n| n.parse().ok()).filter(|n| *n >= asked).ok_or_else(
-                || Fault::invalid_param("page", "`page` must be the `next_page` of the answer before"),
-            )?,
+            Some(page) => {
+                page.strip_prefix("page_").and_then(|n| n.parse().ok()).filter(|n| *n >= asked).ok_or_else(
+                    || Fault::invalid_param("page", "`page` must be the `next_page` of the answer before"),
+                )?
+            }
         };
         let mut page = Self {
             start: start / width * width,
@@ -185,7 +196,9 @@ mod tests {
 
     #[test]
     fn pages_walk_the_buckets() {
-        let page = read(&[("start_time", "100"), ("end_time", "310"), ("bucket_width", "1m"), ("limit", "2")]).unwrap();
+        let page =
+            read(&[("start_time", "100"), ("end_time", "310"), ("bucket_width", "1m"), ("limit", "2")])
+                .unwrap();
         assert_eq!((page.start, page.extent()), (60, (2, Some(180))));
         let next = read(&[
             ("start_time", "100"),

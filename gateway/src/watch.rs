@@ -29,8 +29,7 @@ pub(crate) fn first(path: &Path) -> Result<(Folder, Directory), GatewayError> {
         tracing::warn!(%problem, "left a manifest out");
     }
     let (directory, problems) = Directory::new(&folder);
-    let problems: Vec<String> =
-        fatal.drain(..).map(ToString::to_string).chain(problems).collect();
+    let problems: Vec<String> = fatal.drain(..).map(ToString::to_string).chain(problems).collect();
     if problems.is_empty() {
         Ok((folder, directory))
     } else {
@@ -96,7 +95,10 @@ fn reload_folder(inner: &Inner) {
     let (directory, problems) = Directory::new(&folder);
     if !problems.is_empty() {
         inner.metrics.config_rejected.inc();
-        tracing::error!(problems = problems.join("; "), "an edit cannot be used; the last good state stays in force");
+        tracing::error!(
+            problems = problems.join("; "),
+            "an edit cannot be used; the last good state stays in force"
+        );
         return;
     }
     match replace(inner, directory) {

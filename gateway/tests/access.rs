@@ -74,7 +74,15 @@ async fn a_model_whose_name_has_a_slash_is_found() {
 async fn what_is_not_listed_does_not_exist() {
     let world = World::new(TENANT).await;
     let key = world.key("acme", Role::Admin).await;
-    for path in ["/sleep", "/pause", "/reset_prefix_cache", "/tokenize", "/v1/load_lora_adapter", "/internal/v1/abort/x", "/v1/chat/completions/"] {
+    for path in [
+        "/sleep",
+        "/pause",
+        "/reset_prefix_cache",
+        "/tokenize",
+        "/v1/load_lora_adapter",
+        "/internal/v1/abort/x",
+        "/v1/chat/completions/",
+    ] {
         let answer = world.post(path, &key, &json!({})).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         assert!(answer.json()["error"]["message"].is_string());
@@ -104,7 +112,8 @@ async fn a_key_expires_on_time() {
     let world = World::new(TENANT).await;
     let soon = world.clock.now_ms() / 1000 + 60;
     let key = world.keys.create("acme", "short", Role::Member, Some(soon)).unwrap().0;
-    eventually("the key is known", async || world.chat(&key, &question(1)).await.status == StatusCode::OK).await;
+    eventually("the key is known", async || world.chat(&key, &question(1)).await.status == StatusCode::OK)
+        .await;
     world.clock.advance(60_000);
     let answer = world.chat(&key, &question(1)).await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::UNAUTHORIZED, "invalid_api_key"));
@@ -120,12 +129,17 @@ async fn admins_manage_the_keys_of_their_own_tenant_only() {
     assert_eq!(made["role"], "member");
     assert_eq!(world.chat(key, &question(1)).await.status, StatusCode::OK, "it works at once");
 
-    for (method, path) in [(Method::GET, "/v1/keys"), (Method::POST, "/v1/keys"), (Method::DELETE, "/v1/keys/x")] {
+    for (method, path) in
+        [(Method::GET, "/v1/keys"), (Method::POST, "/v1/keys"), (Method::DELETE, "/v1/keys/x")]
+    {
         let refused = world.ask(method, path, key, "{\"name\":\"x\"}").await;
         assert_eq!(refused.status, StatusCode::FORBIDDEN);
     }
     let path = format!("/v1/keys/{id}");
-    assert_eq!(world.ask(Method::DELETE, &path, &stranger, Body::empty()).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(
+        world.ask(Method::DELETE, &path, &stranger, Body::empty()).await.status,
+        StatusCode::NOT_FOUND
+    );
     let listed = world.get("/v1/keys", &admin).await;
     assert!(!String::from_utf8_lossy(&listed.body).contains(key.split_once('_').unwrap().1));
     assert_eq!(listed.json()["data"].as_array().unwrap().len(), 2);
@@ -147,7 +161,10 @@ async fn admins_manage_the_keys_of_their_own_tenant_only() {
         (json!({"name": "x", "expires_at": 5}), "expires_at"),
     ] {
         let refused = world.post("/v1/keys", &admin, &body).await;
-        assert_eq!((refused.status, refused.json()["error"]["param"].as_str()), (StatusCode::BAD_REQUEST, Some(param)));
+        assert_eq!(
+            (refused.status, refused.json()["error"]["param"].as_str()),
+            (StatusCode::BAD_REQUEST, Some(param))
+        );
     }
 }
 
@@ -171,11 +188,11 @@ async fn an_owner_outlives_its_keys_and_names_nobody() {
 #[tokio::test]
 async fn edits_of_the_folder_are_taken_over_and_broken_ones_are_not() {
     let hash = KeyHash::of("team1", "s3cret").to_text();
-    let with_key = TENANT.replace(
-        "priority: 10}",
-        "priority: 10, apiKeys: [{name: git, secretRef: {name: team1}}]}",
+    let with_key =
+        TENANT.replace("priority: 10}", "priority: 10, apiKeys: [{name: git, secretRef: {name: team1}}]}");
+    let secret = format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: team1}}\nstringData: {{id: team1, hash: \"{hash}\"}}\n"
     );
-    let secret = format!("---\napiVersion: v1\nkind: Secret\nmetadata: {{name: team1}}\nstringData: {{id: team1, hash: \"{hash}\"}}\n");
     let world = World::new(&format!("{with_key}{secret}")).await;
     let (key, runtime) = ("sk-strata-team1_s3cret", world.key("acme", Role::Member).await);
     let status = async |key: &str| world.chat(key, &question(1)).await.status;
@@ -183,7 +200,8 @@ async fn edits_of_the_folder_are_taken_over_and_broken_ones_are_not() {
 
     world.edit("kind: [broken");
     let metrics = async || String::from_utf8(world.get("/metrics", "").await.body.to_vec()).unwrap();
-    eventually("the broken edit is noticed", async || !metrics().await.contains("config_rejected_total 0")).await;
+    eventually("the broken edit is noticed", async || !metrics().await.contains("config_rejected_total 0"))
+        .await;
     assert_eq!(status(key).await, StatusCode::OK, "the last good state holds");
 
     world.edit(TENANT);
@@ -191,7 +209,10 @@ async fn edits_of_the_folder_are_taken_over_and_broken_ones_are_not() {
     assert_eq!(status(&runtime).await, StatusCode::OK);
 
     world.edit(&TENANT.replace("acme", "zeta"));
-    eventually("a deleted tenant's key is refused", async || status(&runtime).await == StatusCode::UNAUTHORIZED).await;
+    eventually("a deleted tenant's key is refused", async || {
+        status(&runtime).await == StatusCode::UNAUTHORIZED
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -204,7 +225,14 @@ async fn a_gateway_does_not_start_on_a_broken_policy() {
     let start = async || strata_gateway::Gateway::start(&options, strata_gateway::Clock::System).await;
     let empty = start().await.unwrap_err().to_string();
     assert!(empty.contains("add a ModelDeployment"), "{empty}");
-    std::fs::write(folder.path().join("a.yaml"), format!("{TENANT}{}", common::policy("p", &json!({"limits": [{"resource": "Tokens", "limit": 5, "window": "soon"}]})))).unwrap();
+    std::fs::write(
+        folder.path().join("a.yaml"),
+        format!(
+            "{TENANT}{}",
+            common::policy("p", &json!({"limits": [{"resource": "Tokens", "limit": 5, "window": "soon"}]}))
+        ),
+    )
+    .unwrap();
     let broken = start().await.unwrap_err().to_string();
     assert!(broken.contains("a.yaml") && broken.contains("window"), "{broken}");
 }

@@ -61,7 +61,10 @@ async fn only_the_table_crosses() {
         assert!(!all.contains(word), "{word} crossed");
     }
     let body: Value = serde_json::from_slice(&seen.body).unwrap();
-    assert_eq!(body, json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1024}));
+    assert_eq!(
+        body,
+        json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1024})
+    );
 }
 
 #[tokio::test]
@@ -78,7 +81,10 @@ async fn the_cache_scope_is_the_tenants_own_unless_it_shares() {
         let key = world.key(name, Role::Member).await;
         world.chat(&key, &question(1)).await;
         let headers = world.mock.last().headers;
-        scopes.push((headers["x-strata-cache-scope"].clone(), headers["x-gateway-inference-fairness-id"].clone()));
+        scopes.push((
+            headers["x-strata-cache-scope"].clone(),
+            headers["x-gateway-inference-fairness-id"].clone(),
+        ));
     }
     assert_eq!(scopes[1].0, scopes[2].0);
     assert_ne!(scopes[0].0, scopes[1].0);
@@ -126,7 +132,10 @@ async fn bytes_pass_unread_and_errors_pass_through() {
         (StatusCode::BAD_REQUEST, axum::Json(json!({"error": {"message": "too long", "type": "invalid_request_error", "param": null, "code": "context_length_exceeded"}}))).into_response()
     });
     let refused = world.chat(&key, &question(3)).await;
-    assert_eq!((refused.status, refused.code().as_str()), (StatusCode::BAD_REQUEST, "context_length_exceeded"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::BAD_REQUEST, "context_length_exceeded")
+    );
 
     for (bad, status) in [
         ("{\"model\":", StatusCode::BAD_REQUEST),
@@ -136,8 +145,12 @@ async fn bytes_pass_unread_and_errors_pass_through() {
         assert_eq!(world.ask(http::Method::POST, "/v1/chat/completions", &key, bad).await.status, status);
     }
     let large = vec![b' '; 50 * 1024 * 1024];
-    let mut request = http::Request::post(format!("{}/v1/chat/completions", world.url)).body(Body::from(large)).unwrap();
+    let mut request =
+        http::Request::post(format!("{}/v1/chat/completions", world.url)).body(Body::from(large)).unwrap();
     request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     let refused = read(world.send_request(request).await).await;
-    assert_eq!((refused.status, refused.code().as_str()), (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large")
+    );
 }

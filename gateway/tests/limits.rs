@@ -30,7 +30,10 @@ async fn a_full_window_is_a_429_whose_retry_after_is_true() {
     world.clock.advance(10_000);
     world.chat(&key, &question(1)).await;
     let refused = world.chat(&key, &question(1)).await;
-    assert_eq!((refused.status, refused.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded")
+    );
     assert_eq!(refused.json()["error"]["type"], "rate_limit_error");
     assert_eq!(refused.header("x-ratelimit-remaining-requests"), "0");
     let wait: i64 = refused.header("retry-after").parse().unwrap();
@@ -51,7 +54,10 @@ async fn a_spent_budget_is_insufficient_quota_until_the_next_month() {
     world.mock.script(|_| answer(100, 800));
     assert_eq!(world.chat(&key, &question(800)).await.status, StatusCode::OK);
     let refused = world.chat(&key, &question(100)).await;
-    assert_eq!((refused.status, refused.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota")
+    );
     assert_eq!(refused.json()["error"]["type"], "insufficient_quota");
     assert_eq!(refused.header("x-should-retry"), "false");
     let wait: i64 = refused.header("retry-after").parse().unwrap();
@@ -69,7 +75,8 @@ async fn litellm_34732_budget_overshoot_under_concurrency() {
     // What the gateway reserves: the body, the template and the output.
     let reserved = body.to_string().len() as u64 + 10 + 8;
     let budget = reserved * 10 + 3;
-    let world = World::new(&with(&[("budget", json!({"budget": {"tokens": budget, "period": "Month"}}))])).await;
+    let world =
+        World::new(&with(&[("budget", json!({"budget": {"tokens": budget, "period": "Month"}}))])).await;
     let key = world.key("acme", Role::Member).await;
     // An engine that uses every token that was reserved.
     world.mock.script(move |_| answer(reserved - 8, 8));
@@ -116,7 +123,8 @@ async fn shenyu_6649_counters_survive_edits_of_their_policy() {
     }
     assert_eq!(world.chat(&key, &question(1)).await.status, StatusCode::TOO_MANY_REQUESTS);
     world.edit(&with(&[("rpm", requests(4, "1m"))]));
-    eventually("the limit is raised", async || world.chat(&key, &question(1)).await.status == StatusCode::OK).await;
+    eventually("the limit is raised", async || world.chat(&key, &question(1)).await.status == StatusCode::OK)
+        .await;
     let again = world.chat(&key, &question(1)).await;
     assert_eq!(again.header("x-ratelimit-remaining-requests"), "0", "what was used before still counts");
     // Another window is another counter, and it too knows what was used.
@@ -155,7 +163,9 @@ async fn users_of_a_tenant_have_their_own_limits() {
     assert_eq!(ask("ann").await, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(ask("bob").await, StatusCode::OK);
     let rows = world.rows(2).await;
-    assert!(rows.iter().all(|r| r.user_hash.as_ref().is_some_and(|h| !h.contains("ann") && !h.contains("bob"))));
+    assert!(
+        rows.iter().all(|r| r.user_hash.as_ref().is_some_and(|h| !h.contains("ann") && !h.contains("bob")))
+    );
 }
 
 #[tokio::test]
@@ -215,9 +225,10 @@ async fn requests_in_flight_are_limited() {
     let (send, receive) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
     let mut receive = Some(receive);
     world.mock.script(move |_| match receive.take() {
-        Some(receive) => common::streaming(strata_hop::Body::from_stream(futures::stream::unfold(receive, |mut r| async move {
-            r.recv().await.map(|piece| (piece, r))
-        }))),
+        Some(receive) => common::streaming(strata_hop::Body::from_stream(futures::stream::unfold(
+            receive,
+            |mut r| async move { r.recv().await.map(|piece| (piece, r)) },
+        ))),
         None => answer(1, 1),
     });
     let mut body = question(5);
@@ -229,4 +240,37 @@ async fn requests_in_flight_are_limited() {
     drop(send);
     common::read(held).await;
     assert_eq!(world.chat(&key, &question(5)).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_is_in_flight_stays_reserved_through_an_edit() {
+    let output =
+        |limit: u64| json!({"limits": [{"resource": "OutputTokens", "limit": limit, "window": "1m"}]});
+    let world = World::new(&with(&[("out", output(1000))])).await;
+    let key = world.key("acme", Role::Member).await;
+    let (send, receive) = tokio::sync::mpsc::channel::<Result<bytes::Bytes, std::io::Error>>(1);
+    let mut receive = Some(receive);
+    world.mock.script(move |_| match receive.take() {
+        Some(receive) => common::streaming(strata_hop::Body::from_stream(futures::stream::unfold(
+            receive,
+            |mut r| async move { r.recv().await.map(|piece| (piece, r)) },
+        ))),
+        None => answer(1, 0),
+    });
+    let mut body = question(600);
+    body["stream"] = json!(true);
+    let held = world.send(http::Method::POST, "/v1/chat/completions", &key, body.to_string()).await;
+    world.edit(&with(&[("out", output(2000))]));
+    let remaining =
+        async || world.chat(&key, &question(1)).await.header("x-ratelimit-remaining-tokens").to_owned();
+    eventually("the limit is raised", async || {
+        world.chat(&key, &question(1)).await.header("x-ratelimit-limit-tokens") == "2000"
+    })
+    .await;
+    assert_eq!(remaining().await, "1399", "the stream's 600 and this request's 1 are reserved");
+    send.send(Ok(common::last_chunk(5, 40))).await.unwrap();
+    send.send(Ok(common::DONE)).await.unwrap();
+    drop(send);
+    common::read(held).await;
+    assert_eq!(remaining().await, "1959", "the stream is settled under the new policy");
 }

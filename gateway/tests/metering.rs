@@ -3,8 +3,11 @@
 
 mod common;
 
+use axum::response::IntoResponse;
 use bytes::Bytes;
-use common::{DONE, TENANT, World, answer, chunk, eventually, last_chunk, policy, question, stream, streaming};
+use common::{
+    DONE, TENANT, World, answer, chunk, eventually, last_chunk, policy, question, stream, streaming,
+};
 use futures::StreamExt;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -43,9 +46,13 @@ async fn a_whole_answer_is_metered_as_the_engine_says() {
     let row = &rows[0];
     assert_eq!((row.prompt_tokens, row.cached_tokens, row.completion_tokens), (11, 4, 7));
     assert_eq!((row.estimated, row.status, row.requests), (false, 200, 1));
-    assert_eq!((row.tenant.as_str(), row.model.as_str(), row.endpoint.as_str()), ("acme", "m", "chat.completions"));
+    assert_eq!(
+        (row.tenant.as_str(), row.model.as_str(), row.endpoint.as_str()),
+        ("acme", "m", "chat.completions")
+    );
     assert_eq!(row.request_id, answered.header("x-request-id"));
-    assert_eq!(world.ledger().decisions().unwrap(), [("allow".to_owned(), "ok".to_owned(), 1)]);
+    let decisions = world.ledger().decisions().unwrap();
+    assert!(decisions.contains(&("allow".to_owned(), "ok".to_owned(), 1)), "{decisions:?}");
 }
 
 #[tokio::test]
@@ -58,7 +65,11 @@ async fn maas_1473_a_stream_whose_client_asks_for_no_usage_is_metered_all_the_sa
         stream(vec![chunk("a", Some((9, 1))), chunk("b", Some((9, 2))), last_chunk(9, 2), DONE])
     });
     let plain = world.chat(&key, &streamed(20)).await;
-    assert_eq!(plain.body, [chunk("a", None), chunk("b", None), DONE].concat(), "as if it had not been asked for");
+    assert_eq!(
+        plain.body,
+        [chunk("a", None), chunk("b", None), DONE].concat(),
+        "as if it had not been asked for"
+    );
     assert_eq!(plain.header("content-type"), "text/event-stream; charset=utf-8");
 
     let mut asking = streamed(20);
@@ -133,10 +144,46 @@ async fn litellm_14457_a_client_that_leaves_pays_for_what_was_generated() {
 }
 
 #[tokio::test]
+async fn a_client_that_leaves_before_the_answer_is_charged_what_was_reserved() {
+    let world = World::new(TENANT).await;
+    let key = world.key("acme", Role::Member).await;
+    let asked = std::sync::Arc::new(tokio::sync::Notify::new());
+    let heard = asked.clone();
+    world.mock.script(move |_| {
+        heard.notify_one();
+        let never = futures::stream::pending::<Result<Bytes, std::io::Error>>();
+        ([(http::header::CONTENT_TYPE, "application/json")], Body::from_stream(never)).into_response()
+    });
+    {
+        let body = question(70).to_string();
+        let mut asking = std::pin::pin!(world.send(Method::POST, "/v1/chat/completions", &key, body));
+        tokio::select! {
+            _ = &mut asking => panic!("there is no answer"),
+            () = asked.notified() => {}
+        }
+    }
+    let rows = world.rows(1).await;
+    assert_eq!((rows[0].completion_tokens, rows[0].estimated, rows[0].status), (70, true, 499));
+    let metrics = String::from_utf8(world.get("/metrics", "").await.body.to_vec()).unwrap();
+    assert!(metrics.contains("strata_gateway_requests_in_flight 0"), "{metrics}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_know_this_gateway_is_no_fault_of_the_key() {
+    let world = World::new(TENANT).await;
+    let key = world.key("acme", Role::Member).await;
+    world.mock.script(|_| StatusCode::UNAUTHORIZED.into_response());
+    let answered = world.chat(&key, &question(1)).await;
+    assert_eq!((answered.status, answered.code().as_str()), (StatusCode::BAD_GATEWAY, "upstream_failed"));
+}
+
+#[tokio::test]
 async fn an_upstream_that_fails_costs_nothing() {
-    use axum::response::IntoResponse;
-    let world =
-        World::new(&format!("{TENANT}{}", policy("b", &json!({"budget": {"tokens": 3000, "period": "Day"}})))).await;
+    let world = World::new(&format!(
+        "{TENANT}{}",
+        policy("b", &json!({"budget": {"tokens": 3000, "period": "Day"}}))
+    ))
+    .await;
     let key = world.key("acme", Role::Member).await;
     world.mock.script(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response());
     for _ in 0..5 {
@@ -193,7 +240,10 @@ async fn usage_is_reported_to_admins_as_openai_does() {
     world.chat(&admin, &big).await;
     world.rows(3).await;
     let start = common::midday() / 1000;
-    let path = format!("/v1/organization/usage/completions?start_time={start}&bucket_width=1m&limit=3&group_by[]=model&end_time={}", start + 120);
+    let path = format!(
+        "/v1/organization/usage/completions?start_time={start}&bucket_width=1m&limit=3&group_by[]=model&end_time={}",
+        start + 120
+    );
     assert_eq!(world.get(&path, &member).await.status, StatusCode::FORBIDDEN);
     let page = world.get(&path, &admin).await.json();
     let shown: Vec<(String, u64, u64)> = page["data"]
@@ -201,7 +251,13 @@ async fn usage_is_reported_to_admins_as_openai_does() {
         .unwrap()
         .iter()
         .flat_map(|bucket| bucket["results"].as_array().unwrap())
-        .map(|r| (r["model"].as_str().unwrap().to_owned(), r["input_tokens"].as_u64().unwrap(), r["num_model_requests"].as_u64().unwrap()))
+        .map(|r| {
+            (
+                r["model"].as_str().unwrap().to_owned(),
+                r["input_tokens"].as_u64().unwrap(),
+                r["num_model_requests"].as_u64().unwrap(),
+            )
+        })
         .collect();
     assert_eq!(shown, [("m".to_owned(), 20, 2), ("big".to_owned(), 10, 1)]);
     assert_eq!(page["data"][0]["start_time"], start);
@@ -209,7 +265,13 @@ async fn usage_is_reported_to_admins_as_openai_does() {
     let foreign = world.get(&path, &stranger).await.json();
     assert!(foreign["data"].as_array().unwrap().iter().all(|b| b["results"] == json!([])));
     let bad = world.get("/v1/organization/usage/completions", &admin).await;
-    assert_eq!((bad.status, bad.json()["error"]["param"].as_str()), (StatusCode::BAD_REQUEST, Some("start_time")));
+    assert_eq!(
+        (bad.status, bad.json()["error"]["param"].as_str()),
+        (StatusCode::BAD_REQUEST, Some("start_time"))
+    );
     let sums = world.ledger().usage_by(Some("acme"), 0, i64::MAX).unwrap();
-    assert_eq!(sums.iter().map(|s| (s.day.as_str(), s.model.as_str(), s.requests)).collect::<Vec<_>>(), [("2026-11-18", "big", 1), ("2026-11-18", "m", 2)]);
+    assert_eq!(
+        sums.iter().map(|s| (s.day.as_str(), s.model.as_str(), s.requests)).collect::<Vec<_>>(),
+        [("2026-11-18", "big", 1), ("2026-11-18", "m", 2)]
+    );
 }

@@ -1,7 +1,7 @@
 //! A gateway on a free port, in front of an upstream that does as the test says.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::disallowed_methods)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -233,11 +233,16 @@ impl World {
         self.gateway = Some(gateway);
     }
 
-    /// Stops in order, and starts again on the same state.
-    pub async fn restart(&mut self) {
+    /// Stops in order.
+    pub async fn halt(&mut self) {
         self.stop.cancel();
         self.served.take().unwrap().await.unwrap();
         self.gateway.take().unwrap().stop().await;
+    }
+
+    /// Stops in order, and starts again on the same state.
+    pub async fn restart(&mut self) {
+        self.halt().await;
         self.start().await;
     }
 
@@ -250,14 +255,21 @@ impl World {
     /// A key of `tenant`, known to the gateway.
     pub async fn key(&self, tenant: &str, role: Role) -> String {
         let key = self.keys.create(tenant, "test", role, None).unwrap().0;
-        eventually("the key is known", async || {
+        // Seldom enough not to be slowed down as one who guesses keys.
+        eventually_every(Duration::from_millis(30), "the key is known", async || {
             self.get("/internal/v1/whoami", &key).await.status == StatusCode::OK
         })
         .await;
         key
     }
 
-    pub async fn send(&self, method: Method, path: &str, key: &str, body: impl Into<Body>) -> http::Response<hyper::body::Incoming> {
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        key: &str,
+        body: impl Into<Body>,
+    ) -> http::Response<hyper::body::Incoming> {
         let mut request = http::Request::builder().method(method).uri(format!("{}{path}", self.url));
         if !key.is_empty() {
             request = request.header("authorization", format!("Bearer {key}"));
@@ -306,11 +318,19 @@ pub async fn read(response: http::Response<hyper::body::Incoming>) -> Answer {
 }
 
 /// Waits until a condition holds.
-pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+pub async fn eventually(what: &str, condition: impl AsyncFnMut() -> bool) -> Duration {
+    eventually_every(Duration::from_millis(5), what, condition).await
+}
+
+pub async fn eventually_every(
+    pause: Duration,
+    what: &str,
+    mut condition: impl AsyncFnMut() -> bool,
+) -> Duration {
     let started = Instant::now();
     while !condition().await {
         assert!(started.elapsed() < PATIENCE, "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(pause).await;
     }
     started.elapsed()
 }
@@ -318,8 +338,4 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) ->
 /// A short chat request.
 pub fn question(max_tokens: u64) -> Value {
     json!({"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": max_tokens})
-}
-
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
