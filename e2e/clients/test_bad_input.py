@@ -26,8 +26,9 @@ def up(strata, tmp_path, text: str, *args: str) -> subprocess.CompletedProcess:
     folder = tmp_path / "manifests"
     folder.mkdir()
     (folder / "all.yaml").write_text(text)
+    listen = () if "--listen" in args else ("--listen", "127.0.0.1:0")
     return subprocess.run(
-        [strata, "up", "-f", folder, "--state", tmp_path / "state", "--listen", "127.0.0.1:0", *args],
+        [strata, "up", "-f", folder, "--state", tmp_path / "state", *listen, *args],
         capture_output=True,
         text=True,
         timeout=60,
