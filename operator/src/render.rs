@@ -52,6 +52,8 @@ pub struct HostSite {
     pub state: String,
     /// The user's home folder, for `file://~/`.
     pub home: Option<String>,
+    /// The folder that stands for `~/.cache/strata/models`, where it is another.
+    pub models: Option<String>,
     /// The endpoints file.
     pub endpoints: String,
     /// What the platform sends requests to.

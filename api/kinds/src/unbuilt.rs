@@ -100,8 +100,14 @@ fn pod_template(r: &mut Refusals, template: &PodTemplate, place: Place) {
 }
 
 /// What a Tenant asks for that is not built.
-pub fn tenant(_spec: &TenantSpec) -> Vec<FieldError> {
-    Vec::new()
+pub fn tenant(spec: &TenantSpec) -> Vec<FieldError> {
+    let mut r = Refusals(Vec::new());
+    r.refuse(
+        spec.priority.is_some_and(|p| p != 0),
+        "spec.priority",
+        "remove it; the scheduler serves all tenants alike",
+    );
+    r.0
 }
 
 /// What a QuotaPolicy asks for that is not built.

@@ -181,7 +181,7 @@ impl Supervisor {
                 .collect();
             let weights = engine.spec.routing.as_ref().and_then(|r| r.weights.clone()).unwrap_or_default();
             let weights = [
-                ("hit", weights.prefix),
+                ("prefix", weights.prefix),
                 ("queue", weights.queue),
                 ("decode", weights.decode),
                 ("latency", weights.latency),

@@ -81,11 +81,16 @@ fn cpu_limit(workload: &EngineWorkload) -> Option<u64> {
     Some(milli.div_ceil(1000).max(1))
 }
 
+/// The folder of fetched models, which `STRATA_MODELS` moves.
+const MODELS: &str = ".cache/strata/models/";
+
 /// On a host `~` is the user's home folder.
 fn model_uri(uri: &str, host: Option<&HostSite>) -> String {
-    let home = host.and_then(|h| h.home.as_deref());
-    match (uri.strip_prefix("file://~/"), home) {
-        (Some(path), Some(home)) => format!("file://{}/{path}", home.trim_end_matches('/')),
+    let (Some(host), Some(path)) = (host, uri.strip_prefix("file://~/")) else { return uri.to_owned() };
+    let under = |folder: &str, path: &str| format!("file://{}/{path}", folder.trim_end_matches('/'));
+    match (path.strip_prefix(MODELS), &host.models, &host.home) {
+        (Some(model), Some(models), _) => under(models, model),
+        (_, _, Some(home)) => under(home, path),
         _ => uri.to_owned(),
     }
 }

@@ -94,6 +94,16 @@ fn commands_on_a_host() {
 }
 
 #[test]
+fn a_home_folder_is_a_hosts_alone() {
+    let cached = engine(json!({ "model": { "name": "m", "uri": "file://~/.cache/strata/models/m.gguf" } }));
+    let uri = |site: &Site| command(&render(&cached, site)).split(' ').nth(3).unwrap().to_owned();
+    assert_eq!(uri(&host()), "file:///home/ada/.cache/strata/models/m.gguf");
+    let Site::Host(moved) = host() else { unreachable!() };
+    assert_eq!(uri(&Site::Host(HostSite { models: Some("/big/".into()), ..moved })), "file:///big/m.gguf");
+    assert_eq!(uri(&cluster()), "file://~/.cache/strata/models/m.gguf");
+}
+
+#[test]
 fn a_revision_follows_the_template_and_nothing_else() {
     let base = render(&plain(), &host()).revision();
     let spec = |change: serde_json::Value| {

@@ -74,6 +74,7 @@ impl Addresses {
     /// What rendering must know of this host.
     pub(super) fn site(&self, options: &HostOptions, mode: Mode) -> Result<HostSite, HostError> {
         let text = |path| container::text(path).map_err(|message| HostError::Manifests(vec![message]));
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         let below_gateway = self.scheduler();
         let platform_upstream = match mode {
             Mode::Development => Address::Loopback(self.engine).url(),
@@ -83,7 +84,8 @@ impl Addresses {
         Ok(HostSite {
             folder: text(&options.folder)?,
             state: text(&options.state)?,
-            home: std::env::var("HOME").ok().filter(|h| !h.is_empty()),
+            home: variable("HOME"),
+            models: variable("STRATA_MODELS"),
             endpoints: text(&status::endpoints_file(&options.state))?,
             platform_upstream,
             platform_upstream_is_gateway: mode.has_gateway(),
