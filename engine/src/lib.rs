@@ -29,4 +29,4 @@ pub mod tokenizer;
 
 pub use assemble::assemble;
 pub use options::{EngineOptions, KvCache};
-pub use run::{EngineError, run};
+pub use run::{EngineError, run, run_on};

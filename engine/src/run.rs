@@ -1,6 +1,6 @@
 //! One engine as a process: options in, requests served, until it is told to stop.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use strata_hop::{Bound, ListenError};
 use strata_wire::defaults;
@@ -55,17 +55,18 @@ pub enum EngineError {
 /// Runs an engine until `shutdown`: then it takes no new request, finishes those it has, at most
 /// [`defaults::DRAIN_GRACE`] long, and returns.
 pub async fn run(options: EngineOptions, shutdown: CancellationToken) -> Result<(), EngineError> {
-    run_with(options, shutdown, defaults::DRAIN_GRACE).await
-}
-
-async fn run_with(
-    options: EngineOptions,
-    shutdown: CancellationToken,
-    grace: Duration,
-) -> Result<(), EngineError> {
-    tracing::info!(?options, "engine starts");
     // A port in use should not cost the time that a large model takes to open.
     let bound = Bound::bind(&options.listen).await?;
+    run_on(bound, options, shutdown).await
+}
+
+/// The same on an address that is bound already; `options.listen` is not read.
+pub async fn run_on(
+    bound: Bound,
+    options: EngineOptions,
+    shutdown: CancellationToken,
+) -> Result<(), EngineError> {
+    tracing::info!(?options, "engine starts");
     let hop_token = options.hop_token.clone();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let engine = tokio::task::spawn_blocking(move || assemble(&options, now)).await.map_err(|error| {
@@ -79,7 +80,7 @@ async fn run_with(
         "engine ready"
     );
     let stop = shutdown.child_token();
-    let server = bound.serve(serve::router(engine.clone(), hop_token), stop.clone(), grace);
+    let server = bound.serve(serve::router(engine.clone(), hop_token), stop.clone(), defaults::DRAIN_GRACE);
     let watched = async {
         tokio::select! {
             () = engine.stopped() => {

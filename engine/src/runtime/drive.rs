@@ -276,11 +276,9 @@ impl Driver {
                 self.metrics.prefill.observe((now - scheduled).as_secs_f64());
             }
         }
-        let finish = piece.finish;
         let Some(open) = self.requests.get_mut(&key) else { return };
-        // Nobody listens: the drop of the other end has sent an abandon, which is about to come.
-        let _ = open.events.send(Event::Piece(piece));
-        match finish {
+        let events = open.events.clone();
+        match piece.finish {
             None => self.planner.push(id, token),
             Some(reason) => {
                 open.sequences.retain(|other| *other != id);
@@ -293,6 +291,9 @@ impl Driver {
                 }
             }
         }
+        // Last, so that who has read the end of an answer finds it counted. When nobody listens, the
+        // drop of the other end has sent an abandon, which is about to come.
+        let _ = events.send(Event::Piece(piece));
     }
 
     fn note_plan(&mut self, plan: &Plan, now: Instant) {

@@ -117,13 +117,20 @@ pub enum SubmitError {
         /// How many are taken.
         limit: usize,
     },
+    /// A token that the model does not have; it would fail a whole step.
+    #[error("the prompt has the token id {token} and the model has ids below {vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// The size of the model's vocabulary.
+        vocab: usize,
+    },
     /// The engine's thread is gone.
     #[error("the engine has stopped")]
     Stopped,
 }
 
 /// A running engine. Dropping the last handle stops it after what it is working on.
-#[derive(Debug)]
 pub struct Engine {
     commands: mpsc::UnboundedSender<Command>,
     next_key: AtomicU64,
@@ -133,8 +140,15 @@ pub struct Engine {
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     card: ModelCard,
+    vocab: usize,
     max_model_len: usize,
     max_waiting: usize,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("card", &self.card).finish_non_exhaustive()
+    }
 }
 
 impl Engine {
@@ -142,9 +156,12 @@ impl Engine {
     pub fn start(parts: EngineParts, config: EngineConfig) -> Result<Arc<Self>, StartError> {
         let info = parts.backend.info().clone();
         let StepLimits { tokens, sequences } = config.step;
-        for (name, value) in
-            [("max_sequences", sequences), ("step_tokens", tokens), ("kv_cache", info.total_blocks)]
-        {
+        for (name, value) in [
+            ("max_sequences", sequences),
+            ("step_tokens", tokens),
+            ("kv_cache", info.total_blocks),
+            ("max_waiting", config.max_waiting),
+        ] {
             if value == 0 {
                 return Err(StartError::Zero { name });
             }
@@ -181,6 +198,7 @@ impl Engine {
             tokenizer,
             template: parts.template,
             card: parts.card,
+            vocab: info.vocab,
             max_model_len,
             max_waiting: config.max_waiting,
         }))
@@ -195,6 +213,10 @@ impl Engine {
         let limit = self.max_waiting;
         if choices > limit {
             return Err(SubmitError::TooMany { choices, limit });
+        }
+        let vocab = self.vocab;
+        if let Some(&token) = request.prompts.iter().flatten().find(|t| **t as usize >= vocab) {
+            return Err(SubmitError::TokenOutOfRange { token, vocab });
         }
         let waiting = self.queued.load(Ordering::Relaxed);
         if waiting + choices > limit {

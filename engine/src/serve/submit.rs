@@ -139,6 +139,7 @@ pub(super) fn submit(
         let fault = |kind| Fault::new(kind, error.to_string());
         match error {
             SubmitError::TooMany { .. } => fault(ErrorKind::InvalidRequest).param("n"),
+            SubmitError::TokenOutOfRange { .. } => fault(ErrorKind::InvalidRequest).param("prompt"),
             SubmitError::Stopped => fault(ErrorKind::Internal),
             SubmitError::Draining | SubmitError::Full { .. } => {
                 fault(ErrorKind::Overloaded).retry_after(Duration::from_secs(1))

@@ -107,6 +107,11 @@ impl Metrics {
         let most = Gauge::<i64>::default();
         most.set(fixed.max_sequences as i64);
         r.register(names::MAX_SEQUENCES, "Sequences that a step holds at most", most);
+        let finished = family(r, names::REQUEST_SUCCESS, "Sequences finished, by reason");
+        for finished_reason in ["stop", "length", "abort", "error"] {
+            // There from the start, so that a rate over it has a beginning.
+            drop(finished.get_or_create(&FinishedLabels { finished_reason }));
+        }
         Self {
             running: gauge(r, names::RUNNING, "Sequences in the running batch"),
             waiting: gauge(r, names::WAITING, "Sequences that wait to be scheduled"),
@@ -122,7 +127,7 @@ impl Metrics {
                 "Prompt tokens taken from the cache",
             ),
             generation_tokens: counter(r, names::GENERATION_TOKENS, "Tokens generated"),
-            finished: family(r, names::REQUEST_SUCCESS, "Sequences finished, by reason"),
+            finished,
             iteration_tokens: histogram(r, names::ITERATION_TOKENS, "Tokens in a step", &TOKENS),
             ttft: histogram(r, names::TTFT, "Time from arrival to the first token", &SECONDS),
             itl: histogram(r, names::ITL, "Time between two tokens", &SECONDS),

@@ -5,6 +5,7 @@
 mod backend;
 mod client;
 mod http;
+mod process;
 mod real;
 mod refusals;
 mod scheduling;
