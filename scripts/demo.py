@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The demo: start everything of examples/quickstart, ask one question through every layer, stop.
+"""The demo: start everything of examples/quickstart, ask two questions through every layer, stop.
 
-    demo.py --strata target/release/strata --model PATH [--question TEXT]
+    demo.py --strata target/release/strata --model PATH [--question TEXT] [--again TEXT]
 
-Prints the streamed answer as it comes, its usage, and why the scheduler picked the replica. Uses the
+Prints each streamed answer as it comes, its usage, and why the scheduler picked the replica. Uses the
 standard library only, and leaves no process and no state behind.
 """
 
@@ -25,6 +25,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "examples" / "quickstart"
 TENANT = "acme"
 MODEL = "smollm2-135m"
+# Long enough to fill blocks of the prefix cache, so that the second question finds its beginning there.
+SYSTEM = (
+    "You are a friendly physics teacher for curious beginners. You answer in plain words and short sentences. "
+    "You never use formulas, and you never assume that your pupil knows a technical term. When a term cannot be "
+    "avoided, you explain it with something from everyday life: a kitchen, a garden, a playground, a train. "
+    "You answer only what you were asked, in one or two sentences, and you do not ask questions back."
+)
 
 
 def free_port() -> int:
@@ -56,12 +63,13 @@ def start(strata: pathlib.Path, state: pathlib.Path, port: int) -> tuple[subproc
     sys.exit("strata up stopped before it was ready:\n" + "".join(log[-20:]))
 
 
-def ask(base: str, key: str, question: str) -> None:
+def ask(base: str, key: str, messages: list[dict], question: str) -> None:
+    messages.append({"role": "user", "content": question})
     url = urllib.parse.urlsplit(base)
     connection = http.client.HTTPConnection(url.hostname, url.port, timeout=120)
     body = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": question}],
+        "messages": messages,
         "max_tokens": 64,
         "temperature": 0,
         "stream": True,
@@ -77,7 +85,7 @@ def ask(base: str, key: str, question: str) -> None:
     response = connection.getresponse()
     if response.status != 200:
         sys.exit(f"the request failed with {response.status}: {response.read().decode()}")
-    first, usage = None, None
+    first, usage, answer = None, None, ""
     print(f"\nyou:   {question}\nmodel: ", end="", flush=True)
     for raw in response:
         line = raw.decode().strip()
@@ -92,6 +100,8 @@ def ask(base: str, key: str, question: str) -> None:
             if text:
                 first = first or time.monotonic() - began
                 print(text, end="", flush=True)
+                answer += text
+    messages.append({"role": "assistant", "content": answer})
     took = time.monotonic() - began
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
     print("\n")
@@ -105,7 +115,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strata", type=pathlib.Path, required=True)
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--question", default="What is gravity? Answer in one sentence.")
+    parser.add_argument("--question", default="What is gravity?")
+    parser.add_argument("--again", default="And why does the moon not fall down?", help="the second question")
     args = parser.parse_args()
     os.environ["STRATA_MODELS"] = str(args.model.resolve().parent)
     began = time.monotonic()
@@ -115,8 +126,9 @@ def main() -> int:
         try:
             print(f"ready:    {base} after {time.monotonic() - began:.1f} s")
             key = (pathlib.Path(state) / "keys" / TENANT).read_text().strip()
-            ask(base, key, args.question)
-            ask(base, key, args.question)
+            messages = [{"role": "system", "content": SYSTEM}]
+            ask(base, key, messages, args.question)
+            ask(base, key, messages, args.again)
         finally:
             up.send_signal(signal.SIGINT)
             try:
