@@ -112,7 +112,11 @@ fn single<S: Simd>(s: S, product: &Product<'_>, first: usize, rows: usize) -> bo
     for start in (first..first + rows).step_by(TOGETHER) {
         let last = weight.rows() - 1;
         let together: [&[u8]; TOGETHER] = std::array::from_fn(|i| weight.row((start + i).min(last)));
-        let Some(sums) = dot(s, weight.kind(), together, x) else { return false };
+        // The rows after these, which come from memory while these are worked on.
+        for i in TOGETHER..2 * TOGETHER {
+            s.prefetch(weight.row((start + i).min(last)));
+        }
+        let Some(sums) = dot(s, weight.kind(), weight.cols(), together, x) else { return false };
         for (row, sum) in (start..first + rows).zip(sums) {
             product.finish(0, row, sum);
         }

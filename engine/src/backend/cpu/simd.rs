@@ -37,6 +37,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// All lanes' sum: lane i + 8 is added to lane i, then i + 4, i + 2, i + 1.
     fn sum(self, v: Self::V) -> f32;
 
+    /// Asks for bytes that will be read soon.
+    fn prefetch(self, _bytes: &[u8]) {}
+
     fn bytes(self, from: &[u8; LANES]) -> Self::B;
     /// `(b >> shift) & mask` of each byte, for a mask of at most `8 - shift` bits.
     fn bits(self, b: Self::B, shift: u32, mask: u8) -> Self::B;
@@ -48,6 +51,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn signed(self, b: Self::B) -> Self::V;
     /// A half-precision number.
     fn half(self, bits: u16) -> f32;
+    /// Two half-precision numbers, the first in the low bits.
+    fn half_pair(self, bits: u32) -> (f32, f32);
+    /// Sixteen 32-bit numbers, little-endian.
+    fn words(self, from: &[u8; 4 * LANES]) -> Self::V;
     /// Sixteen half-precision numbers, little-endian.
     fn halves(self, from: &[u8; 2 * LANES]) -> Self::V;
     /// Sixteen bfloat16 numbers, little-endian.
@@ -232,6 +239,16 @@ impl Simd for Portable {
     #[inline(always)]
     fn half(self, bits: u16) -> f32 {
         half_to_f32(bits)
+    }
+    #[inline(always)]
+    fn half_pair(self, bits: u32) -> (f32, f32) {
+        (half_to_f32(bits as u16), half_to_f32((bits >> 16) as u16))
+    }
+    #[inline(always)]
+    fn words(self, from: &[u8; 4 * LANES]) -> Line {
+        Line(std::array::from_fn(|i| {
+            f32::from_le_bytes([from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]])
+        }))
     }
     #[inline(always)]
     fn halves(self, from: &[u8; 2 * LANES]) -> Line {

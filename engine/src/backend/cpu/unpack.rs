@@ -22,6 +22,7 @@ pub(super) fn unpack<S: Simd>(s: S, kind: TensorKind, row: &[u8], cols: usize, o
         }};
     }
     match kind {
+        TensorKind::F32 if cols.is_multiple_of(LANES) => each_block!(f32),
         TensorKind::F16 if cols.is_multiple_of(LANES) => each_block!(f16),
         TensorKind::BF16 if cols.is_multiple_of(LANES) => each_block!(bf16),
         TensorKind::Q4_0 => each_block!(q4_0),
@@ -40,6 +41,7 @@ pub(super) fn unpack<S: Simd>(s: S, kind: TensorKind, row: &[u8], cols: usize, o
 pub(super) fn dot<S: Simd, const R: usize>(
     s: S,
     kind: TensorKind,
+    cols: usize,
     rows: [&[u8]; R],
     x: &[Line],
 ) -> Option<[f32; R]> {
@@ -62,6 +64,9 @@ pub(super) fn dot<S: Simd, const R: usize>(
         }};
     }
     let sums = match kind {
+        TensorKind::F32 if cols.is_multiple_of(LANES) => each_block!(f32, 1),
+        TensorKind::F16 if cols.is_multiple_of(LANES) => each_block!(f16, 1),
+        TensorKind::BF16 if cols.is_multiple_of(LANES) => each_block!(bf16, 1),
         TensorKind::Q4_0 => each_block!(q4_0, 2),
         TensorKind::Q4_1 => each_block!(q4_1, 2),
         TensorKind::Q8_0 => each_block!(q8_0, 2),
@@ -91,6 +96,17 @@ fn half<S: Simd, const BYTES: usize>(s: S, block: &[u8; BYTES], at: usize) -> f3
     s.half(u16::from_le_bytes([block[at], block[at + 1]]))
 }
 
+/// Two half-precision numbers of a block, one after the other.
+#[inline(always)]
+fn half_pair<S: Simd, const BYTES: usize>(s: S, block: &[u8; BYTES], at: usize) -> (f32, f32) {
+    s.half_pair(u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]))
+}
+
+#[inline(always)]
+fn f32<S: Simd>(s: S, block: &[u8; 64]) -> [S::V; 1] {
+    [s.words(block)]
+}
+
 #[inline(always)]
 fn f16<S: Simd>(s: S, block: &[u8; 32]) -> [S::V; 1] {
     [s.halves(block)]
@@ -112,7 +128,8 @@ fn q4_0<S: Simd>(s: S, block: &[u8; 18]) -> [S::V; 2] {
 
 #[inline(always)]
 fn q4_1<S: Simd>(s: S, block: &[u8; 20]) -> [S::V; 2] {
-    let (d, m) = (s.splat(half(s, block, 0)), s.splat(half(s, block, 2)));
+    let (d, m) = half_pair(s, block, 0);
+    let (d, m) = (s.splat(d), s.splat(m));
     let q = part(s, block, 4);
     [s.fma(d, s.unsigned(s.bits(q, 0, 15)), m), s.fma(d, s.unsigned(s.bits(q, 4, 15)), m)]
 }
@@ -137,7 +154,7 @@ fn scale_and_min(packed: &[u8], part: usize) -> (f32, f32) {
 
 #[inline(always)]
 fn q4_k<S: Simd>(s: S, block: &[u8; 144]) -> [S::V; 16] {
-    let (d, dmin) = (half(s, block, 0), half(s, block, 2));
+    let (d, dmin) = half_pair(s, block, 0);
     let mut out = [s.splat(0.0); 16];
     for sub in 0..8 {
         let (scale, min) = scale_and_min(&block[4..16], sub);
@@ -153,7 +170,7 @@ fn q4_k<S: Simd>(s: S, block: &[u8; 144]) -> [S::V; 16] {
 
 #[inline(always)]
 fn q5_k<S: Simd>(s: S, block: &[u8; 176]) -> [S::V; 16] {
-    let (d, dmin) = (half(s, block, 0), half(s, block, 2));
+    let (d, dmin) = half_pair(s, block, 0);
     let mut out = [s.splat(0.0); 16];
     for sub in 0..8 {
         let (scale, min) = scale_and_min(&block[4..16], sub);
@@ -202,7 +219,42 @@ mod tests {
         }
     }
 
+    struct Dot<'a>(TensorKind, &'a [u8], &'a [Line]);
+
+    impl Kernel for Dot<'_> {
+        type Output = Option<u32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Option<u32> {
+            let sums = dot(s, self.0, self.2.len() * LANES, [self.1; 1], self.2);
+            sums.map(|[sum]| sum.to_bits())
+        }
+    }
+
     proptest! {
+        /// Sums without scratch are those of the unpacked row, added up in the one order.
+        #[test]
+        fn a_dot_product_equals_that_of_the_unpacked_row(
+            bytes in prop::collection::vec(0u8..0x44, 1024),
+            x in prop::collection::vec(-2f32..2f32, 256),
+        ) {
+            let mut lines = vec![Line::ZERO; x.len() / LANES];
+            flat_mut(&mut lines).copy_from_slice(&x);
+            for kind in TensorKind::ALL {
+                let row = &bytes[..kind.bytes_for(x.len()).unwrap()];
+                let mut numbers = vec![0.0; x.len()];
+                dequantise(kind, row, &mut numbers);
+                let mut lanes = [0f32; LANES];
+                for (i, (w, x)) in numbers.iter().zip(&x).enumerate() {
+                    lanes[i % LANES] = w.mul_add(*x, lanes[i % LANES]);
+                }
+                let want = Simd::sum(super::super::simd::Portable, Line(lanes)).to_bits();
+                for level in Level::available() {
+                    let got = level.run(Dot(kind, row, &lines));
+                    prop_assert!(got.is_none_or(|got| got == want), "{kind} on {}", level.name());
+                }
+            }
+        }
+
         /// Any bytes at all, so with scales that are subnormal, infinite or NaN.
         #[test]
         fn every_format_equals_the_portable_code(bytes in prop::collection::vec(any::<u8>(), 1024)) {

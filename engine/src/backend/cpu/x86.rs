@@ -62,6 +62,14 @@ fn sum_of_four(v: __m128) -> f32 {
     }
 }
 
+#[inline(always)]
+fn prefetch(bytes: &[u8]) {
+    for line in bytes.chunks(size_of::<Line>()) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+}
+
 /// A pair of registers, one operation on each.
 macro_rules! both {
     ($op:ident, $a:expr, $b:expr) => {{
@@ -146,6 +154,10 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        prefetch(bytes);
+    }
+    #[inline(always)]
     fn bytes(self, from: &[u8; LANES]) -> __m128i {
         // SAFETY: both are 16 bytes of which any are valid.
         unsafe { std::mem::transmute::<[u8; LANES], __m128i>(*from) }
@@ -167,6 +179,19 @@ impl Simd for Avx2 {
     fn half(self, bits: u16) -> f32 {
         // SAFETY: F16C was detected.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn half_pair(self, bits: u32) -> (f32, f32) {
+        // SAFETY: F16C was detected, which implies SSE3.
+        unsafe {
+            let both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits as i32));
+            (_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both)))
+        }
+    }
+    #[inline(always)]
+    fn words(self, from: &[u8; 4 * LANES]) -> Self::V {
+        // SAFETY: both types are 64 bytes of which any are valid.
+        unsafe { std::mem::transmute::<[u8; 4 * LANES], Self::V>(*from) }
     }
 
     #[inline(always)]
@@ -289,6 +314,10 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        prefetch(bytes);
+    }
+    #[inline(always)]
     fn bytes(self, from: &[u8; LANES]) -> __m128i {
         // SAFETY: both are 16 bytes of which any are valid.
         unsafe { std::mem::transmute::<[u8; LANES], __m128i>(*from) }
@@ -310,6 +339,19 @@ impl Simd for Avx512 {
     fn half(self, bits: u16) -> f32 {
         // SAFETY: F16C was detected.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
+    }
+    #[inline(always)]
+    fn half_pair(self, bits: u32) -> (f32, f32) {
+        // SAFETY: F16C was detected, which implies SSE3.
+        unsafe {
+            let both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits as i32));
+            (_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both)))
+        }
+    }
+    #[inline(always)]
+    fn words(self, from: &[u8; 4 * LANES]) -> Self::V {
+        // SAFETY: both types are 64 bytes of which any are valid.
+        unsafe { std::mem::transmute::<[u8; 4 * LANES], Self::V>(*from) }
     }
 
     #[inline(always)]
