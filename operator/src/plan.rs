@@ -30,6 +30,8 @@ pub struct World<'a> {
     /// Names of the Secrets in Strata's namespace and of their entries; `None` where they cannot be
     /// listed.
     pub secrets: Option<&'a BTreeMap<String, BTreeSet<String>>>,
+    /// Strata's own namespace, the only one where Tenants and QuotaPolicies are read.
+    pub namespace: &'a str,
 }
 
 /// An object by kind, namespace and name.
@@ -83,7 +85,7 @@ pub fn plan(world: &World<'_>, place: Place, mode: Mode) -> Plan {
     let mut plan = Plan::default();
     let engines = judge_models(world.models, place, mode, &mut plan.judged);
     judge_tenants(world, mode, &mut plan.judged);
-    judge_policies(world.policies, mode, &mut plan.judged);
+    judge_policies(world, mode, &mut plan.judged);
     if place == Place::Host {
         plan.workloads.push(Workload::Platform);
         if mode.has_gateway() {
@@ -182,7 +184,7 @@ fn judge_models(
             engines.push(EngineWorkload {
                 namespace: key.namespace.clone(),
                 owner: Owner { name: key.name.clone(), uid: model.uid() },
-                spec: spec.clone(),
+                spec: Box::new(spec.clone()),
             });
         }
         judged.push(Judged { key, generation: model.metadata.generation.unwrap_or(1), verdict });
@@ -211,10 +213,10 @@ fn schedulers(engines: &[EngineWorkload], place: Place) -> Vec<SchedulerWorkload
 }
 
 /// Why tenants and policies have no effect here, if they have none.
-fn without_effect(key: &ObjectKey, mode: Mode) -> Option<Verdict> {
-    if key.namespace != NAMESPACE {
+fn without_effect(key: &ObjectKey, namespace: &str, mode: Mode) -> Option<Verdict> {
+    if key.namespace != namespace {
         let message =
-            format!("{} objects are read only from the namespace `{NAMESPACE}`: move it there", key.kind);
+            format!("{} objects are read only from the namespace `{namespace}`: move it there", key.kind);
         return Some(refused(Reason::WrongNamespace, message));
     }
     (!mode.has_gateway()).then(|| {
@@ -230,7 +232,7 @@ fn without_effect(key: &ObjectKey, mode: Mode) -> Option<Verdict> {
 fn judge_tenants(world: &World<'_>, mode: Mode, judged: &mut Vec<Judged>) {
     for (key, tenant) in by_age("Tenant", world.tenants) {
         let verdict = not_built(&unbuilt::tenant(&tenant.spec))
-            .or_else(|| without_effect(&key, mode))
+            .or_else(|| without_effect(&key, world.namespace, mode))
             .or_else(|| missing_secret(tenant, world.secrets?))
             .unwrap_or(Verdict::Accepted);
         judged.push(Judged { key, generation: tenant.metadata.generation.unwrap_or(1), verdict });
@@ -254,10 +256,10 @@ fn missing_secret(tenant: &Tenant, secrets: &BTreeMap<String, BTreeSet<String>>)
     })
 }
 
-fn judge_policies(policies: &[QuotaPolicy], mode: Mode, judged: &mut Vec<Judged>) {
-    for (key, policy) in by_age("QuotaPolicy", policies) {
+fn judge_policies(world: &World<'_>, mode: Mode, judged: &mut Vec<Judged>) {
+    for (key, policy) in by_age("QuotaPolicy", world.policies) {
         let verdict = not_built(&unbuilt::quota_policy(&policy.spec))
-            .or_else(|| without_effect(&key, mode))
+            .or_else(|| without_effect(&key, world.namespace, mode))
             .unwrap_or(Verdict::Accepted);
         judged.push(Judged { key, generation: policy.metadata.generation.unwrap_or(1), verdict });
     }

@@ -1,5 +1,6 @@
 //! What should be running, before it is written as Kubernetes objects.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -68,7 +69,7 @@ pub struct EngineWorkload {
     /// The ModelDeployment.
     pub owner: Owner,
     /// What it asks for.
-    pub spec: ModelDeploymentSpec,
+    pub spec: Box<ModelDeploymentSpec>,
 }
 
 /// The scheduler of a namespace.
@@ -103,4 +104,13 @@ impl Workload {
             Self::Platform => "strata-platform".to_owned(),
         }
     }
+}
+
+/// The scorers' weights that a model sets, by the names that the scheduler reads.
+pub fn weights(spec: &ModelDeploymentSpec) -> BTreeMap<String, f64> {
+    let set = spec.routing.as_ref().and_then(|r| r.weights.clone()).unwrap_or_default();
+    [("prefix", set.prefix), ("queue", set.queue), ("decode", set.decode), ("latency", set.latency)]
+        .into_iter()
+        .filter_map(|(name, weight)| Some((name.to_owned(), weight?)))
+        .collect()
 }

@@ -97,6 +97,7 @@ impl Registry {
                 tenants: &folder.tenants,
                 policies: &folder.policies,
                 secrets: Some(&secrets),
+                namespace: strata_kinds::NAMESPACE,
             };
             plan(&world, Place::Host, mode)
         };

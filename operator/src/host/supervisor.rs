@@ -29,7 +29,7 @@ use crate::Mode;
 use crate::condition::Truth;
 use crate::plan::{ModelObservation, ObjectStatus, statuses};
 use crate::render::{Rendered, Site, render};
-use crate::workload::{Component, Workload};
+use crate::workload::{self, Component, Workload};
 
 /// How often the folder is looked at.
 const FOLDER_POLL: Duration = Duration::from_millis(250);
@@ -179,14 +179,7 @@ impl Supervisor {
                 .serving(rendered.name(), steps)
                 .map(|pod| Endpoint { name: pod.name.clone(), url: pod.view().address.url() })
                 .collect();
-            let weights = engine.spec.routing.as_ref().and_then(|r| r.weights.clone()).unwrap_or_default();
-            let weights = [
-                ("prefix", weights.prefix),
-                ("queue", weights.queue),
-                ("decode", weights.decode),
-                ("latency", weights.latency),
-            ];
-            let weights = weights.into_iter().filter_map(|(name, w)| Some((name.to_owned(), w?))).collect();
+            let weights = workload::weights(&engine.spec);
             endpoints.models.insert(engine.spec.model.name.clone(), ModelEndpoints { replicas, weights });
         }
         if self.endpoints.as_ref() == Some(&endpoints) {

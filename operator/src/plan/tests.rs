@@ -1,3 +1,6 @@
+// Specs are written as JSON at the call.
+#![allow(clippy::needless_pass_by_value)]
+
 use kube::core::ObjectMeta;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -43,7 +46,7 @@ fn policy(name: &str, spec: Value) -> QuotaPolicy {
 }
 
 fn world<'a>(models: &'a [ModelDeployment], tenants: &'a [Tenant], policies: &'a [QuotaPolicy]) -> World<'a> {
-    World { models, tenants, policies, secrets: None }
+    World { models, tenants, policies, secrets: None, namespace: "strata" }
 }
 
 fn summary(plan: &Plan) -> String {

@@ -5,7 +5,7 @@ use super::*;
 use crate::workload::{EngineWorkload, SchedulerWorkload};
 
 fn engine(spec: serde_json::Value) -> Workload {
-    let spec: ModelDeploymentSpec = serde_json::from_value(spec).unwrap();
+    let spec: Box<ModelDeploymentSpec> = serde_json::from_value(spec).unwrap();
     Workload::Engine(EngineWorkload {
         namespace: "strata".into(),
         owner: Owner { name: "smollm2".into(), uid: Some("11-22".into()) },
