@@ -6,6 +6,8 @@ mod error;
 mod model;
 mod rope;
 mod shards;
+#[cfg(test)]
+mod tests;
 
 pub use error::CheckpointError;
 pub(crate) use model::load;
