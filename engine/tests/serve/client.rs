@@ -123,12 +123,14 @@ pub(crate) async fn until(mut so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// A metric's value, by its name without labels.
+/// A metric's value, by its name, or the beginning of its line after the name.
 pub(crate) async fn metric(router: &Router, name: &str) -> f64 {
     let text = get(router, "/metrics").await.text().await;
     let line = text
         .lines()
-        .find(|l| l.starts_with(&format!("{name}{{")))
+        .find(|l| {
+            l.starts_with(name) && !l[name.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_')
+        })
         .unwrap_or_else(|| panic!("no {name} in {text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }

@@ -7,7 +7,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use strata_engine::runtime::Engine;
 use strata_engine::serve::router;
-use strata_hop::HopToken;
+use strata_hop::{Bound, HopToken};
+use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::{FakeBackend, Remote};
 use crate::client::{self, get, metric, post, send, streamed_text, until};
@@ -402,4 +404,63 @@ async fn callers_without_the_hop_token_are_refused() {
         client::send(&router, "GET", "/metrics", &[("x-strata-hop-token", "between-uS")], String::new())
             .await;
     assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn continuous_usage_grows_with_every_piece() {
+    let (router, _engine) = serve(FakeBackend::says(256, says("abc")));
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = chat(json!({"stream": true, "stream_options": options}));
+    let events = post(&router, "/v1/chat/completions", &body).await.events().await;
+    let counts: Vec<u64> = events.iter().filter_map(|e| e["usage"]["completion_tokens"].as_u64()).collect();
+    assert_eq!(counts, [0, 1, 2, 3, 4, 4], "the role, three letters, the end, the sum");
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_stalls_nobody() {
+    let (router, engine) = serve(FakeBackend::new(256));
+    let body = chat(json!({"stream": true, "max_tokens": 300}));
+    let unread = post(&router, "/v1/chat/completions", &body).await;
+    let other = post(&router, "/v1/chat/completions", &body).await.events().await;
+    engine.idle().await;
+    assert_eq!(other.last(), Some(&Value::Null));
+    assert_eq!(streamed_text(&unread.events().await), streamed_text(&other), "and it loses nothing");
+}
+
+/// Over a socket, where leaving is a closed connection and not a dropped future.
+#[tokio::test]
+async fn a_closed_connection_ends_its_request() {
+    for stream in [true, false] {
+        let (backend, gate) = FakeBackend::new(blocks_of(1024)).gated();
+        let remote = backend.remote();
+        let (router, engine) = serve(backend);
+        let bound = Bound::bind("127.0.0.1:0").await.unwrap();
+        let mut socket = tokio::net::TcpStream::connect(bound.addr()).await.unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(bound.serve(router.clone(), stop.clone(), client::DEADLINE));
+        let body = chat(json!({"stream": stream})).to_string();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        socket.write_all((head + &body).as_bytes()).await.unwrap();
+        until(async || remote.begun() == 1).await;
+        gate.send(()).unwrap();
+        until(async || remote.begun() == 2).await;
+        drop(socket);
+        // Steps go on one by one; without an end of the request there would be a thousand of them.
+        until(async || {
+            let _ = gate.send(());
+            metric(&router, "vllm:request_success_total{model_name=\"test-model\",finished_reason=\"abort\"")
+                .await
+                > 0.0
+        })
+        .await;
+        drop(gate);
+        engine.idle().await;
+        assert!(remote.steps() < 900, "{} steps", remote.steps());
+        assert!((metric(&router, "vllm:kv_cache_usage_perc").await).abs() < 1e-9);
+        stop.cancel();
+        server.await.unwrap();
+    }
 }
