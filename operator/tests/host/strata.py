@@ -31,6 +31,7 @@ def argument(name: str) -> str:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 0.3  # of an idle connection, which would hold up the end
     known = None
 
     def do_GET(self):
