@@ -207,7 +207,7 @@ fn prompts(raw: &[u8]) -> Prompts {
             continue;
         }
         let was_in_number = in_number;
-        in_number = matches!(byte, b'0'..=b'9');
+        in_number = byte.is_ascii_digit();
         match byte {
             b'[' => {
                 depth += 1;

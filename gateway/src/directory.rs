@@ -53,18 +53,14 @@ impl Directory {
         }
         for tenant in &folder.tenants {
             let name = tenant.metadata.name.clone().unwrap_or_default();
-            let zone = match tenant.spec.time_zone.as_deref() {
-                None => TimeZone::UTC,
-                Some(zone) => match TimeZone::get(zone) {
-                    Ok(zone) => zone,
-                    Err(_) => {
-                        problems.push(format!(
-                            "Tenant {name}: `spec.timeZone` {zone:?} is no time zone that this machine knows; \
-                             write an IANA name such as Europe/Berlin"
-                        ));
-                        continue;
-                    }
-                },
+            let wanted = tenant.spec.time_zone.as_deref();
+            let Ok(zone) = wanted.map_or(Ok(TimeZone::UTC), TimeZone::get) else {
+                problems.push(format!(
+                    "Tenant {name}: `spec.timeZone` {:?} is no time zone that this machine knows; \
+                     write an IANA name such as Europe/Berlin",
+                    wanted.unwrap_or_default()
+                ));
+                continue;
             };
             let name: Arc<str> = name.into();
             directory.secret_keys(folder, &name, &tenant.spec, &mut problems);
@@ -123,6 +119,12 @@ impl Directory {
                     continue;
                 }
             };
+            if self.keys.iter().any(|known| *known.id == *id) {
+                problems.push(format!(
+                    "{at}: another key has the id {id:?} of the Secret {secret} already; make a key with an id of its own"
+                ));
+                continue;
+            }
             self.keys.push(Known {
                 id: id.into(),
                 tenant: tenant.clone(),
@@ -166,5 +168,46 @@ impl Directory {
     /// How many tenants, models and rules it has.
     pub fn sizes(&self) -> (usize, usize, usize) {
         (self.tenants.len(), self.models.len(), self.rules.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use strata_kinds::manifest;
+
+    fn problems(manifests: &str) -> Vec<String> {
+        let folder = manifest::from_texts(vec![("a.yaml".to_owned(), manifests.to_owned())]);
+        assert_eq!(folder.problems, [], "the schema accepts them");
+        Directory::new(&folder).1
+    }
+
+    #[test]
+    fn what_the_schema_cannot_see_is_told() {
+        let tenant = |name: &str, more: &str| {
+            format!(
+                "apiVersion: strata.dev/v1alpha1\nkind: Tenant\nmetadata: {{name: {name}}}\nspec: {{models: [\"*\"]{more}}}\n---\n"
+            )
+        };
+        let secret = |hash: &str| {
+            format!(
+                "apiVersion: v1\nkind: Secret\nmetadata: {{name: s}}\nstringData: {{id: k, hash: \"{hash}\"}}\n"
+            )
+        };
+        let keyed = ", apiKeys: [{name: a, secretRef: {name: s}}]";
+        let good = secret(&KeyHash::of("k", "x").to_text());
+        let shown = [
+            problems(&tenant("a", ", timeZone: Europe/Nowhere")),
+            problems(&tenant("a", keyed)),
+            problems(&(tenant("a", keyed) + &secret("sk-strata-k_x"))),
+            problems(&(tenant("a", keyed) + &tenant("b", keyed) + &good)),
+            problems(&(tenant("a", keyed) + &good)),
+        ];
+        insta::assert_snapshot!(shown.concat().join("\n"), @r#"
+        Tenant a: `spec.timeZone` "Europe/Nowhere" is no time zone that this machine knows; write an IANA name such as Europe/Berlin
+        Tenant a: spec.apiKeys[0]: the Secret s with the entries `id` and `hash` is missing
+        Tenant a: spec.apiKeys[0]: `hash` in the Secret s is not v1$ and 64 hexadecimal digits; it is the SHA-256 of the key's id and secret one after the other
+        Tenant b: spec.apiKeys[0]: another key has the id "k" of the Secret s already; make a key with an id of its own
+        "#);
     }
 }

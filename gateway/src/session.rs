@@ -8,6 +8,7 @@ use http::{Extensions, HeaderMap, header};
 use strata_hop::{Fault, Peer};
 use uuid::Uuid;
 
+use crate::ask::ModelFacts;
 use crate::directory::{Directory, TenantEntry};
 use crate::gateway::Inner;
 use crate::keys::{Caller, Denied, Role};
@@ -119,29 +120,22 @@ impl Session {
     }
 
     /// An error unless the tenant may use the model and there is such a model; the same one for both.
-    pub(crate) async fn require_model(
-        &self,
-        inner: &Inner,
-        model: &str,
-    ) -> Result<crate::ask::ModelFacts, Fault> {
+    pub(crate) async fn require_model(&self, inner: &Inner, model: &str) -> Result<ModelFacts, Fault> {
         // Looked up first, so that a model that is hidden takes the time of one that is not there.
         let listing = inner.catalog.listing_for(Some(model)).await;
         let permitted = self.directory.permits(&self.tenant, model);
-        let facts = match listing {
-            Ok(listing) if permitted && (listing.serves(model) || self.directory.declares(model)) => {
-                return Ok(listing.facts(model));
-            }
-            Ok(_) => None,
-            Err(_) if permitted && self.directory.declares(model) => Some(crate::ask::ModelFacts::default()),
+        let declared = self.directory.declares(model);
+        match listing {
+            Ok(listing) if permitted && (listing.serves(model) || declared) => Ok(listing.facts(model)),
+            Err(_) if permitted && declared => Ok(ModelFacts::default()),
             Err(fault) if permitted => {
                 inner.audit(self.id, Some(&self.caller), Decision::Deny, "upstream_unavailable", None);
-                return Err(fault);
+                Err(fault)
             }
-            Err(_) => None,
-        };
-        facts.ok_or_else(|| {
-            inner.audit(self.id, Some(&self.caller), Decision::Deny, "model_not_found", None);
-            refuse::no_model(model)
-        })
+            Ok(_) | Err(_) => {
+                inner.audit(self.id, Some(&self.caller), Decision::Deny, "model_not_found", None);
+                Err(refuse::no_model(model))
+            }
+        }
     }
 }

@@ -69,6 +69,9 @@ async fn follow_folder(inner: Arc<Inner>, mut seen: u64) {
     }
 }
 
+/// Larger files are no manifests: a model may lie beside them.
+const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
+
 /// What the folder's manifests are, short: names and contents.
 fn fingerprint(folder: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -76,8 +79,12 @@ fn fingerprint(folder: &Path) -> u64 {
     let mut paths: Vec<_> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
     paths.sort();
     for path in paths {
-        if path.is_file() {
-            path.hash(&mut hasher);
+        let manifest = path
+            .extension()
+            .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)));
+        let Some(meta) = std::fs::metadata(&path).ok().filter(|m| manifest && m.is_file()) else { continue };
+        (&path, meta.len()).hash(&mut hasher);
+        if meta.len() <= MAX_MANIFEST {
             std::fs::read(&path).ok().hash(&mut hasher);
         }
     }

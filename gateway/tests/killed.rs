@@ -1,5 +1,5 @@
 //! A gateway that is killed in the middle of its work.
-#![allow(clippy::disallowed_methods)]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used)]
 
 mod common;
 

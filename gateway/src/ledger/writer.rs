@@ -179,7 +179,7 @@ fn write_all(
         for (_, acknowledge) in batch.drain(..) {
             if let Some(acknowledge) = acknowledge {
                 // The caller may have gone; its entry is written all the same.
-                let _ = acknowledge.send(result.as_ref().map(|()| ()).map_err(ToString::to_string));
+                let _ = acknowledge.send(result.as_ref().copied().map_err(ToString::to_string));
             }
         }
         // Half of what is promised: the sync itself takes time too. Under load the queue never runs
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_acknowledged_can_be_read_and_a_second_row_is_dropped() {
+    async fn litellm_34887_what_is_acknowledged_can_be_read_and_a_second_row_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("l.db");
         let (writer, thread, closed) = Writer::start(&path).unwrap();

@@ -164,7 +164,7 @@ fn a_clock_that_goes_back_gives_nothing_away() {
 fn many_users_share_a_counter_at_last() {
     let mut book = Book::new(vec![rule("u", window(Resource::Requests, MINUTE, Per::User), 1)]);
     let mut who = subject("acme", "gold", "m");
-    for n in 0..USERS + 1 {
+    for n in 0..=USERS {
         who.user = Some(n.to_string().into());
         book.reserve(n as u128, &who, take(1, 0, 0), 0).unwrap();
     }

@@ -1,5 +1,5 @@
 //! A gateway on a free port, in front of an upstream that does as the test says.
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::disallowed_methods)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::disallowed_methods, clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -154,7 +154,7 @@ pub const TENANT: &str = "
 apiVersion: strata.dev/v1alpha1
 kind: Tenant
 metadata: {name: acme}
-spec: {tier: gold, models: [\"*\"], priority: 10}
+spec: {tier: gold, models: [\"*\"]}
 ";
 
 /// A policy of this body.
