@@ -52,6 +52,16 @@ pub(crate) enum Mode {
     Enterprise,
 }
 
+impl From<Mode> for strata_operator::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Development => Self::Development,
+            Mode::Production => Self::Production,
+            Mode::Enterprise => Self::Enterprise,
+        }
+    }
+}
+
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "\
 Examples:
@@ -286,6 +296,9 @@ pub(crate) struct Operator {
     /// Image of the pods that it renders
     #[arg(long, value_name = "IMAGE", env = "STRATA_IMAGE")]
     pub(crate) image: String,
+    /// Which layers are installed beside it
+    #[arg(long, value_enum, env = "STRATA_MODE", default_value = "enterprise")]
+    pub(crate) mode: Mode,
 }
 
 #[cfg(test)]

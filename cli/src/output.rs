@@ -1,8 +1,10 @@
 //! How the binary speaks: errors, exit codes, tables. Frozen by tests, since scripts read them.
 
 use std::fmt;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::ValueEnum;
 
 /// Form of what a command prints to stdout.
@@ -26,6 +28,15 @@ impl fmt::Display for NotRunning {
 }
 
 impl std::error::Error for NotRunning {}
+
+/// Writes to stdout. A reader that has read enough (`strata crds | head`) is no failure.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the output"),
+        _ => Ok(()),
+    }
+}
 
 /// Prints what failed and why, cause by cause, to stderr.
 pub(crate) fn error(failure: &anyhow::Error) {

@@ -16,30 +16,29 @@ pub(super) fn run(action: KeysAction) -> anyhow::Result<()> {
             let expires = expires.map(|text| expiry(&text, now)).transpose()?;
             let role = if admin { Role::Admin } else { Role::Member };
             let (key, info) = store(&state)?.create(&tenant, &name, role, expires)?;
-            match output {
-                Format::Table => println!("{key}"),
+            output::print(&match output {
+                Format::Table => format!("{key}\n"),
                 Format::Json => {
                     let mut object = json(&info);
                     object["key"] = key.into();
-                    println!("{object:#}");
+                    format!("{object:#}\n")
                 }
-            }
+            })
         }
         KeysAction::List { tenant, state, output } => {
             let keys = store(&state)?.list(tenant.as_deref())?;
-            match output {
-                Format::Table => print!("{}", table(&keys)),
-                Format::Json => println!("{:#}", keys.iter().map(json).collect::<serde_json::Value>()),
-            }
+            output::print(&match output {
+                Format::Table => table(&keys),
+                Format::Json => format!("{:#}\n", keys.iter().map(json).collect::<serde_json::Value>()),
+            })
         }
         KeysAction::Revoke { id, state } => {
             if !store(&state)?.revoke(&id)? {
                 bail!("no working key has the id `{id}`; `strata keys list` shows the ids");
             }
-            println!("revoked {id}");
+            output::print(&format!("revoked {id}\n"))
         }
     }
-    Ok(())
 }
 
 fn store(state: &StateArgs) -> anyhow::Result<KeyStore> {

@@ -7,13 +7,13 @@ use strata_engine::{EngineOptions, KvCache};
 use strata_gateway::GatewayOptions;
 use strata_hop::{HopToken, process};
 use strata_kinds::crd;
-use strata_operator::kube_backend::{self, OperatorOptions};
+use strata_operator::kube_backend::{self, ClusterOptions};
 use strata_platform::PlatformOptions;
 use strata_scheduler::SchedulerOptions;
 use strata_wire::defaults;
 use tokio_util::sync::CancellationToken;
 
-use crate::args;
+use crate::{args, output};
 
 /// Runs a component until SIGINT or SIGTERM.
 fn serve<F, E>(component: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()>
@@ -31,8 +31,7 @@ where
 /// Prints the definitions as one YAML stream.
 pub(super) fn crds() -> anyhow::Result<()> {
     let documents: Vec<String> = crd::all().iter().map(crd::yaml).collect();
-    print!("{}", documents.join("---\n"));
-    Ok(())
+    output::print(&documents.join("---\n"))
 }
 
 pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
@@ -99,6 +98,6 @@ pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
 }
 
 pub(super) fn operator(args: args::Operator) -> anyhow::Result<()> {
-    let options = OperatorOptions { namespace: args.namespace, image: args.image };
+    let options = ClusterOptions { image: args.image, mode: args.mode.into(), namespace: args.namespace };
     serve(|shutdown| kube_backend::run(options, shutdown))
 }

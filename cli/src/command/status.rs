@@ -29,16 +29,13 @@ pub(super) fn run(args: &args::Status) -> anyhow::Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(ask_scheduler(&state, &stack));
-    match args.output {
-        Format::Json => println!("{:#}", json(&stack, &report)?),
-        Format::Table => {
-            print!("{}", text(&stack, report.as_ref().ok().and_then(Option::as_ref)));
-            if let Err(failure) = report {
-                println!("\nthe scheduler did not say what it sees: {failure:#}");
-            }
+    output::print(&match (args.output, &report) {
+        (Format::Json, _) => format!("{:#}\n", json(&stack, &report)?),
+        (Format::Table, Ok(report)) => text(&stack, report.as_ref()),
+        (Format::Table, Err(failure)) => {
+            format!("{}\nthe scheduler did not say what it sees: {failure:#}\n", text(&stack, None))
         }
-    }
-    Ok(())
+    })
 }
 
 /// What the scheduler sees of the replicas. `None` in a mode without one.
@@ -104,7 +101,13 @@ fn text(stack: &StackStatus, report: Option<&ReplicaReport>) -> String {
         .flat_map(|o| o.conditions.iter().map(move |c| (o, c)))
         .map(|(o, c)| {
             let object = format!("{}/{}", o.kind.to_lowercase(), o.name);
-            [object, c.type_.clone(), c.status.clone(), c.reason.clone(), c.message.clone()]
+            [
+                object,
+                c.kind.clone(),
+                c.status.as_str().to_owned(),
+                c.reason.as_str().to_owned(),
+                c.message.clone(),
+            ]
         })
         .collect();
     if !objects.is_empty() {

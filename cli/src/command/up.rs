@@ -11,7 +11,6 @@ use kube::ResourceExt;
 use strata_gateway::keys::{KeyStore, Role};
 use strata_hop::process;
 use strata_kinds::manifest::Folder;
-use strata_operator::Mode;
 use strata_operator::host::{self, HostEvent, HostOptions};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_util::sync::CancellationToken;
@@ -27,11 +26,7 @@ pub(super) fn run(args: args::Up) -> anyhow::Result<()> {
     let kill = CancellationToken::new();
     let options = HostOptions {
         listen: args.listen,
-        mode: args.mode.map(|mode| match mode {
-            args::Mode::Development => Mode::Development,
-            args::Mode::Production => Mode::Production,
-            args::Mode::Enterprise => Mode::Enterprise,
-        }),
+        mode: args.mode.map(Into::into),
         insecure_no_auth: args.insecure_no_auth,
         on_snapshot: {
             let state = state.clone();

@@ -18,11 +18,10 @@ pub(super) fn run(args: &args::Usage) -> anyhow::Result<()> {
     }
     let ledger = Ledger::open(&path).with_context(|| format!("cannot open the ledger {}", path.display()))?;
     let sums = ledger.usage_by(args.tenant.as_deref(), 0, i64::MAX)?;
-    match args.output {
-        Format::Table => print!("{}", table(&sums)),
-        Format::Json => println!("{:#}", sums.iter().map(json).collect::<serde_json::Value>()),
-    }
-    Ok(())
+    output::print(&match args.output {
+        Format::Table => table(&sums),
+        Format::Json => format!("{:#}\n", sums.iter().map(json).collect::<serde_json::Value>()),
+    })
 }
 
 fn json(sum: &UsageSum) -> serde_json::Value {
