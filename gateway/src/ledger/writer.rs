@@ -61,14 +61,14 @@ impl Writer {
         let mut connection = database::open(path)?;
         let lock = lock(path)?;
         let closed = close_abandoned(&mut connection)?;
-        let log = File::open(log_path(path)).ok();
         let (queue, waiting) = mpsc::channel(QUEUE);
         let failed = |source| LedgerError::Open { path: path.to_owned(), source };
+        let log = File::open(log_path(path)).map_err(failed)?;
         let timer = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
         let thread = std::thread::Builder::new()
             .name("ledger".to_owned())
             .spawn(move || {
-                write_all(&mut connection, waiting, log.as_ref(), &timer);
+                write_all(&mut connection, waiting, &log, &timer);
                 drop(lock);
             })
             .map_err(failed)?;
@@ -145,7 +145,7 @@ fn open_row(row: &Row<'_>) -> rusqlite::Result<OpenRow> {
 fn write_all(
     connection: &mut Connection,
     mut waiting: mpsc::Receiver<(Entry, Option<Acknowledge>)>,
-    log: Option<&File>,
+    log: &File,
     timer: &Runtime,
 ) {
     let mut batch = Vec::with_capacity(BATCH);
@@ -199,10 +199,8 @@ fn soon(after: Duration) -> Instant {
     Instant::now() + after
 }
 
-fn sync(log: Option<&File>) {
-    if let Some(log) = log
-        && let Err(error) = log.sync_data()
-    {
+fn sync(log: &File) {
+    if let Err(error) = log.sync_data() {
         tracing::error!(%error, "could not sync the ledger's log to the disk");
     }
 }
