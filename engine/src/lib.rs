@@ -4,6 +4,9 @@
 //! workflows. The parts, from the outside in:
 //!
 //! - `serve`: the OpenAI-compatible HTTP API, text in and out.
+//! - `tokenizer`, `template`: text to tokens and back, messages to prompts, output to tool calls.
+//! - `runtime`: the thread that runs step after step, and the requests that it works on; `sampling`,
+//!   from logits to a token.
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
 //! - `backend`: one forward pass over everything that a step scheduled.
