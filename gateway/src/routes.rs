@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
-use strata_hop::{Fault, fault};
+use strata_hop::{Fault, Peer, fault};
 use uuid::Uuid;
 
 use crate::ask::Endpoint;
@@ -48,7 +48,13 @@ async fn ready(State(inner): State<Arc<Inner>>) -> Response {
     }
 }
 
-async fn metrics(State(inner): State<Arc<Inner>>) -> Response {
+/// The public entrance shows its metrics to this machine and to the layers' own token alone.
+async fn metrics(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    let local = request.extensions().get::<Peer>().is_some_and(|peer| peer.is_loopback());
+    let known = inner.hop_token.as_ref().is_some_and(|token| token.matches(request.headers()));
+    if !local && !known {
+        return fault::no_such_path(request).await.into_response();
+    }
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], inner.metrics.render()).into_response()
 }

@@ -21,6 +21,8 @@ where
     F: Future<Output = Result<(), E>>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    // Nothing of `strata up` outlives it, even when it is killed.
+    strata_operator::host::die_with_parent();
     process::init_logs();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let shutdown = process::shutdown_on_signal()?;

@@ -89,11 +89,11 @@ fn logprobs(members: &Members) -> Result<Option<usize>, Fault> {
     }
 }
 
-/// The limit that the client names, by the name it uses.
-fn output_limit(members: &Members) -> Result<Option<(&'static str, usize)>, Fault> {
+/// The limit that the request names; the newer name counts where both stand.
+fn output_limit(members: &Members) -> Result<Option<usize>, Fault> {
     for name in ["max_completion_tokens", "max_tokens"] {
         if let Some(limit) = members.whole(name, 1..=i64::MAX)? {
-            return Ok(Some((name, limit as usize)));
+            return Ok(Some(limit as usize));
         }
     }
     Ok(None)

@@ -39,7 +39,7 @@ pub(super) async fn create(
                        engine; use one of the two";
         return Err(Fault::invalid_param("logprobs", message));
     }
-    let asked = members.whole("max_tokens", 1..=i64::MAX)?.map(|limit| ("max_tokens", limit as usize));
+    let asked = members.whole("max_tokens", 1..=i64::MAX)?.map(|limit| limit as usize);
     let prompts = prompts(&engine, &members).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     options.rules.max_tokens =

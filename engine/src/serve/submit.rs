@@ -61,7 +61,7 @@ pub(super) async fn encode(
 ) -> Result<Vec<u32>, Fault> {
     let fewest = engine.tokenizer().fewest_tokens(text.len());
     if fewest >= engine.max_model_len() {
-        return Err(too_long(engine, &format!("more than {fewest}"), None, param));
+        return Err(too_long(engine, &format!("more than {fewest}"), param));
     }
     tokens(engine, text, add_special, param).await
 }
@@ -80,44 +80,29 @@ pub(super) async fn tokens(
         .map_err(|e| Fault::invalid_param(param, e.to_string()))
 }
 
-/// Fits the output into the context that the prompt leaves. `asked` is a limit and its name; without
-/// one, `default` tokens are generated at most, or the rest of the context.
+/// Fits the output into the context that the prompt leaves. `asked` is the limit that the request
+/// names; without one, `default` tokens are generated at most, or the rest of the context. A limit
+/// beyond the room is cut to it, as vLLM does: a layer above that writes a limit into the request
+/// cannot know how many tokens the prompt has, and the answer's finish reason says that it was cut.
 pub(super) fn output_limit(
     engine: &Engine,
     prompt: usize,
-    asked: Option<(&'static str, usize)>,
+    asked: Option<usize>,
     default: Option<usize>,
     param: &str,
 ) -> Result<usize, Fault> {
-    let room = engine.max_model_len().saturating_sub(prompt);
-    match asked {
-        _ if room == 0 => Err(too_long(engine, &prompt.to_string(), None, param)),
-        Some((name, tokens)) if tokens > room => {
-            Err(too_long(engine, &prompt.to_string(), Some((name, tokens)), param))
-        }
-        Some((_, tokens)) => Ok(tokens),
-        None => Ok(default.map_or(room, |d| d.min(room))),
+    match engine.max_model_len().saturating_sub(prompt) {
+        0 => Err(too_long(engine, &prompt.to_string(), param)),
+        room => Ok(asked.or(default).map_or(room, |tokens| tokens.min(room))),
     }
 }
 
-fn too_long(engine: &Engine, prompt: &str, asked: Option<(&str, usize)>, param: &str) -> Fault {
+fn too_long(engine: &Engine, prompt: &str, param: &str) -> Fault {
     let most = engine.max_model_len();
-    let (message, param) = match asked {
-        None => (
-            format!(
-                "this model's context is {most} tokens and the prompt has {prompt}, which leaves no room for an \
-                 answer; shorten it"
-            ),
-            param,
-        ),
-        Some((name, tokens)) => (
-            format!(
-                "this model's context is {most} tokens; the prompt has {prompt} and `{name}` asks for {tokens} more; \
-                 shorten the prompt or lower `{name}`"
-            ),
-            name,
-        ),
-    };
+    let message = format!(
+        "this model's context is {most} tokens and the prompt has {prompt}, which leaves no room for an answer; \
+         shorten it"
+    );
     Fault::new(ErrorKind::ContextLengthExceeded, message).param(param)
 }
 
