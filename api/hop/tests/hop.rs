@@ -1,5 +1,7 @@
 //! The listener and the client against each other.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::Duration;
 
 use axum::Router;
