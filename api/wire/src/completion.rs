@@ -1,60 +1,11 @@
-//! `POST /v1/completions`.
+//! Answers of `POST /v1/completions`. The engine reads the request member by member, so that each refusal
+//! names the member at fault.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::chat::{FinishReason, Sampling, StreamOptions};
+use crate::chat::FinishReason;
 use crate::usage::Usage;
-
-/// A request to continue a text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CompletionRequest {
-    /// The model asked for.
-    pub model: String,
-    /// What to continue.
-    pub prompt: Prompt,
-    /// Tokens to generate at most, 16 when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<i64>,
-    /// Whether to return the prompt before what was generated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub echo: Option<bool>,
-    /// How many alternatives to report for each token, 0 to 5.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub logprobs: Option<i64>,
-    /// Whether to stream.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stream: Option<bool>,
-    /// What to stream beside the text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stream_options: Option<StreamOptions>,
-    /// How to sample.
-    #[serde(flatten)]
-    pub sampling: Sampling,
-    /// Scope mixed into the first block of the prefix cache; set by the scheduler alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache_salt: Option<String>,
-    /// Lower runs first; set by the scheduler alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub priority: Option<i64>,
-    /// Everything else.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// A text, several, or token ids.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Prompt {
-    /// One text.
-    Text(String),
-    /// Several texts.
-    Texts(Vec<String>),
-    /// One prompt as token ids.
-    Tokens(Vec<u32>),
-    /// Several prompts as token ids.
-    TokenLists(Vec<Vec<u32>>),
-}
 
 /// A whole answer, or with `object` `text_completion` and partial texts, one chunk of a stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

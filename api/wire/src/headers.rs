@@ -42,19 +42,6 @@ pub mod rate_limit {
     pub const RESET_TOKENS: &str = "x-ratelimit-reset-tokens";
 }
 
-/// Headers that belong to one connection and are never forwarded (RFC 9110, 7.6.1).
-pub const HOP_BY_HOP: &[&str] = &[
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
 /// Whether a header is internal to Strata: dropped when it arrives from outside, and on the way back.
 pub fn is_internal(name: &str) -> bool {
     name.starts_with("x-gateway-") || name.starts_with("x-strata-") || name == "baggage"
