@@ -7,7 +7,7 @@ MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 VENV := $(CACHE)/venv
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds clients fmt bench release needs
+.PHONY: help demo test lint model crds docs clients fmt bench release needs
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -46,8 +46,11 @@ lint: needs ## Format, clippy, directions between crates, generated files
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-crds: ## Write crds/ and charts' CRDs from the types
-	UPDATE_CRDS=1 $(CARGO) test -q -p strata-kinds crds
+crds: ## Write crds/ from the types
+	UPDATE_CRDS=1 $(CARGO) test -q -p strata-kinds --test crds
+
+docs: ## Write docs/reference/ from the command line and the kinds
+	UPDATE_DOCS=1 $(CARGO) test -q -p strata-cli reference
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)

@@ -4,6 +4,8 @@
 mod args;
 mod command;
 mod output;
+#[cfg(test)]
+mod reference;
 mod state;
 
 use std::process::ExitCode;
