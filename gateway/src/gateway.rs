@@ -1,6 +1,7 @@
 //! A running gateway: its state, how it starts and how it stops.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub struct Gateway(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) directory: ArcSwap<Directory>,
     pub(crate) ring: ArcSwap<KeyRing>,
+    /// The version of the run-time keys in the ring.
+    ring_version: AtomicI64,
     /// Held while the directory or the ring is replaced.
     pub(crate) replacing: Mutex<Folder>,
     pub(crate) folder: PathBuf,
@@ -64,11 +67,13 @@ impl Gateway {
         let (keys, ledger, writer, opaque) =
             opened.await.map_err(|error| LedgerError::Write(error.to_string()))??;
         let accounts = Accounts::open(ledger.clone(), &directory, clock.clone())?;
+        let ring_version = keys.version()?;
         let ring = KeyRing::new(keys.stored()?, &directory.keys);
         let upstream = Upstream::new();
         let gateway = Self(Arc::new(Inner {
             directory: ArcSwap::from_pointee(directory),
             ring: ArcSwap::from_pointee(ring),
+            ring_version: AtomicI64::new(ring_version),
             replacing: Mutex::new(folder),
             folder: options.folder.clone(),
             accounts,
@@ -112,11 +117,23 @@ impl Gateway {
 }
 
 impl Inner {
+    /// Reads the run-time keys again if any process has changed them. `true` when one has.
+    pub(crate) fn refresh_keys(&self) -> Result<bool, LedgerError> {
+        let changed = self.keys.version()? != self.ring_version.load(Ordering::Acquire);
+        if changed {
+            self.reload_keys()?;
+        }
+        Ok(changed)
+    }
+
     /// Reads the run-time keys again.
     pub(crate) fn reload_keys(&self) -> Result<(), LedgerError> {
         let _one_at_a_time = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read before the keys: a change in between is then seen as one that is not in the ring yet.
+        let version = self.keys.version()?;
         let ring = KeyRing::new(self.keys.stored()?, &self.directory.load().keys);
         self.ring.store(Arc::new(ring));
+        self.ring_version.store(version, Ordering::Release);
         Ok(())
     }
 }

@@ -81,7 +81,7 @@ async fn store<T: Send + 'static>(
     }
 }
 
-async fn admin(inner: &Inner, headers: &HeaderMap, extensions: &Extensions) -> Result<Session, Fault> {
+async fn admin(inner: &Arc<Inner>, headers: &HeaderMap, extensions: &Extensions) -> Result<Session, Fault> {
     let session = inner.session(Uuid::now_v7(), headers, extensions).await?;
     session.require_admin(inner)?;
     Ok(session)

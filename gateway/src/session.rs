@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::ask::ModelFacts;
 use crate::directory::{Directory, TenantEntry};
 use crate::gateway::Inner;
-use crate::keys::{Caller, Denied, Role};
+use crate::keys::{self, Caller, Denied, Role};
 use crate::ledger::{AuditRow, Decision, Entry};
 use crate::metrics::DecisionLabels;
 use crate::refuse;
@@ -37,7 +37,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 impl Inner {
     /// Authenticates a request, or says what the client gets.
     pub(crate) async fn session(
-        &self,
+        self: &Arc<Self>,
         id: Uuid,
         headers: &HeaderMap,
         extensions: &Extensions,
@@ -49,7 +49,12 @@ impl Inner {
         };
         let now = self.clock.now_ms();
         let directory = self.directory.load_full();
-        let (fault, reason) = match self.ring.load().authenticate(key, now / 1000) {
+        let mut verdict = self.ring.load().authenticate(key, now / 1000);
+        // A key that another process has just made works at once, not at the next look at the ledger.
+        if verdict == Err(Denied::Unknown) && keys::is_well_formed(key) && self.look_for_new_keys().await {
+            verdict = self.ring.load().authenticate(key, now / 1000);
+        }
+        let (fault, reason) = match verdict {
             Ok(caller) => match directory.tenant(&caller.tenant) {
                 Some(tenant) => {
                     let may_explain = caller.role == Role::Admin || peer.is_some_and(Peer::is_loopback);
@@ -67,6 +72,19 @@ impl Inner {
             tokio::time::sleep(pause).await;
         }
         Err(fault)
+    }
+
+    /// Whether the run-time keys have changed since the ring was made; it is made again if so.
+    async fn look_for_new_keys(self: &Arc<Self>) -> bool {
+        let inner = self.clone();
+        match tokio::task::spawn_blocking(move || inner.refresh_keys()).await {
+            Ok(Ok(changed)) => changed,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "could not read the keys; those known stay in force");
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     /// The audit entry of a decision.

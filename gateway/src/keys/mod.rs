@@ -11,3 +11,8 @@ pub mod store;
 pub use format::KeyHash;
 pub use ring::{Caller, Denied, KeyRing, Known};
 pub use store::{KeyInfo, KeyStore, Role};
+
+/// Whether a text has the form of a key, so that looking for it can make sense.
+pub fn is_well_formed(key: &str) -> bool {
+    format::split(key).is_some()
+}
