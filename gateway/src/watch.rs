@@ -1,11 +1,10 @@
 //! Follows the folder of manifests and the run-time keys.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use strata_kinds::manifest::{self, Folder, Problem};
+use strata_kinds::manifest::{self, Folder, Problem, fingerprint};
 
 use crate::directory::Directory;
 use crate::gateway::{Gateway, Inner};
@@ -58,10 +57,8 @@ async fn follow_folder(inner: Arc<Inner>, mut seen: u64) {
         let work = inner.clone();
         let looked = tokio::task::spawn_blocking(move || {
             let now = fingerprint(&work.folder);
-            if now != seen {
-                reload_folder(&work);
-            }
-            now
+            // What could not be written down is tried again; what cannot be used is not.
+            if now == seen || reload_folder(&work) { now } else { seen }
         });
         if let Ok(now) = looked.await {
             seen = now;
@@ -69,30 +66,9 @@ async fn follow_folder(inner: Arc<Inner>, mut seen: u64) {
     }
 }
 
-/// Larger files are no manifests: a model may lie beside them.
-const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
-
-/// What the folder's manifests are, short: names and contents.
-fn fingerprint(folder: &Path) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    let mut paths: Vec<_> = entries.filter_map(Result::ok).map(|e| e.path()).collect();
-    paths.sort();
-    for path in paths {
-        let manifest = path
-            .extension()
-            .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)));
-        let Some(meta) = std::fs::metadata(&path).ok().filter(|m| manifest && m.is_file()) else { continue };
-        (&path, meta.len()).hash(&mut hasher);
-        if meta.len() <= MAX_MANIFEST {
-            std::fs::read(&path).ok().hash(&mut hasher);
-        }
-    }
-    hasher.finish()
-}
-
-/// Takes an edit over: whole, or not at all. Objects that the edit broke stay as they were.
-fn reload_folder(inner: &Inner) {
+/// Takes an edit over: whole, or not at all. Objects that the edit broke stay as they were. `false` when
+/// the ledger failed, so that the same edit may go well later.
+fn reload_folder(inner: &Inner) -> bool {
     let mut last = inner.replacing.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = manifest::keep_last_good(&last, manifest::load(&inner.folder));
     for problem in &folder.problems {
@@ -106,16 +82,18 @@ fn reload_folder(inner: &Inner) {
             problems = problems.join("; "),
             "an edit cannot be used; the last good state stays in force"
         );
-        return;
+        return true;
     }
     match replace(inner, directory) {
         Ok(()) => {
             let (tenants, models, rules) = inner.directory.load().sizes();
             tracing::info!(tenants, models, rules, "took over edited manifests");
             *last = folder;
+            true
         }
         Err(error) => {
             tracing::error!(%error, "could not take over edited manifests; the last good state stays in force");
+            false
         }
     }
 }
@@ -129,20 +107,10 @@ fn replace(inner: &Inner, directory: Directory) -> Result<(), LedgerError> {
 }
 
 async fn follow_keys(inner: Arc<Inner>) {
-    let mut seen = None;
     while pause(&inner, KEYS_EVERY).await {
         let work = inner.clone();
-        let looked = tokio::task::spawn_blocking(move || -> Result<i64, LedgerError> {
-            let now = work.keys.version()?;
-            if seen != Some(now) {
-                work.reload_keys()?;
-            }
-            Ok(now)
-        });
-        match looked.await {
-            Ok(Ok(now)) => seen = Some(now),
-            Ok(Err(error)) => tracing::error!(%error, "could not read the keys; those known stay in force"),
-            Err(_) => {}
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || work.refresh_keys()).await {
+            tracing::error!(%error, "could not read the keys; those known stay in force");
         }
     }
 }

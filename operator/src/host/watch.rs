@@ -1,8 +1,8 @@
 //! Notices edits of a folder.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+
+use strata_kinds::manifest::fingerprint;
 
 /// Looks at a folder now and then.
 #[derive(Debug)]
@@ -30,28 +30,6 @@ impl FolderWatch {
         }
         settled
     }
-}
-
-/// Changes with any name, size, time or content of the folder's manifests.
-fn fingerprint(folder: &Path) -> u64 {
-    let mut names: Vec<_> = std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|p| {
-            p.extension()
-                .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)))
-        })
-        .collect();
-    names.sort();
-    let mut hasher = DefaultHasher::new();
-    folder.exists().hash(&mut hasher);
-    for path in names {
-        path.hash(&mut hasher);
-        std::fs::read(&path).ok().hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::yaml::{self, Node};
 use crate::{ModelDeployment, NAMESPACE, QuotaPolicy, Tenant, suggest};
 
 /// Largest file that is read.
-const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Reads all `*.yaml`, `*.yml` and `*.json` directly in a folder, in the order of their names.
 pub fn load(folder: &Path) -> Folder {
@@ -28,8 +28,8 @@ pub fn load(folder: &Path) -> Folder {
         field: Some(FOLDER.to_owned()),
         message,
     };
-    let entries = match std::fs::read_dir(folder) {
-        Ok(entries) => entries,
+    let names = match names(folder) {
+        Ok(names) => names,
         Err(error) => {
             let message = match error.kind() {
                 std::io::ErrorKind::NotFound => {
@@ -41,12 +41,6 @@ pub fn load(folder: &Path) -> Folder {
             return Folder { problems: vec![about_folder(message)], ..Folder::default() };
         }
     };
-    let mut names: Vec<String> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| !name.starts_with('.') && is_manifest(name))
-        .collect();
-    names.sort();
     if names.is_empty() {
         let message =
             "has no *.yaml, *.yml or *.json: add a ModelDeployment (see examples/quickstart/model.yaml)";
@@ -81,6 +75,17 @@ pub fn load(folder: &Path) -> Folder {
     let mut read = from_texts(texts);
     read.problems.splice(0..0, unreadable);
     read
+}
+
+/// The names of a folder's manifests, in order.
+pub(super) fn names(folder: &Path) -> std::io::Result<Vec<String>> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)?
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.') && is_manifest(name))
+        .collect();
+    names.sort();
+    Ok(names)
 }
 
 fn is_manifest(name: &str) -> bool {
