@@ -39,7 +39,8 @@ impl Log {
         }
     }
 
-    /// The last line that says why the process ended: the last that begins with `error`, else the last.
+    /// The last line that says why the process ended: an error or a panic, else the last line, unless that
+    /// is an ordinary message.
     pub(super) fn last_words(&self) -> Option<String> {
         let mut file = File::open(&self.path).ok()?;
         let length = file.metadata().ok()?.len();
@@ -53,7 +54,9 @@ impl Log {
 
 fn last_words(text: &str) -> Option<String> {
     let lines = || text.lines().map(str::trim).filter(|l| !l.is_empty());
-    let said = lines().rfind(|l| l.to_lowercase().starts_with("error")).or_else(|| lines().next_back())?;
+    let says_why = |l: &str| l.to_lowercase().starts_with("error") || l.contains("panicked at");
+    let ordinary = |l: &str| [" INFO ", " DEBUG ", " TRACE "].iter().any(|level| l.contains(level));
+    let said = lines().rfind(|l| says_why(l)).or_else(|| lines().next_back().filter(|l| !ordinary(l)))?;
     Some(said.chars().filter(|c| !c.is_control()).take(500).collect())
 }
 
@@ -82,6 +85,9 @@ mod tests {
         );
         assert_eq!(last_words("a\nb\n\n").unwrap(), "b");
         assert_eq!(last_words("\n"), None);
+        assert_eq!(last_words("2026-01-01T00:00:00Z  INFO strata: listens\n"), None);
+        let panic = "thread 'x' panicked at a.rs:1:\nwhat\nnote: run with `RUST_BACKTRACE=1`\n";
+        assert_eq!(last_words(panic).unwrap(), "thread 'x' panicked at a.rs:1:");
     }
 
     #[test]
