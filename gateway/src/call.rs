@@ -218,7 +218,8 @@ impl Call {
         let mut ttft = None;
         let end = self.pump_events(body, &client, &mut metered, &mut ttft).await;
         let (status, last) = match end {
-            End::Done(last) => (200, last),
+            // The client has been told by the layer that failed; the ledger is told here.
+            End::Done(last) => (if metered.seen.failed { 502 } else { 200 }, last),
             End::Left => (CLIENT_LEFT, None),
             End::Broken(error) => {
                 tracing::warn!(error, request_id = %self.id, "the upstream broke off a stream");

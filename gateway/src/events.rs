@@ -19,6 +19,8 @@ pub struct Seen {
     pub chunks: u64,
     /// Chunks since that usage.
     pub chunks_since: u64,
+    /// Whether a layer below said that the stream failed.
+    pub failed: bool,
 }
 
 /// What to do with the bytes that came.
@@ -99,6 +101,7 @@ impl Metered {
     fn chunk(&mut self, json: &Bytes) -> Chunk {
         let Ok(top) = TopLevel::scan(json) else { return Chunk::Unchanged };
         let choices = top.raw(json, "choices");
+        self.seen.failed |= choices.is_none() && top.raw(json, "error").is_some_and(|raw| raw != b"null");
         let empty = choices.is_some_and(|raw| raw[1..].iter().all(|b| b" \t\r\n]".contains(b)));
         if choices.is_some() && !empty {
             self.seen.chunks += 1;
@@ -208,7 +211,7 @@ mod tests {
             "data: 1\ndata: 2\n\n",
             "id: 7\n\n",
             "data:\n\n",
-            "data: {\"error\":{}}\n\n",
+            "data: {\"error\":null}\n\n",
         ] {
             let step = metered.push(text.as_bytes()).unwrap();
             assert_eq!(step.pass, text);
@@ -217,6 +220,14 @@ mod tests {
         metered.push(b"data: {\"choices\":[{}]}").unwrap();
         assert_eq!(metered.finish().pass, "data: {\"choices\":[{}]}");
         assert_eq!((metered.seen.chunks, metered.seen.usage), (1, None));
+    }
+
+    #[test]
+    fn a_failure_told_by_a_layer_below_passes_and_is_seen() {
+        let mut metered = Metered::new(false, false);
+        let text = "data: {\"error\":{\"message\":\"gone\"}}\n\n";
+        assert_eq!(metered.push(text.as_bytes()).unwrap().pass, text);
+        assert!(metered.seen.failed);
     }
 
     proptest! {

@@ -210,6 +210,17 @@ async fn a_stream_that_breaks_says_so_and_is_charged_as_far_as_it_went() {
     assert!(text.contains("\"code\":\"upstream_failed\"") && !text.contains("[DONE]"), "{text}");
     let rows = world.rows(1).await;
     assert_eq!((rows[0].prompt_tokens, rows[0].completion_tokens, rows[0].status), (5, 1, 502));
+
+    // A layer further down broke off, and the one below has told the client already.
+    world.mock.script(|_| {
+        common::stream(vec![chunk("a", Some((5, 1))), common::event(&json!({"error": {"message": "gone"}}))])
+    });
+    let answered =
+        common::read(world.send(Method::POST, "/v1/chat/completions", &key, streamed(500).to_string()).await)
+            .await;
+    let text = String::from_utf8(answered.body.to_vec()).unwrap();
+    assert_eq!(text.matches("\"error\"").count(), 1, "{text}");
+    assert_eq!(world.rows(2).await[1].status, 502);
 }
 
 #[tokio::test]
