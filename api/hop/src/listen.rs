@@ -3,9 +3,16 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use bytes::Bytes;
+use http::{HeaderValue, header};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -101,7 +108,13 @@ impl Bound {
                 request.extensions_mut().insert(Peer(peer));
                 let router = router.clone();
                 async move {
-                    let Ok(response) = router.oneshot(request.map(axum::body::Body::new)).await;
+                    let (request, is_read) = watched(request);
+                    let Ok(mut response) = router.oneshot(request).await;
+                    if !is_read.load(Ordering::Relaxed) {
+                        // The rest of it stands in the way of the next request: the connection ends
+                        // here, and the client is told, so that it sends the next on another.
+                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    }
                     Ok::<_, Infallible>(response)
                 }
             });
@@ -116,5 +129,41 @@ impl Bound {
         if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
             tracing::warn!(grace_s = grace.as_secs(), "stopped before all requests had finished");
         }
+    }
+}
+
+/// A request's body that notes when it has been read to its end.
+struct Watched {
+    body: Incoming,
+    is_read: Arc<AtomicBool>,
+}
+
+fn watched(request: http::Request<Incoming>) -> (http::Request<axum::body::Body>, Arc<AtomicBool>) {
+    let is_read = Arc::new(AtomicBool::new(http_body::Body::is_end_stream(request.body())));
+    let noted = is_read.clone();
+    (request.map(|body| axum::body::Body::new(Watched { body, is_read })), noted)
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.is_read.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -122,6 +122,28 @@ async fn a_body_over_the_limit_is_refused_with_or_without_its_length() {
     assert_eq!(post(Body::from_stream(chunked)).await, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
+#[tokio::test]
+async fn a_connection_whose_body_was_left_is_said_to_close() {
+    let router = Router::new().route("/left", post(|| async { "early" })).route(
+        "/read",
+        post(|request: axum::extract::Request| async {
+            spool::read(request.into_body(), 1000).await.map(|b| b.len().to_string())
+        }),
+    );
+    let (url, _stop, _task) = start(fault::with_openai_fallbacks(router)).await;
+    let client = Upstream::new();
+    let closes = async |path: &str, body: &'static str| {
+        let request = Request::post(format!("{url}{path}")).body(Body::from(body)).unwrap();
+        let response = client.send(request, Duration::from_secs(5)).await.unwrap();
+        response.headers().get("connection").is_some_and(|v| v == "close")
+    };
+    for (path, body, expected) in
+        [("/left", "body", true), ("/none", "body", true), ("/left", "", false), ("/read", "body", false)]
+    {
+        assert_eq!(closes(path, body).await, expected, "{path} {body}");
+    }
+}
+
 #[test]
 fn a_fault_rounds_its_retry_up() {
     use axum::response::IntoResponse;

@@ -16,6 +16,8 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const STREAM_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Time a client may take to send its request's header section.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time a client may take to send its request's body.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Time between un-routing a replica and telling it to stop.
 pub const PRE_STOP: Duration = Duration::from_secs(15);
 /// Time a process may take to finish its streams after SIGTERM, in examples and on a host.
