@@ -1,5 +1,6 @@
 //! Requests that the platform passes on as they are: the model API, and a gateway's keys and usage.
 
+use axum::body::HttpBody;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::HeaderMap;
@@ -7,6 +8,7 @@ use strata_hop::{Body, Fault, Peer, forward, spool};
 use strata_wire::{ErrorKind, defaults};
 
 use crate::app::App;
+use crate::identity;
 use crate::options::UpstreamKind;
 use crate::refusal::Refusal;
 
@@ -24,10 +26,16 @@ pub(crate) fn headers_for_upstream(app: &App, received: &HeaderMap) -> HeaderMap
     headers
 }
 
+/// Largest body that is read before it is known who sends it.
+const STRANGERS_BODY: u64 = 64 * 1024;
+
 /// Passes a request on, and the answer back byte for byte as it comes.
 pub(crate) async fn pass(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let explain = explains(&request);
     let (parts, body) = request.into_parts();
+    if body.size_hint().upper().is_none_or(|size| size > STRANGERS_BODY) {
+        identity::owner(&app, &parts.headers, explain).await?;
+    }
     let body = spool::read(body, app.options.max_body_bytes).await?;
     let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let mut onward = http::Request::builder()

@@ -126,6 +126,23 @@ async fn models_keys_and_usage_pass_to_a_gateway() {
 }
 
 #[tokio::test]
+async fn a_strangers_large_body_is_not_read() {
+    let world = World::of(UpstreamKind::Gateway).await;
+    let (_never, held) = mpsc::unbounded_channel::<Result<Bytes, std::io::Error>>();
+    let body = Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(held));
+    let answer = world.send("POST", "/v1/chat/completions", &[("authorization", "Bearer bad")], body).await;
+    assert_eq!((answer.status.as_u16(), world.asked_who()), (401, 1));
+    assert!(world.seen().is_empty());
+
+    world.script([Reply::Whole(StatusCode::OK, vec![], "{}".to_owned())]);
+    let large = "x".repeat(90_000);
+    let answer =
+        world.send("POST", "/v1/chat/completions", &[("authorization", "Bearer ann")], large.clone()).await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(world.seen()[0].body, large);
+}
+
+#[tokio::test]
 async fn every_answer_has_a_request_id() {
     let world = World::new().await;
     for (given, kept) in [("good-id_1", true), ("bad id", false), ("{\"x\"}", false)] {
