@@ -27,9 +27,11 @@ pub(crate) struct Session {
     pub(crate) may_explain: bool,
 }
 
-/// The key of an `Authorization: Bearer` header.
+/// The key of the one `Authorization: Bearer` header. Of two, another proxy may have believed the other.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let value = value.to_str().ok()?;
     let (scheme, key) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim()).filter(|key| !key.is_empty())
 }

@@ -25,6 +25,15 @@ async fn no_key_and_bad_keys_are_401() {
             assert!(!String::from_utf8_lossy(&answer.body).contains("bbbb"));
         }
     }
+    // Two keys: whichever one believes, another proxy may believe the other.
+    for keys in [[&good, &forged], [&forged, &good], [&good, &good]] {
+        let mut request = http::Request::post(format!("{}/v1/chat/completions", world.url));
+        for key in keys {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let request = request.body(Body::from(question(1).to_string())).unwrap();
+        assert_eq!(world.send_request(request).await.status(), StatusCode::UNAUTHORIZED);
+    }
     assert!(world.mock.seen().is_empty(), "nothing reached the upstream");
     assert_eq!(world.chat(&good, &question(1)).await.status, StatusCode::OK);
 }
