@@ -1,9 +1,12 @@
 //! `strata keys`: run-time keys in the ledger, beside a gateway that may be running on it.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 use jiff::{Timestamp, Unit};
 use serde_json::json;
 use strata_gateway::keys::{KeyInfo, KeyStore, Role};
+use strata_operator::host::status;
 
 use crate::args::KeysAction;
 use crate::output::{self, Format};
@@ -12,6 +15,7 @@ use crate::state::StateArgs;
 pub(super) fn run(action: KeysAction) -> anyhow::Result<()> {
     match action {
         KeysAction::Create { tenant, name, expires, admin, state, output } => {
+            check_tenant(&tenant, &state.folder()?)?;
             let now = Timestamp::now();
             let expires = expires.map(|text| expiry(&text, now)).transpose()?;
             let role = if admin { Role::Admin } else { Role::Member };
@@ -28,7 +32,7 @@ pub(super) fn run(action: KeysAction) -> anyhow::Result<()> {
         KeysAction::List { tenant, state, output } => {
             let keys = store(&state)?.list(tenant.as_deref())?;
             output::print(&match output {
-                Format::Table => table(&keys),
+                Format::Table => table(&keys, Timestamp::now()),
                 Format::Json => format!("{:#}\n", keys.iter().map(json).collect::<serde_json::Value>()),
             })
         }
@@ -46,6 +50,28 @@ fn store(state: &StateArgs) -> anyhow::Result<KeyStore> {
     KeyStore::open(&ledger).with_context(|| format!("cannot open the ledger {}", ledger.display()))
 }
 
+/// An error for what cannot be a Tenant's name. A key of a tenant that is not there yet may be wanted; of
+/// one that the running stack does not know it is said.
+fn check_tenant(tenant: &str, state: &Path) -> anyhow::Result<()> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    if tenant.len() > 253
+        || !tenant.chars().all(good)
+        || !ends(tenant.chars().next())
+        || !ends(tenant.chars().next_back())
+    {
+        bail!(
+            "--tenant `{tenant}` is no Tenant's name: use the `metadata.name` of one, \
+             of lower-case letters, digits, `-` and `.`"
+        );
+    }
+    let Ok(Some(stack)) = status::read(state) else { return Ok(()) };
+    if !stack.objects.iter().any(|o| o.kind == "Tenant" && o.name == tenant) {
+        eprintln!("warning: {} has no Tenant `{tenant}`; the key works once it has", stack.folder.display());
+    }
+    Ok(())
+}
+
 /// The second since 1970 that lies `text` (such as `12h` or `90d`) after `now`.
 fn expiry(text: &str, now: Timestamp) -> anyhow::Result<i64> {
     let wrong = || format!("--expires `{text}` is no duration: use a number with s, m, h or d, such as 90d");
@@ -58,7 +84,11 @@ fn expiry(text: &str, now: Timestamp) -> anyhow::Result<i64> {
         'd' => 86400,
         _ => bail!(wrong()),
     };
-    count.checked_mul(seconds).and_then(|s| now.as_second().checked_add(s)).with_context(wrong)
+    let at = count.checked_mul(seconds).and_then(|s| now.as_second().checked_add(s)).with_context(wrong)?;
+    Timestamp::from_second(at).with_context(|| {
+        format!("--expires `{text}` lies too far ahead; leave it out for a key that lasts")
+    })?;
+    Ok(at)
 }
 
 fn json(key: &KeyInfo) -> serde_json::Value {
@@ -73,7 +103,7 @@ fn json(key: &KeyInfo) -> serde_json::Value {
     })
 }
 
-fn table(keys: &[KeyInfo]) -> String {
+fn table(keys: &[KeyInfo], now: Timestamp) -> String {
     let day = |second: Option<i64>| {
         second.and_then(|s| Timestamp::from_second(s).ok()).map_or_else(
             || "-".to_owned(),
@@ -83,7 +113,11 @@ fn table(keys: &[KeyInfo]) -> String {
     let rows: Vec<_> = keys
         .iter()
         .map(|k| {
-            let state = if k.revoked.is_some() { "revoked" } else { "active" };
+            let state = match (k.revoked, k.expires) {
+                (Some(_), _) => "revoked",
+                (None, Some(at)) if at <= now.as_second() => "expired",
+                _ => "active",
+            };
             [
                 k.id.clone(),
                 k.tenant.clone(),
@@ -107,6 +141,7 @@ mod tests {
         let now = Timestamp::from_second(1000).unwrap();
         assert_eq!(expiry("90d", now).unwrap(), 1000 + 90 * 86400);
         assert_eq!(expiry("5m", now).unwrap(), 1300);
+        assert!(expiry("99999999999d", now).unwrap_err().to_string().contains("too far ahead"));
         for wrong in ["", "d", "-1d", "0h", "3w", "1.5h", "9999999999999999999d", "é"] {
             let message = expiry(wrong, now).unwrap_err().to_string();
             assert!(message.contains("such as 90d"), "{message}");
@@ -124,9 +159,21 @@ mod tests {
             expires: Some(86400),
             revoked: None,
         };
-        insta::assert_snapshot!(table(&[key]), @r"
+        let shown = |second| table(std::slice::from_ref(&key), Timestamp::from_second(second).unwrap());
+        insta::assert_snapshot!(shown(86399), @r"
         ID   TENANT  NAME  ROLE    STATE   CREATED               EXPIRES
         abc  acme    ci    member  active  1970-01-01T00:00:00Z  1970-01-02T00:00:00Z
         ");
+        assert!(shown(86400).contains("expired"), "{}", shown(86400));
+    }
+
+    #[test]
+    fn a_tenant_has_a_name() {
+        let nothing_runs = tempfile::tempdir().unwrap();
+        check_tenant("team-1.eu", nothing_runs.path()).unwrap();
+        for wrong in ["", "../x", "Acme", "a b", "-a", "a-", "é"] {
+            let message = check_tenant(wrong, nothing_runs.path()).unwrap_err().to_string();
+            assert!(message.contains("metadata.name"), "{message}");
+        }
     }
 }
