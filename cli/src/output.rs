@@ -40,7 +40,7 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 
 /// Prints what failed and why, cause by cause, to stderr.
 pub(crate) fn error(failure: &anyhow::Error) {
-    eprintln!("error: {}", one_line(failure));
+    let _ = writeln!(std::io::stderr(), "error: {}", one_line(failure));
 }
 
 /// The chain of causes in one line. A cause that its predecessor already quotes is left out.

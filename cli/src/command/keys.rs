@@ -1,5 +1,6 @@
 //! `strata keys`: run-time keys in the ledger, beside a gateway that may be running on it.
 
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -67,7 +68,11 @@ fn check_tenant(tenant: &str, state: &Path) -> anyhow::Result<()> {
     }
     let Ok(Some(stack)) = status::read(state) else { return Ok(()) };
     if !stack.objects.iter().any(|o| o.kind == "Tenant" && o.name == tenant) {
-        eprintln!("warning: {} has no Tenant `{tenant}`; the key works once it has", stack.folder.display());
+        let folder = stack.folder.display();
+        let _ = writeln!(
+            std::io::stderr(),
+            "warning: {folder} has no Tenant `{tenant}`; the key works once it has"
+        );
     }
     Ok(())
 }

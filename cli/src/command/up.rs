@@ -48,7 +48,7 @@ pub(super) fn run(args: args::Up) -> anyhow::Result<()> {
 fn stop_at_once_when_asked_again(first: CancellationToken, kill: CancellationToken) {
     tokio::spawn(async move {
         first.cancelled().await;
-        eprintln!("up: stopping, streams may finish; Ctrl-C again stops at once");
+        let _ = writeln!(std::io::stderr(), "up: stopping, streams may finish; Ctrl-C again stops at once");
         if let Ok(again) = process::shutdown_on_signal() {
             again.cancelled().await;
             kill.cancel();
