@@ -67,6 +67,7 @@ struct Supervisor {
     standing: Standing,
     endpoints: Option<Endpoints>,
     status: Option<StackStatus>,
+    told: Vec<ObjectStatus>,
     report: watch::Receiver<Option<ReplicaReport>>,
     report_from: watch::Sender<(Option<String>, Duration)>,
     announced: bool,
@@ -77,8 +78,8 @@ impl Supervisor {
         let mut folder_tick = tokio::time::interval(FOLDER_POLL);
         folder_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let wake = self.tools.wake.clone();
+        self.turn()?;
         loop {
-            self.turn()?;
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 () = wake.notified() => {}
@@ -89,7 +90,18 @@ impl Supervisor {
                     }
                 }
             }
+            // What serves goes on serving: a full disk, say, is a problem until the turn that succeeds.
+            if let Err(error) = self.turn() {
+                let mut problems = self.problems();
+                problems.push(error.to_string());
+                self.standing.update(&problems, &self.tools.events);
+            }
         }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let folder = self.folder.problems.iter().map(ToString::to_string);
+        folder.chain(self.planned.problems.iter().cloned()).collect()
     }
 
     /// Takes the folder's new content over, as far as it is good.
@@ -124,9 +136,6 @@ impl Supervisor {
         self.fleet.take(&steps, &wanted, &self.addresses, scheduler.as_ref(), &self.tools)?;
 
         let objects = statuses(&self.planned.plan, &self.observe(&wanted));
-        let mut problems: Vec<String> = self.folder.problems.iter().map(ToString::to_string).collect();
-        problems.extend(self.planned.problems.iter().cloned());
-        self.standing.update(&problems, &self.tools.events);
         self.tell_changes(&objects);
         let all_layers = wanted.iter().all(|(_, w)| w.component == Component::Engine || self.fleet.serves(w));
         let all_models = objects.iter().filter(|o| o.kind == "ModelDeployment").all(ObjectStatus::is_good);
@@ -138,7 +147,9 @@ impl Supervisor {
             *ask = new;
             changed
         });
-        self.write_status(ready, objects, problems)?;
+        let problems = self.problems();
+        self.write_status(ready, objects, problems.clone())?;
+        self.standing.update(&problems, &self.tools.events);
         if ready && !self.announced {
             self.announced = true;
             self.tools.events.ready(&self.addresses.url());
@@ -147,9 +158,8 @@ impl Supervisor {
     }
 
     /// Tells of objects whose condition is another than before.
-    fn tell_changes(&self, objects: &[ObjectStatus]) {
-        let before = self.status.iter().flat_map(|s| &s.objects);
-        let known: BTreeMap<_, _> = before.map(|o| ((&o.kind, &o.name), &o.conditions)).collect();
+    fn tell_changes(&mut self, objects: &[ObjectStatus]) {
+        let known: BTreeMap<_, _> = self.told.iter().map(|o| ((&o.kind, &o.name), &o.conditions)).collect();
         for object in objects.iter().filter(|o| known.get(&(&o.kind, &o.name)) != Some(&&o.conditions)) {
             for condition in &object.conditions {
                 let is = if condition.status == Truth::True { "is" } else { "is not" };
@@ -159,6 +169,7 @@ impl Supervisor {
                 ));
             }
         }
+        self.told = objects.to_vec();
     }
 
     fn scheduler_url(&self) -> Option<String> {

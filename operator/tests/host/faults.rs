@@ -98,6 +98,23 @@ async fn an_unready_replica_gets_no_traffic_and_is_not_restarted() {
     run.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_folder_that_takes_no_file_stops_nothing() {
+    let run = Run::start(&[("model.yaml", &model("a", 1))]).await;
+    let before = run.pids();
+    // In the way of every new version of the file, as a full disk would be.
+    let in_the_way = run.state().join("endpoints.part");
+    std::fs::create_dir(&in_the_way).unwrap();
+    run.write("model.yaml", &model("a", 2));
+    run.wait_for("the problem", |run| run.problems().iter().any(|p| p.contains("cannot write"))).await;
+    assert_eq!(run.endpoints().len(), 1);
+    std::fs::remove_dir(in_the_way).unwrap();
+    run.wait_for("both replicas", |run| run.endpoints().len() == 2 && run.status().ready).await;
+    assert!(before.iter().all(|pod| run.pids().contains(pod)));
+    assert_eq!(run.problems().iter().filter(|p| p.contains("cannot write")).count(), 1, "told once");
+    run.stop().await;
+}
+
 /// This test's own binary plays the parts of `strata up` and of a component: see `parts`.
 #[test]
 fn a_component_dies_with_the_process_that_started_it() {

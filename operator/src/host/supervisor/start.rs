@@ -85,6 +85,7 @@ pub(super) async fn start(
         standing: super::Standing::default(),
         endpoints: None,
         status: None,
+        told: Vec::new(),
         report,
         report_from,
         announced: false,
