@@ -91,7 +91,7 @@ async fn an_unready_replica_gets_no_traffic_and_is_not_restarted() {
     let before = run.serving().remove(0);
     run.steer("unready", Some(""));
     run.wait_for("the file to leave it out", |run| run.endpoints().is_empty()).await;
-    assert!(!run.status().ready);
+    run.wait_for("the status to say so", |run| !run.status().ready).await;
     run.steer("unready", None);
     run.wait_for("it to serve again", |run| run.endpoints().len() == 1 && run.status().ready).await;
     assert_eq!(run.serving().remove(0).pid, before.pid);

@@ -1,6 +1,6 @@
 //! The addresses of the layers, which the layers above are told.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::super::container;
 use super::super::pod::Address;
@@ -15,6 +15,8 @@ use crate::workload::Component;
 #[derive(Debug)]
 pub(super) struct Addresses {
     listen: SocketAddr,
+    /// Whether any port will do for the platform (`--listen 127.0.0.1:0`).
+    any_port: bool,
     scheduler: u16,
     gateway: u16,
     /// In mode development, the engine that the platform calls.
@@ -22,9 +24,11 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    /// The platform's address as resolved, the others on free ports.
-    pub(super) fn new(listen: SocketAddr, ports: &Ports) -> std::io::Result<Self> {
-        Ok(Self { listen, scheduler: ports.free()?, gateway: ports.free()?, engine: ports.free()? })
+    /// The platform's address as resolved, the others on free ports. `asked` is what the person wrote.
+    pub(super) fn new(asked: &str, listen: SocketAddr, ports: &Ports) -> std::io::Result<Self> {
+        ports.promise(listen.port());
+        let any_port = asked.ends_with(":0") && listen.ip() == Ipv4Addr::LOCALHOST;
+        Ok(Self { listen, any_port, scheduler: ports.free()?, gateway: ports.free()?, engine: ports.free()? })
     }
 
     pub(super) fn listen(&self) -> SocketAddr {
@@ -48,6 +52,7 @@ impl Addresses {
         ports: &Ports,
     ) -> std::io::Result<Address> {
         let port = match component {
+            Component::Platform if self.any_port => self.listen.port(),
             Component::Platform => return Ok(Address::Fixed(self.listen)),
             Component::Gateway => self.gateway,
             Component::Scheduler => self.scheduler,
@@ -68,6 +73,9 @@ impl Addresses {
             if let Some(Address::Loopback(port)) = fleet.address_of(component) {
                 *slot = port;
             }
+        }
+        if let Some(Address::Loopback(port)) = fleet.address_of(Component::Platform) {
+            self.listen.set_port(port);
         }
     }
 

@@ -68,7 +68,8 @@ pub(super) async fn start(
         state: options.state.clone(),
         drain_grace: options.drain_grace,
     };
-    let addresses = Addresses::new(listen, &addresses_ports).map_err(system("cannot find a free port"))?;
+    let addresses = Addresses::new(&options.listen, listen, &addresses_ports)
+        .map_err(system("cannot find a free port"))?;
     let (report_from, asked) = watch::channel((None, ROUTE_POLL));
     let (told, report) = watch::channel(None);
     tokio::spawn(follow_routes(tools.clone(), asked, told));
