@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 
+use crate::output::NotRunning;
+
 /// The state folder, shared by every command that speaks of a running or past `strata up`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct StateArgs {
@@ -32,4 +34,17 @@ impl StateArgs {
 /// The gateway's ledger in a state folder: usage, audit, run-time keys.
 pub(crate) fn ledger(state: &Path) -> PathBuf {
     state.join("ledger.sqlite")
+}
+
+/// The same, and an error when there is none.
+pub(crate) fn existing_ledger(state: &Path) -> anyhow::Result<PathBuf> {
+    let path = ledger(state);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(NotRunning(format!(
+        "there is no ledger at {}: nothing has run on this state folder, or it is another one (--state)",
+        path.display()
+    ))
+    .into())
 }

@@ -31,19 +31,25 @@ pub(super) fn run(action: KeysAction) -> anyhow::Result<()> {
             })
         }
         KeysAction::List { tenant, state, output } => {
-            let keys = store(&state)?.list(tenant.as_deref())?;
+            let keys = existing(&state)?.list(tenant.as_deref())?;
             output::print(&match output {
                 Format::Table => table(&keys, Timestamp::now()),
                 Format::Json => format!("{:#}\n", keys.iter().map(json).collect::<serde_json::Value>()),
             })
         }
         KeysAction::Revoke { id, state } => {
-            if !store(&state)?.revoke(&id)? {
+            if !existing(&state)?.revoke(&id)? {
                 bail!("no working key has the id `{id}`; `strata keys list` shows the ids");
             }
             output::print(&format!("revoked {id}\n"))
         }
     }
+}
+
+/// The store, if anything has ever been kept there: a mistyped folder is not made.
+fn existing(state: &StateArgs) -> anyhow::Result<KeyStore> {
+    crate::state::existing_ledger(&state.folder()?)?;
+    store(state)
 }
 
 fn store(state: &StateArgs) -> anyhow::Result<KeyStore> {

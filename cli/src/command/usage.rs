@@ -8,14 +8,7 @@ use crate::args;
 use crate::output::{self, Format};
 
 pub(super) fn run(args: &args::Usage) -> anyhow::Result<()> {
-    let path = crate::state::ledger(&args.state.folder()?);
-    if !path.exists() {
-        return Err(output::NotRunning(format!(
-            "there is no ledger at {}: nothing has run on this state folder, or it is another one (--state)",
-            path.display()
-        ))
-        .into());
-    }
+    let path = crate::state::existing_ledger(&args.state.folder()?)?;
     let ledger = Ledger::open(&path).with_context(|| format!("cannot open the ledger {}", path.display()))?;
     let sums = ledger.usage_by(args.tenant.as_deref(), 0, i64::MAX)?;
     output::print(&match args.output {
