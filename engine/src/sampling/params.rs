@@ -3,7 +3,7 @@
 /// How to choose tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits; 0 takes the likeliest token.
+    /// Divides the logits; 0, and what is too small to divide by, takes the likeliest token.
     pub temperature: f32,
     /// Keeps the likeliest tokens up to this share of the probability, in (0, 1].
     pub top_p: f32,

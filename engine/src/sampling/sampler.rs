@@ -6,6 +6,9 @@ use super::draw::{Truncation, draw, likeliest};
 use super::params::{Penalties, SamplingParams};
 use super::random;
 
+/// Temperatures below this take the likeliest token: dividing by them would leave no finite number.
+const COLDEST: f32 = 1e-5;
+
 /// A token that was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
@@ -61,7 +64,7 @@ impl Sampler {
         let adjusted = self.adjust(logits, banned);
         let row = adjusted.as_deref().unwrap_or(logits);
         let p = &self.params;
-        let token = if p.temperature == 0.0 {
+        let token = if p.temperature < COLDEST {
             likeliest(row)
         } else {
             let cut = Truncation { top_k: p.top_k, top_p: p.top_p, min_p: p.min_p };
@@ -152,6 +155,14 @@ mod tests {
     fn greedy_takes_the_likeliest_and_the_lower_id_of_equals() {
         let mut s = sampler(SamplingParams::greedy(), &[]);
         assert_eq!(tokens(&mut s, &[0.0, 2.0, 2.0, 1.0], 1), [1]);
+    }
+
+    #[test]
+    fn the_coldest_temperatures_are_greedy() {
+        for temperature in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e-38, 1e-6, 1.1e-5] {
+            let mut s = sampler(SamplingParams { temperature, ..SamplingParams::default() }, &[]);
+            assert_eq!(tokens(&mut s, &[0.0, 2.0, 2.5, -1e4], 1), [2], "{temperature:e}");
+        }
     }
 
     #[test]
