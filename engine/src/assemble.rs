@@ -21,6 +21,17 @@ use crate::tokenizer::Tokenizer;
 /// in seconds since 1970.
 pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, EngineError> {
     let path = local_path(&options.model)?;
+    // Said before the cache is sized by them, which would blame the cache.
+    for (name, value) in
+        [("max_sequences", options.max_sequences), ("max_model_len", options.max_model_len.unwrap_or(1))]
+    {
+        if value == 0 {
+            return Err(StartError::Zero { name }.into());
+        }
+    }
+    if options.served_model_name.as_ref().is_some_and(|name| name.trim().is_empty()) {
+        return Err(EngineError::ServedName);
+    }
     let LoadedModel { spec, weights, tokenizer_source, chat_template, special, name } = load(&path)?;
     let tokenizer = Tokenizer::build(&tokenizer_source, &special)?;
     let token = |id: Option<u32>| id.map(|id| tokenizer.written(id)).unwrap_or_default();

@@ -26,6 +26,9 @@ pub enum EngineError {
         /// What about it.
         problem: String,
     },
+    /// The name that requests are to ask for is none.
+    #[error("served_model_name is empty: give the name that requests ask for, or leave it out")]
+    ServedName,
     /// The checkpoint cannot be opened.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -171,6 +171,16 @@ fn what_cannot_run_says_why() {
         }),
         with(|o| o.step_tokens = 8),
         with(|o| o.max_sequences = 0),
+        with(|o| {
+            o.kv_cache = KvCache::Auto;
+            o.max_sequences = 0;
+        }),
+        with(|o| {
+            o.kv_cache = KvCache::Auto;
+            o.max_model_len = Some(0);
+        }),
+        with(|o| o.threads = 1_000_000_000),
+        with(|o| o.served_model_name = Some(" ".into())),
         with(|o| o.max_waiting = 0),
         with(|o| o.kv_cache = KvCache::Blocks(0)),
         {

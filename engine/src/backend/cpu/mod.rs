@@ -30,6 +30,9 @@ use super::{Backend, BackendError, BackendInfo, Logits, StepBatch};
 use crate::model::spec::ModelSpec;
 use crate::tensor::Weights;
 
+/// More threads than this are a mistake, and asking the system for them would take all its memory.
+const MAX_THREADS: usize = 1024;
+
 /// How much of the machine to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
@@ -76,6 +79,9 @@ impl CpuBackend {
         spec.check().map_err(failed)?;
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
+            n if n > MAX_THREADS => {
+                return Err(failed(format!("{n} threads were asked for, expected at most {MAX_THREADS}")));
+            }
             n => n,
         };
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("strata-cpu-{i}"));
