@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
@@ -12,6 +12,9 @@ use crate::step::{Planner, StepLimits};
 use crate::telemetry::{Fixed, Metrics};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
+
+/// Bytes of text that are tokenised at the same time, in one request or in many.
+pub const MAX_TEXT_BYTES: usize = 4 * 1024 * 1024;
 
 /// What an engine is made of.
 pub struct EngineParts {
@@ -143,6 +146,8 @@ pub struct Engine {
     vocab: usize,
     max_model_len: usize,
     max_waiting: usize,
+    /// A permit for each byte of text that may be tokenised now.
+    text_room: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -201,6 +206,7 @@ impl Engine {
             vocab: info.vocab,
             max_model_len,
             max_waiting: config.max_waiting,
+            text_room: Arc::new(Semaphore::new(MAX_TEXT_BYTES)),
         }))
     }
 
@@ -211,9 +217,7 @@ impl Engine {
         }
         let choices = request.prompts.len() * request.n;
         let limit = self.max_waiting;
-        if choices > limit {
-            return Err(SubmitError::TooMany { choices, limit });
-        }
+        self.admits(choices)?;
         let vocab = self.vocab;
         if let Some(&token) = request.prompts.iter().flatten().find(|t| **t as usize >= vocab) {
             return Err(SubmitError::TokenOutOfRange { token, vocab });
@@ -232,6 +236,12 @@ impl Engine {
         let submission = Submission { key, request, events: sender, arrived: std::time::Instant::now() };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| SubmitError::Stopped)?;
         Ok(Generation { key, open: choices, events, commands: self.commands.clone() })
+    }
+
+    /// An error when one request can never ask for so many answers.
+    pub fn admits(&self, choices: usize) -> Result<(), SubmitError> {
+        let limit = self.max_waiting;
+        if choices > limit { Err(SubmitError::TooMany { choices, limit }) } else { Ok(()) }
     }
 
     /// Ends the request of this minted id; `false` when none runs under it. Its stream ends with the
@@ -278,6 +288,11 @@ impl Engine {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// A permit for each byte of text that may be tokenised now, [`MAX_TEXT_BYTES`] in all.
+    pub fn text_room(&self) -> &Arc<Semaphore> {
+        &self.text_room
     }
 
     /// The chat template, if the model has one.

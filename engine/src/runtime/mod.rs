@@ -7,4 +7,4 @@ mod generation;
 mod handle;
 
 pub use generation::{Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken};
-pub use handle::{Engine, EngineConfig, EngineParts, ModelCard, StartError, SubmitError};
+pub use handle::{Engine, EngineConfig, EngineParts, MAX_TEXT_BYTES, ModelCard, StartError, SubmitError};

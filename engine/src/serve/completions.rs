@@ -40,7 +40,7 @@ pub(super) async fn create(
         return Err(Fault::invalid_param("logprobs", message));
     }
     let asked = members.whole("max_tokens", 1..=i64::MAX)?.map(|limit| limit as usize);
-    let prompts = prompts(&engine, &members).await?;
+    let prompts = prompts(&engine, &members, options.n).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     options.rules.max_tokens =
         submit::output_limit(&engine, longest, asked, Some(DEFAULT_MAX_TOKENS), "prompt")?;
@@ -100,12 +100,18 @@ impl Head {
 }
 
 /// A text, texts, token ids, or lists of token ids.
-async fn prompts(engine: &Arc<Engine>, members: &Members) -> Result<Vec<Vec<u32>>, Fault> {
+async fn prompts(engine: &Arc<Engine>, members: &Members, n: usize) -> Result<Vec<Vec<u32>>, Fault> {
     let wanted = "a string, an array of strings, an array of token ids, or an array of arrays of token ids";
     let Some(prompt) = members.get("prompt") else {
         return Err(Fault::invalid_param("prompt", format!("`prompt` is missing: send {wanted}")));
     };
     let add_special = members.boolean("add_special_tokens")?.unwrap_or(true);
+    // Before any of them is tokenised: that is the work which is refused.
+    if let Value::Array(items) = prompt
+        && items.iter().any(|item| !item.is_number())
+    {
+        engine.admits(items.len() * n).map_err(submit::refused)?;
+    }
     let prompts = match prompt {
         Value::String(text) => vec![text_prompt(engine, text, add_special).await?],
         Value::Array(items) => match items.first() {

@@ -11,6 +11,10 @@ use strata_wire::ErrorKind;
 use strata_wire::defaults;
 use strata_wire::toplevel::TopLevel;
 
+/// JSON values in one body. Each takes tens of bytes in memory, so that a body of nothing but short
+/// ones would take a hundred times its size.
+const MAX_VALUES: usize = 1 << 21;
+
 /// A request's body: a JSON object.
 #[derive(Debug)]
 pub(super) struct Members {
@@ -26,6 +30,16 @@ impl Members {
     fn parse(body: &Bytes) -> Result<Self, Fault> {
         // The scan refuses what two readers could read differently: a key that stands twice.
         TopLevel::scan(body).map_err(|e| Fault::from_body(ErrorKind::InvalidRequest, e.to_body()))?;
+        // A value takes two bytes at least, with what parts it from the next.
+        if body.len() > MAX_VALUES {
+            let values = count_values(body);
+            if values > MAX_VALUES {
+                let message = format!(
+                    "the body holds {values} JSON values and at most {MAX_VALUES} are taken; send fewer"
+                );
+                return Err(Fault::new(ErrorKind::TooLarge, message));
+            }
+        }
         serde_json::from_slice(body)
             .map(|map| Self { map })
             .map_err(|e| Fault::invalid(format!("the body is not valid JSON: {e}")))
@@ -90,6 +104,21 @@ impl Members {
     }
 }
 
+/// Values in a JSON text, give or take the empty arrays and objects.
+fn count_values(json: &[u8]) -> usize {
+    let (mut values, mut quoted, mut escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b'[' | b'{' if !quoted => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
+
 /// The refusal of something that exists elsewhere and not here.
 pub(super) fn not_built(name: &str, instead: &str) -> Fault {
     Fault::invalid_param(name, format!("`{name}` is not built yet in this engine; {instead}"))
@@ -148,5 +177,25 @@ impl Display for Bounds {
         } else {
             write!(f, "above {} and at most {}", self.low, self.high)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        assert_eq!(count_values(br#"{"a": [1, 2, {"b": 3}], "c": "x,[\",{"}"#), 7);
+        assert_eq!(count_values(br#"{"prompt": "\\", "n": 1}"#), 3);
+    }
+
+    #[test]
+    fn a_body_of_very_many_values_is_refused_and_a_long_text_is_not() {
+        let ids = format!(r#"{{"prompt": [{}1]}}"#, "1,".repeat(MAX_VALUES));
+        let fault = Members::parse(&ids.into()).unwrap_err();
+        insta::assert_snapshot!(String::from_utf8_lossy(&fault.body.to_bytes()), @r#"{"error":{"message":"the body holds 2097155 JSON values and at most 2097152 are taken; send fewer","type":"invalid_request_error","param":null,"code":"request_too_large"}}"#);
+        let text = format!(r#"{{"prompt": "{}"}}"#, "[1,".repeat(MAX_VALUES));
+        assert!(Members::parse(&text.into()).is_ok());
     }
 }

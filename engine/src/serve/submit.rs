@@ -9,7 +9,7 @@ use strata_wire::{ErrorKind, headers};
 
 use super::members::Members;
 use super::options::Options;
-use crate::runtime::{Engine, Event, Failure, Generation, GenerationRequest, SubmitError};
+use crate::runtime::{Engine, Event, Failure, Generation, GenerationRequest, MAX_TEXT_BYTES, SubmitError};
 
 /// The id of this call: the one minted above, or a new one.
 pub(super) fn request_id(headers: &HeaderMap) -> Result<String, Fault> {
@@ -66,17 +66,34 @@ pub(super) async fn encode(
     tokens(engine, text, add_special, param).await
 }
 
-/// The tokens of a text, however many. Tokenising is work: not for a thread that serves others.
+/// The tokens of a text, however many. Tokenising is work: not for a thread that serves others. It
+/// takes hundreds of times the text's size in memory, so only so much text is worked on at a time.
 pub(super) async fn tokens(
     engine: &Arc<Engine>,
     text: String,
     add_special: bool,
     param: &str,
 ) -> Result<Vec<u32>, Fault> {
+    let failed = "the tokenizer failed on this text; this is a defect";
+    if text.len() > MAX_TEXT_BYTES {
+        let message = format!(
+            "the text is {} bytes and at most {MAX_TEXT_BYTES} are tokenised; shorten it",
+            text.len()
+        );
+        return Err(Fault::new(ErrorKind::TooLarge, message).param(param));
+    }
+    let room = engine.text_room().clone().acquire_many_owned(text.len() as u32).await;
+    let room = room.map_err(|_| Fault::new(ErrorKind::Internal, failed))?;
     let tokenizer = engine.tokenizer().clone();
-    tokio::task::spawn_blocking(move || tokenizer.encode(&text, add_special))
+    let work = move || {
+        let tokens = tokenizer.encode(&text, add_special);
+        // Only now, not when the client leaves: the work cannot be stopped.
+        drop(room);
+        tokens
+    };
+    tokio::task::spawn_blocking(work)
         .await
-        .map_err(|_| Fault::new(ErrorKind::Internal, "the tokenizer failed on this text; this is a defect"))?
+        .map_err(|_| Fault::new(ErrorKind::Internal, failed))?
         .map_err(|e| Fault::invalid_param(param, e.to_string()))
 }
 
@@ -120,17 +137,20 @@ pub(super) fn submit(
         return Err(Fault::invalid_param("min_tokens", message));
     }
     let request = GenerationRequest { id, prompts, n, sampling, rules, cache_salt, priority };
-    engine.submit(request).map_err(|error| {
-        let fault = |kind| Fault::new(kind, error.to_string());
-        match error {
-            SubmitError::TooMany { .. } => fault(ErrorKind::InvalidRequest).param("n"),
-            SubmitError::TokenOutOfRange { .. } => fault(ErrorKind::InvalidRequest).param("prompt"),
-            SubmitError::Stopped => fault(ErrorKind::Internal),
-            SubmitError::Draining | SubmitError::Full { .. } => {
-                fault(ErrorKind::Overloaded).retry_after(Duration::from_secs(1))
-            }
+    engine.submit(request).map_err(refused)
+}
+
+/// The response to a request that the engine does not take.
+pub(super) fn refused(error: SubmitError) -> Fault {
+    let fault = |kind| Fault::new(kind, error.to_string());
+    match error {
+        SubmitError::TooMany { .. } => fault(ErrorKind::InvalidRequest).param("n"),
+        SubmitError::TokenOutOfRange { .. } => fault(ErrorKind::InvalidRequest).param("prompt"),
+        SubmitError::Stopped => fault(ErrorKind::Internal),
+        SubmitError::Draining | SubmitError::Full { .. } => {
+            fault(ErrorKind::Overloaded).retry_after(Duration::from_secs(1))
         }
-    })
+    }
 }
 
 /// The response to a failure before anything was sent.

@@ -63,6 +63,12 @@ impl Tokenizer {
             TokenizerSource::HuggingFace { tokenizer_json, .. } => build::from_file(tokenizer_json)?,
         };
         let pieces = Pieces::new(&inner, kind);
+        if let Some(id) = special.bos.iter().chain(&special.eos).find(|id| **id as usize >= pieces.len()) {
+            let size = pieces.len();
+            let message =
+                format!("token {id} begins or ends a text, and the vocabulary has ids below {size} only");
+            return Err(TokenizerError::Malformed(message));
+        }
         let post_processes = matches!(source, TokenizerSource::HuggingFace { .. });
         Ok(Self { inner, pieces, special: special.clone(), post_processes })
     }
@@ -132,7 +138,8 @@ impl Tokenizer {
     /// Fewer tokens than this cannot cover so many bytes of text.
     pub fn fewest_tokens(&self, bytes: usize) -> usize {
         // Normalisation can shorten a text, though hardly to a quarter.
-        bytes / (4 * self.pieces.longest().max(1))
+        let shrink = if self.inner.get_normalizer().is_some() { 4 } else { 1 };
+        bytes / (shrink * self.pieces.longest().max(1))
     }
 
     /// Tokens that begin and end a sequence.

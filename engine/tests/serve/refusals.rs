@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::{Value, json};
+use strata_engine::runtime::MAX_TEXT_BYTES;
 use strata_engine::serve::router;
 
 use crate::backend::FakeBackend;
@@ -125,7 +126,10 @@ async fn bad_requests() {
     }
     cases.push((COMPLETIONS, with(&completion, json!({"echo": true, "logprobs": 1}))));
     cases.push((COMPLETIONS, with(&completion, json!({"prompt": vec!["a"; 40], "n": 2}))));
+    // Refused for their number, before the first is looked at.
+    cases.push((COMPLETIONS, with(&completion, json!({"prompt": vec!["x".repeat(2000); 65]}))));
     for (path, body) in [
+        ("/tokenize", json!({"prompt": "x".repeat(MAX_TEXT_BYTES + 1)})),
         ("/tokenize", json!({})),
         ("/tokenize", json!({"prompt": 5})),
         ("/tokenize", json!({"model": "other", "prompt": "a"})),

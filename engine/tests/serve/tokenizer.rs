@@ -101,6 +101,9 @@ fn what_is_not_known_is_said() {
     insta::assert_snapshot!(error(gguf(|g| { g.model = "gpt2".into(); g.merges = vec!["ab".into()] })), @"the tokenizer cannot be built: merge 0 is `ab`: expected two tokens with a space between");
     insta::assert_snapshot!(error(gguf(|g| g.scores.truncate(3))), @"the tokenizer cannot be built: a `llama` vocabulary needs a score for each token: 354 tokens, 3 scores");
     insta::assert_snapshot!(error(gguf(|g| g.tokens.clear())), @"the tokenizer cannot be built: the file holds no tokens");
+    let beyond = SpecialTokens { eos: vec![2, u32::MAX], ..SpecialTokens::default() };
+    let source = TokenizerSource::Gguf(small());
+    insta::assert_snapshot!(Tokenizer::build(&source, &beyond).unwrap_err(), @"the tokenizer cannot be built: token 4294967295 begins or ends a text, and the vocabulary has ids below 354 only");
     let missing = TokenizerSource::HuggingFace {
         tokenizer_json: "/nonexistent/tokenizer.json".into(),
         tokenizer_config: serde_json::Value::Null,
