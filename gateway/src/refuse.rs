@@ -96,6 +96,14 @@ pub(crate) fn over_limit(refusal: &Refusal) -> Fault {
             ),
         )
         .retry_after(Duration::from_secs(1)),
+        Why::Held => Fault::new(
+            ErrorKind::RateLimitExceeded,
+            format!(
+                "Your requests in flight hold what is left of your quota of {what} {period} (policy {policy}). \
+                 {numbers}. Please try again when one of them has ended."
+            ),
+        )
+        .retry_after(Duration::from_secs(1)),
     };
     if matches!(refusal.why, Why::Budget(_) | Why::TooLarge) {
         fault.headers.push((HeaderName::from_static(SHOULD_RETRY), HeaderValue::from_static("false")));
@@ -178,6 +186,7 @@ mod tests {
             shown(Measure::Budget(Period::Month), Why::Budget(3_600_000)),
             shown(Measure::Budget(Period::Month), Why::TooLarge),
             shown(Measure::InFlight, Why::InFlight),
+            shown(Measure::Budget(Period::Month), Why::Held),
         ];
         insta::assert_snapshot!(all.join("\n"), @r"
         429 rate_limit_exceeded Some(1.25s) | Rate limit reached for tokens in any 1m0s (policy free). Limit 100, remaining 7, requested 9. Please try again in 1.25s. | x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
@@ -185,6 +194,7 @@ mod tests {
         429 insufficient_quota Some(3600s) | You exceeded your current quota of tokens a month (policy free). Limit 100, remaining 7, requested 9. The next period begins in 1h0m0s. | x-should-retry: false, x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
         429 insufficient_quota None | Request too large for the limit of tokens a month (policy free). Limit 100, remaining 7, requested 9. Shorten the prompt or lower max_tokens; this request never fits. | x-should-retry: false, x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
         429 rate_limit_exceeded Some(1s) | Rate limit reached for requests in flight (policy free). Limit 100, remaining 7, requested 9. Please try again when one of them has ended. | x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
+        429 rate_limit_exceeded Some(1s) | Your requests in flight hold what is left of your quota of tokens a month (policy free). Limit 100, remaining 7, requested 9. Please try again when one of them has ended. | x-ratelimit-limit-requests: 3, x-ratelimit-remaining-requests: 0, x-ratelimit-reset-requests: 1.5s
         ");
     }
 }

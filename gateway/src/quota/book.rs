@@ -81,6 +81,8 @@ pub enum Why {
     Window(i64),
     /// Too many requests are in flight.
     InFlight,
+    /// What is left of the budget is reserved for requests in flight, which as a rule use less.
+    Held,
     /// The budget is spent; the next period begins in this many milliseconds.
     Budget(i64),
     /// The request alone is more than the limit.
@@ -90,7 +92,7 @@ pub enum Why {
 impl Why {
     fn severity(self) -> (u8, i64) {
         match self {
-            Self::InFlight => (0, 0),
+            Self::InFlight | Self::Held => (0, 0),
             Self::Window(wait) => (1, wait),
             Self::Budget(wait) => (2, wait),
             Self::TooLarge => (3, 0),
@@ -146,6 +148,15 @@ impl Book {
         counter
     }
 
+    /// How much of what a budget counts as used is only reserved.
+    fn held(&self, key: &CounterKey) -> u64 {
+        let Some(counter) = self.counters.get(key) else { return 0 };
+        let charges = self.open.values().flat_map(|open| &open.charges);
+        charges
+            .filter(|charge| charge.key == *key && counter.is_of_this_period(charge.slot))
+            .fold(0, |sum, charge| sum.saturating_add(charge.amount))
+    }
+
     /// Reserves `amounts` in every counter that counts for `subject`, or in none.
     pub fn reserve(
         &mut self,
@@ -166,14 +177,20 @@ impl Book {
             let rule = &rules[*i];
             let (key, amount) = (self.key(rule, subject), rule.measure.amount(&amounts));
             let counter = self.counter(&key, subject, now);
-            let why = match (counter.room(amount, rule.ceiling, now), rule.measure) {
+            let (room, used) = (counter.room(amount, rule.ceiling, now), counter.used());
+            let slot = counter.slot(now);
+            let why = match (room, rule.measure) {
                 (Room::Fits, _) => None,
-                (Room::In(wait), Measure::Budget(_)) => Some(Why::Budget(wait)),
+                (Room::In(wait), Measure::Budget(_)) => {
+                    let spent = used.saturating_sub(self.held(&key));
+                    let may_fit = spent.saturating_add(amount) <= rule.ceiling;
+                    Some(if may_fit { Why::Held } else { Why::Budget(wait) })
+                }
                 (Room::In(wait), _) => Some(Why::Window(wait)),
                 (Room::Later, _) => Some(Why::InFlight),
                 (Room::Never, _) => Some(Why::TooLarge),
             };
-            let (slot, remaining) = (counter.slot(now), rule.ceiling.saturating_sub(counter.used()));
+            let remaining = rule.ceiling.saturating_sub(used);
             charges.push(Charge { key, slot, amount });
             match why {
                 None => {}

@@ -73,13 +73,32 @@ fn what_is_larger_than_the_limit_never_fits() {
 }
 
 #[test]
+fn a_budget_that_is_only_reserved_is_not_said_to_be_spent() {
+    let mut book = Book::new(vec![rule("b", Measure::Budget(Period::Day), 100)]);
+    let who = subject("acme", "gold", "m");
+    let day = 86_400_000;
+    book.reserve(1, &who, take(1, 0, 90), 0).unwrap();
+    let refused = book.reserve(2, &who, take(1, 0, 20), 0).unwrap_err();
+    assert_eq!((refused.why, refused.remaining), (Why::Held, 10));
+    book.settle(1, take(1, 0, 85), 0);
+    assert_eq!(book.reserve(2, &who, take(1, 0, 20), 0).unwrap_err().why, Why::Budget(day));
+    // What an earlier period reserved holds nothing of this one.
+    book.reserve(3, &who, take(1, 0, 15), 0).unwrap();
+    book.reserve(4, &who, take(1, 0, 90), day).unwrap();
+    book.settle(4, take(1, 0, 90), day);
+    assert_eq!(book.reserve(5, &who, take(1, 0, 20), day).unwrap_err().why, Why::Budget(day));
+}
+
+#[test]
 fn a_budget_ends_with_its_month_in_the_tenants_zone() {
     let mut book = Book::new(vec![rule("b", Measure::Budget(Period::Month), 100)]);
     let mut who = subject("acme", "gold", "m");
     who.zone = jiff::tz::TimeZone::get("Asia/Tokyo").unwrap();
     let last = at("2026-10-31T14:59:59Z");
-    book.reserve(1, &who, take(1, 60, 40), last).unwrap();
-    let refused = book.reserve(2, &who, take(1, 1, 0), last).unwrap_err();
+    book.reserve(0, &who, take(1, 50, 0), last).unwrap();
+    book.settle(0, take(1, 50, 0), last);
+    book.reserve(1, &who, take(1, 10, 40), last).unwrap();
+    let refused = book.reserve(2, &who, take(1, 51, 0), last).unwrap_err();
     assert_eq!(refused.why, Why::Budget(1000));
     book.reserve(3, &who, take(1, 100, 0), last + 1000).unwrap();
     // Settled in November, charged to October.

@@ -197,6 +197,11 @@ impl Counter {
         }
     }
 
+    /// Whether a charge of this slot is in the present period; of a budget only.
+    pub fn is_of_this_period(&self, slot: i64) -> bool {
+        matches!(self, Self::Budget(budget) if budget.span.start <= slot && slot < budget.span.end)
+    }
+
     /// Milliseconds until the counter is whole again if nothing else is charged.
     pub fn reset(&self, now: i64) -> i64 {
         match self {
