@@ -57,11 +57,34 @@ pub(crate) const MODEL_NAME: (&str, &str) = (
     "must be letters, digits, '.', '_', ':', '/' and '-', begin and end with a letter or a digit, and have at most 128 characters",
 );
 
+/// The forms of a model URI, the same as `strata_wire::model_uri` parses: a test compares them.
+const URI_FORMS: &[&str] = &[
+    "(file://)?/[^ [:cntrl:]]*",
+    "file://~/[^ [:cntrl:]]+",
+    "hf://[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._+=,~()-]+)*(@[A-Za-z0-9][A-Za-z0-9._/-]{0,255})?",
+    "oci://[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?",
+    "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*()+=,:@~-]+)+/?",
+    "pvc://[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(/[^/ [:cntrl:]]+)*/?",
+    "https://[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?/([A-Za-z0-9._~!$&()*+,;=:@%-]*/)*[A-Za-z0-9._~!$&()*+,;=:@%-]+([?][A-Za-z0-9._~!$&()*+,;=:@%/?-]*)?(#sha256=[0-9a-f]{64})?",
+];
+
 /// Where files of a model are.
 pub(crate) fn uri() -> Value {
+    let form: Vec<String> = URI_FORMS.iter().map(|form| format!("self.matches('^{form}$')")).collect();
+    rules(&[
+        (
+            &form.join(" || "),
+            "must be file://PATH, an absolute path, hf://OWNER/NAME, oci://REGISTRY/NAME:TAG, s3://BUCKET/PATH, pvc://CLAIM/PATH or https://HOST/PATH",
+        ),
+        ("!self.matches('/[.]{1,2}([/@?#]|$)')", "must have no . or .. in its path"),
+    ])
+}
+
+/// A revision of a model.
+pub(crate) fn revision() -> Value {
     rule(
-        "self.matches('^(file|hf|oci|s3|pvc|https)://[^ ]+$') || self.matches('^/[^ ]*$')",
-        "must be file://PATH, an absolute path, hf://OWNER/NAME, oci://REGISTRY/NAME:TAG, s3://BUCKET/PATH, pvc://CLAIM/PATH or https://HOST/PATH",
+        "self.matches('^[A-Za-z0-9_][A-Za-z0-9._/:-]*$') && !self.matches('/[.]{1,2}(/|$)')",
+        "must be a branch, tag, commit or digest",
     )
 }
 

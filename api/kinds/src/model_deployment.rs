@@ -108,6 +108,10 @@ pub struct ModelDeploymentSpec {
 /// The model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rule(
+    "!has(self.revision) || self.uri.startsWith('hf://') || self.uri.startsWith('oci://')",
+    "revision is for hf:// and oci:// alone: remove it",
+)))]
 pub struct Model {
     /// The name that requests ask for. Another name is another ModelDeployment.
     #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::rules(&[
@@ -116,13 +120,14 @@ pub struct Model {
     ])))]
     pub name: String,
     /// Where the weights are: `file://PATH` or an absolute path (a GGUF file or a folder with
-    /// safetensors; on a host `file://~/` is the home folder), `hf://OWNER/NAME`,
-    /// `oci://REGISTRY/NAME:TAG`, `s3://BUCKET/PATH`, `pvc://CLAIM/PATH`, `https://HOST/PATH`.
+    /// safetensors; on a host `file://~/` is the home folder), `hf://OWNER/NAME[/FILE][@REVISION]`,
+    /// `oci://REGISTRY/NAME:TAG` or `@sha256:DIGEST`, `s3://BUCKET/PATH`, `pvc://CLAIM/PATH`,
+    /// `https://HOST/PATH[#sha256=DIGEST]`.
     #[schemars(length(min = 1, max = 2048), extend("x-kubernetes-validations" = cel::uri()))]
     pub uri: String,
     /// Which revision of it: a branch, tag, commit or digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), extend("x-kubernetes-validations" = cel::revision()))]
     pub revision: Option<String>,
     /// A Secret with the credentials to fetch it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

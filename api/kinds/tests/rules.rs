@@ -141,7 +141,7 @@ fn names_of_models_and_their_places() {
         "file://~/a.gguf",
         "hf://a/b",
         "oci://r/a:1",
-        "s3://b/p",
+        "s3://bkt/p",
         "pvc://c/p",
         "https://h/p",
     ] {

@@ -11,6 +11,7 @@ pub mod error;
 pub mod headers;
 pub mod hops;
 pub mod metrics;
+pub mod model_uri;
 pub mod models;
 pub mod patch;
 pub mod prefix;
