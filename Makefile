@@ -5,9 +5,10 @@ PYTHON ?= python3
 CACHE ?= $(HOME)/.cache/strata
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 VENV := $(CACHE)/venv
+HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds docs clients fmt bench release needs
+.PHONY: help demo test lint model crds chart docs clients fmt bench release needs
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,16 +39,23 @@ $(VENV)/.ready: e2e/clients/requirements.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r e2e/clients/requirements.txt
 	@touch $@
 
-lint: needs ## Format, clippy, directions between crates, generated files
+lint: needs clients ## Format, clippy, directions between crates, generated files
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(PYTHON) scripts/check_directions.py
+	$(VENV)/bin/python scripts/charts.py --check
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
 
-crds: ## Write crds/ from the types
+crds: clients ## Write crds/ from the types, and the chart of them
 	UPDATE_CRDS=1 $(CARGO) test -q -p strata-kinds --test crds
+	$(VENV)/bin/python scripts/charts.py
+
+chart: clients ## Write what is generated in charts/ and package both charts into target/charts
+	$(VENV)/bin/python scripts/charts.py
+	mkdir -p target/charts
+	$(HELM) package --destination target/charts charts/strata-crds charts/strata
 
 docs: ## Write docs/reference/ from the command line and the kinds
 	UPDATE_DOCS=1 $(CARGO) test -q -p strata-cli reference

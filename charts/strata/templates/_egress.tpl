@@ -1,0 +1,68 @@
+{{- /* Names. */ -}}
+{{- define "strata.egressDns" -}}
+- to:
+    - namespaceSelector: {}
+      podSelector:
+        matchLabels:
+          k8s-app: kube-dns
+  ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+{{- end -}}
+
+{{- /* The API server, which no label selects. */ -}}
+{{- define "strata.egressApiServer" -}}
+{{- $server := .Values.networkPolicy.apiServer -}}
+- ports:
+    {{- range $server.ports }}
+    - port: {{ . }}
+      protocol: TCP
+    {{- end }}
+  {{- with $server.cidrs }}
+  to:
+    {{- range . }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{- /*
+The layers of Strata that a component calls: the gateway schedulers; the platform what stands below it
+in this mode; the operator all whose readiness it asks for.
+*/ -}}
+{{- define "strata.egressLayers" -}}
+{{- $root := .root -}}
+{{- $layers := list -}}
+{{- $here := list -}}
+{{- if eq .component "gateway" -}}{{ $layers = list "scheduler" }}
+{{- else if eq .component "operator" -}}{{ $layers = list "engine" "scheduler" }}{{ if include "strata.hasGateway" $root }}{{ $here = list "gateway" }}{{ end }}
+{{- else if include "strata.hasGateway" $root -}}{{ $here = list "gateway" }}
+{{- else if eq $root.Values.mode "production" -}}{{ $layers = list "scheduler" }}
+{{- else -}}{{ $layers = list "engine" }}
+{{- end -}}
+- to:
+    {{- range $here }}
+    - podSelector:
+        matchLabels:
+          {{- include "strata.selector" . | nindent 10 }}
+    {{- end }}
+    {{- range $layers }}
+    - namespaceSelector:
+        {{- if $root.Values.modelNamespaces }}
+        matchExpressions:
+          - key: kubernetes.io/metadata.name
+            operator: In
+            values: {{ toJson $root.Values.modelNamespaces }}
+        {{- else }} {}
+        {{- end }}
+      podSelector:
+        matchLabels:
+          {{- include "strata.selector" . | nindent 10 }}
+    {{- end }}
+  ports:
+    - port: 8000
+      protocol: TCP
+{{- end -}}

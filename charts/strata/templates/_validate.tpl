@@ -1,0 +1,27 @@
+{{- /* Rules that join several values, which the schema cannot tell in words. */ -}}
+{{- define "strata.validate" -}}
+{{- $v := .Values -}}
+{{- if ne $v.mode "enterprise" -}}
+  {{- if not $v.platform.insecureNoAuth -}}
+    {{- fail (printf "\n\nmode %s has no gateway, so nothing checks who calls the platform. If that is what you want, set platform.insecureNoAuth=true; else set mode=enterprise.\n" $v.mode) -}}
+  {{- end -}}
+  {{- if not $v.platform.enabled -}}
+    {{- fail (printf "\n\nmode %s without the platform has no entrance. Set platform.enabled=true, or mode=enterprise, where applications can call the gateway.\n" $v.mode) -}}
+  {{- end -}}
+  {{- if $v.enterprise.localObjectsTenant -}}
+    {{- fail (printf "\n\nenterprise.localObjectsTenant is set, but mode is %s, which has no tenants. Remove it, or set mode=enterprise.\n" $v.mode) -}}
+  {{- end -}}
+  {{- $models := $v.platform.modelNamespace | default .Release.Namespace -}}
+  {{- if and $v.modelNamespaces (not (has $models $v.modelNamespaces)) -}}
+    {{- fail (printf "\n\nthe platform would use the models of namespace %q, which is not in modelNamespaces %v. Set platform.modelNamespace to one of them.\n" $models $v.modelNamespaces) -}}
+  {{- end -}}
+{{- end -}}
+{{- range $name, $component := dict "gateway" $v.gateway "platform" $v.platform -}}
+  {{- if and $component.httpRoute.enabled (not $component.httpRoute.parentRefs) -}}
+    {{- fail (printf "\n\n%s.httpRoute.enabled needs %s.httpRoute.parentRefs: the name of the Gateway that the route hangs from.\n" $name $name) -}}
+  {{- end -}}
+  {{- if le (int $component.terminationGracePeriodSeconds) (int $component.preStopSeconds) -}}
+    {{- fail (printf "\n\n%s.terminationGracePeriodSeconds (%d) must be more than %s.preStopSeconds (%d), or open streams are cut. Try 75 and 15.\n" $name (int $component.terminationGracePeriodSeconds) $name (int $component.preStopSeconds)) -}}
+  {{- end -}}
+{{- end -}}
+{{- end -}}
