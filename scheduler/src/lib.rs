@@ -7,6 +7,7 @@
 //! of a prompt it holds hashes.
 
 pub mod choose;
+pub mod demand;
 pub mod endpoints;
 pub mod exposition;
 pub mod metrics;

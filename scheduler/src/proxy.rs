@@ -1,6 +1,7 @@
 //! A request on its way to a replica: read, checked, patched, placed, sent, and sent elsewhere if the
 //! replica fails it before its first byte.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -17,6 +18,7 @@ use strata_wire::{ErrorKind, defaults, headers};
 use tokio::time::Instant;
 
 use crate::choose::{Tried, Wanted, choose, past_deadline, unknown_model};
+use crate::registry::Pool;
 use crate::replica::Lease;
 use crate::scheduler::Scheduler;
 use crate::stream::{self, Chunks, Passage};
@@ -38,6 +40,7 @@ pub const ROUTES: &[(&str, bool)] = &[
 struct Call {
     path: String,
     model: String,
+    pool: Arc<Pool>,
     id: HeaderValue,
     headers: HeaderMap,
     has_deadline: bool,
@@ -48,21 +51,23 @@ struct Call {
 /// A request's entry in the books.
 struct Running {
     scheduler: Scheduler,
-    model: String,
+    pool: Arc<Pool>,
     since: Instant,
 }
 
 impl Running {
-    fn begin(scheduler: &Scheduler, model: &str) -> Self {
-        scheduler.metrics.received(model);
+    fn begin(scheduler: &Scheduler, pool: Arc<Pool>) -> Self {
+        scheduler.metrics.received(&pool.name);
         scheduler.budget().deposit();
-        Self { scheduler: scheduler.clone(), model: model.to_owned(), since: Instant::now() }
+        pool.asked.begin();
+        Self { scheduler: scheduler.clone(), pool, since: Instant::now() }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.scheduler.metrics.ended(&self.model, self.since.elapsed());
+        self.pool.asked.end(self.scheduler.now());
+        self.scheduler.metrics.ended(&self.pool.name, self.since.elapsed());
     }
 }
 
@@ -73,7 +78,7 @@ pub async fn handle(State(scheduler): State<Scheduler>, request: Request) -> Res
         Ok(call) => call,
         Err(fault) => return fault.into_response(),
     };
-    let running = Running::begin(&scheduler, &call.model);
+    let running = Running::begin(&scheduler, call.pool.clone());
     let model = call.model.clone();
     let response = serve(&scheduler, call, running).await.unwrap_or_else(IntoResponse::into_response);
     if response.status().as_u16() >= 400 {
@@ -104,7 +109,7 @@ async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Resu
             "the body names no `model`; GET /v1/models lists those that can be asked",
         )
     })?;
-    if scheduler.registry.pool(&model).is_none() {
+    let Some(pool) = scheduler.registry.pool(&model) else {
         return Err(if scheduler.is_learning() {
             Fault::new(
                 ErrorKind::Overloaded,
@@ -114,7 +119,7 @@ async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Resu
         } else {
             unknown_model(&model)
         });
-    }
+    };
 
     let path = parts.uri.path().to_owned();
     let cached = ROUTES.iter().any(|(route, cached)| *route == path && *cached);
@@ -137,6 +142,7 @@ async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Resu
         body: patched,
         path,
         model,
+        pool,
     })
 }
 
@@ -332,7 +338,7 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
         events: is_events(&head.headers),
         deadline: call.wanted.deadline,
         guard: (lease, running),
-        broke: |(_, running)| running.scheduler.metrics.broke(&running.model),
+        broke: |(_, running)| running.scheduler.metrics.broke(&running.pool.name),
     });
     let mut response = Response::new(body);
     *response.status_mut() = head.status;

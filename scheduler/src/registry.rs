@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use strata_wire::models::Model;
 use strata_wire::replicas::{Endpoint, Endpoints, ReplicaReport};
 use tokio::sync::Notify;
 
+use crate::demand::Asked;
 use crate::pick::Weights;
 use crate::replica::Replica;
 
@@ -34,11 +36,13 @@ pub struct Pool {
     pub choosing: Mutex<()>,
     /// Set when the model is no longer listed.
     pub gone: AtomicBool,
+    /// What is asked of it.
+    pub asked: Asked,
     created: i64,
 }
 
 impl Pool {
-    fn new(name: &str, created: i64) -> Self {
+    fn new(name: &str, created: i64, asked: Asked) -> Self {
         Self {
             name: name.to_owned(),
             replicas: ArcSwap::default(),
@@ -49,6 +53,7 @@ impl Pool {
             turn: AtomicU64::new(0),
             choosing: Mutex::new(()),
             gone: AtomicBool::new(false),
+            asked,
             created,
         }
     }
@@ -74,9 +79,15 @@ pub struct Registry {
 impl Registry {
     /// Makes the lists as `wanted` says; `unlisted` are replicas to watch whose models are not known
     /// yet. A replica that stays keeps its state. Returns the replicas that are new, for the caller to
-    /// watch; those that are gone are told to stop, and finish what they stream. `now` is in seconds
-    /// since 1970.
-    pub fn apply(&self, wanted: &Endpoints, unlisted: &[Endpoint], now: i64) -> Vec<Arc<Replica>> {
+    /// watch; those that are gone are told to stop, and finish what they stream. `date` is in seconds
+    /// since 1970, `now` is the time since the scheduler's start.
+    pub fn apply(
+        &self,
+        wanted: &Endpoints,
+        unlisted: &[Endpoint],
+        date: i64,
+        now: Duration,
+    ) -> Vec<Arc<Replica>> {
         let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         let listed: BTreeSet<&Endpoint> =
             wanted.models.values().flat_map(|m| &m.replicas).chain(unlisted).collect();
@@ -102,7 +113,7 @@ impl Registry {
         for (name, model) in &wanted.models {
             let pool = before.get(name).cloned().unwrap_or_else(|| {
                 tracing::info!(model = %name, "model is listed");
-                Arc::new(Pool::new(name, now))
+                Arc::new(Pool::new(name, date, Asked::new(now)))
             });
             let unique: BTreeSet<&Endpoint> = model.replicas.iter().collect();
             let of_model = unique.into_iter().filter_map(|e| replicas.get(e).cloned()).collect();
@@ -148,12 +159,16 @@ impl Registry {
         pools.values().filter(|p| !p.replicas.load().is_empty()).map(|p| p.model()).collect()
     }
 
-    /// The replicas for `GET /replicas`.
-    pub fn report(&self) -> ReplicaReport {
-        let states = |pool: &Arc<Pool>| pool.replicas.load().iter().map(|r| r.state()).collect();
-        ReplicaReport {
-            models: self.pools.load().iter().map(|(name, pool)| (name.clone(), states(pool))).collect(),
+    /// What `GET /replicas` returns. `now` is the time since the scheduler's start.
+    pub fn report(&self, now: Duration) -> ReplicaReport {
+        let mut report = ReplicaReport::default();
+        for (name, pool) in self.pools.load().iter() {
+            let states = pool.replicas.load().iter().map(|replica| replica.state()).collect();
+            report.models.insert(name.clone(), states);
+            let held = pool.held.load(Ordering::Acquire);
+            report.demand.insert(name.clone(), pool.asked.demand(held, now));
         }
+        report
     }
 }
 
@@ -164,13 +179,14 @@ mod tests {
     use super::*;
 
     fn endpoint(n: usize) -> Endpoint {
-        Endpoint { name: format!("m-{n}"), url: format!("http://127.0.0.1:{}", 4000 + n) }
+        Endpoint::new(format!("m-{n}"), format!("http://127.0.0.1:{}", 4000 + n))
     }
 
     fn wanted(replicas: &[usize]) -> Endpoints {
         let model = ModelEndpoints {
             replicas: replicas.iter().copied().map(endpoint).collect(),
             weights: BTreeMap::from([("prefix".to_owned(), 70.0)]),
+            ..ModelEndpoints::default()
         };
         Endpoints { models: BTreeMap::from([("m".to_owned(), model)]) }
     }
@@ -178,18 +194,18 @@ mod tests {
     #[test]
     fn replicas_that_stay_keep_their_state() {
         let registry = Registry::default();
-        assert_eq!(registry.apply(&wanted(&[0]), &[], 7).len(), 1);
+        assert_eq!(registry.apply(&wanted(&[0]), &[], 7, Duration::ZERO).len(), 1);
         let pool = registry.pool("m").unwrap();
         assert!((pool.weights.load().hit - 70.0).abs() < 1e-9);
         let first = Arc::clone(&pool.replicas.load()[0]);
         let names = |added: Vec<Arc<Replica>>| added.iter().map(|r| r.name().to_owned()).collect::<Vec<_>>();
-        assert_eq!(names(registry.apply(&wanted(&[2, 0, 1, 1]), &[], 8)), ["m-1", "m-2"]);
+        assert_eq!(names(registry.apply(&wanted(&[2, 0, 1, 1]), &[], 8, Duration::ZERO)), ["m-1", "m-2"]);
         assert_eq!(pool.replicas.load().len(), 3);
         assert!(Arc::ptr_eq(&pool.replicas.load()[0], &first));
-        assert!(registry.apply(&wanted(&[1]), &[], 9).is_empty());
+        assert!(registry.apply(&wanted(&[1]), &[], 9, Duration::ZERO).is_empty());
         assert!(first.stop.is_cancelled());
         assert_eq!(registry.models()[0].created, 7);
-        registry.apply(&Endpoints::default(), &[], 9);
+        registry.apply(&Endpoints::default(), &[], 9, Duration::ZERO);
         assert!(registry.pool("m").is_none() && registry.models().is_empty());
         assert!(pool.gone.load(Ordering::Acquire));
     }

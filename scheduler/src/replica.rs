@@ -241,6 +241,7 @@ impl Replica {
         ReplicaState {
             name: self.endpoint.name.clone(),
             url: self.endpoint.url.clone(),
+            track: self.endpoint.track,
             ready: inner.unready.is_none(),
             reason: inner.unready.clone(),
             in_flight: inner.own.in_flight,
@@ -304,11 +305,11 @@ mod tests {
     const STALE: Duration = Duration::from_secs(1);
 
     fn replica() -> Arc<Replica> {
-        Arc::new(Replica::new(Endpoint { name: "m-0".into(), url: "http://127.0.0.1:1/".into() }))
+        Arc::new(Replica::new(Endpoint::new("m-0", "http://127.0.0.1:1/")))
     }
 
     fn prefix(blocks: u64) -> Prefix {
-        Prefix { blocks: (0..blocks).map(BlockHash).collect(), bytes: blocks as usize * 256 }
+        Prefix { blocks: (0..blocks).map(BlockHash).collect(), bytes: blocks as usize * 256, opening: None }
     }
 
     fn decision() -> Decision {

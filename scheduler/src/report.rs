@@ -28,7 +28,7 @@ pub async fn model(
 
 /// `GET /replicas`.
 pub async fn replicas(State(scheduler): State<Scheduler>) -> Json<ReplicaReport> {
-    Json(scheduler.registry.report())
+    Json(scheduler.registry.report(scheduler.now()))
 }
 
 /// `GET /health`: the process answers.

@@ -73,7 +73,7 @@ impl Scheduler {
 
     /// Takes over a list of models and replicas, and watches the replicas that are new in it.
     pub fn list(&self, wanted: &Endpoints, unlisted: &[Endpoint]) {
-        for replica in self.registry.apply(wanted, unlisted, unix_seconds()) {
+        for replica in self.registry.apply(wanted, unlisted, unix_seconds(), self.now()) {
             scrape::watch(self.clone(), replica);
         }
     }
@@ -126,7 +126,7 @@ impl Shared {
 /// Replicas from the command line are named by their address.
 fn named(urls: &[String]) -> Vec<Endpoint> {
     let name = |url: &String| url.trim_start_matches("http://").to_owned();
-    urls.iter().map(|url| Endpoint { name: name(url), url: url.clone() }).collect()
+    urls.iter().map(|url| Endpoint::new(name(url), url.clone())).collect()
 }
 
 /// Seconds since 1970.

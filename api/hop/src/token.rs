@@ -58,10 +58,11 @@ impl HopToken {
     }
 }
 
-/// Middleware: refuses callers without the token, but for health, version and readiness. Use it as
+/// Middleware: refuses callers without the token, but for health, version, readiness and metrics, which
+/// probes and Prometheus read without one (on a cluster a NetworkPolicy says who reaches them). Use it as
 /// `axum::middleware::from_fn_with_state(token, token::require)`; without a token everyone passes.
 pub async fn require(State(token): State<Option<HopToken>>, request: Request, next: Next) -> Response {
-    let open = matches!(request.uri().path(), "/health" | "/version" | "/ready" | "/ping");
+    let open = matches!(request.uri().path(), "/health" | "/version" | "/ready" | "/ping" | "/metrics");
     match token {
         Some(token) if !open && !token.matches(request.headers()) => Fault::new(
             ErrorKind::InvalidApiKey,

@@ -21,6 +21,19 @@ pub struct Prefix {
     pub blocks: Vec<BlockHash>,
     /// Bytes of the whole canonical text, the unhashed rest included.
     pub bytes: usize,
+    /// Which conversation it is a turn of; `None` when the text says nothing of it.
+    pub opening: Option<Opening>,
+}
+
+/// How a conversation began. All its turns have the same; other conversations have another, even behind
+/// the same system prompt and tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The hash of the canonical text up to the end of the first message that is not the system's. Of a
+    /// prompt that is one text, the hash of its first [`BLOCK_BYTES`].
+    pub hash: u64,
+    /// Whether this request may be the conversation's first: nothing in it has been answered yet.
+    pub first: bool,
 }
 
 /// Hashes a canonical text as it comes.
@@ -59,9 +72,7 @@ impl PrefixHasher {
                 hasher.update(&self.parent);
                 hasher.update(&self.block);
                 self.parent = *hasher.finalize().as_bytes();
-                let mut short = [0; 8];
-                short.copy_from_slice(&self.parent[..8]);
-                self.prefix.blocks.push(BlockHash(u64::from_le_bytes(short)));
+                self.prefix.blocks.push(BlockHash(short(&self.parent)));
                 self.block.clear();
             }
         }
@@ -71,6 +82,28 @@ impl PrefixHasher {
     pub fn finish(self) -> Prefix {
         self.prefix
     }
+
+    /// Notes that the text so far is how the conversation opened.
+    fn opened(&mut self) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.parent);
+        hasher.update(&self.block);
+        let hash = short(hasher.finalize().as_bytes());
+        self.prefix.opening.get_or_insert(Opening { hash, first: true });
+    }
+
+    /// Notes that something in the text is an answer.
+    fn answered(&mut self) {
+        if let Some(opening) = &mut self.prefix.opening {
+            opening.first = false;
+        }
+    }
+}
+
+fn short(hash: &[u8; 32]) -> u64 {
+    let mut short = [0; 8];
+    short.copy_from_slice(&hash[..8]);
+    u64::from_le_bytes(short)
 }
 
 /// Separates a role from its content and a message from the next: bytes that text seldom holds.
@@ -119,11 +152,28 @@ pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
             hasher.push(calls.get().as_bytes());
         }
         hasher.push(RECORD);
+        match &*turn.role {
+            "system" | "developer" => {}
+            "assistant" | "tool" | "function" => {
+                hasher.opened();
+                hasher.answered();
+            }
+            _ => hasher.opened(),
+        }
     }
     if let Some(prompt) = body.prompt {
-        push_text(&mut hasher, prompt);
+        push_prompt(&mut hasher, prompt);
     }
     Some(hasher.finish())
+}
+
+/// A prompt is one text that may go on from an earlier one: only its beginning tells.
+fn push_prompt(hasher: &mut PrefixHasher, raw: &RawValue) {
+    let text: Cow<'_, str> = serde_json::from_str(raw.get()).unwrap_or(Cow::Borrowed(raw.get()));
+    let (beginning, rest) = text.as_bytes().split_at(text.len().min(BLOCK_BYTES));
+    hasher.push(beginning);
+    hasher.opened();
+    hasher.push(rest);
 }
 
 fn push_text(hasher: &mut PrefixHasher, raw: &RawValue) {
@@ -160,6 +210,39 @@ mod tests {
     fn scopes_share_nothing() {
         let (a, b) = (chat("a", &"x".repeat(2000), "q"), chat("b", &"x".repeat(2000), "q"));
         assert!(a.blocks.len() > 4 && a.blocks.iter().all(|h| !b.blocks.contains(h)));
+    }
+
+    fn opening(messages: &[(&str, &str)]) -> Option<Opening> {
+        let turn = |(role, content): &(&str, &str)| serde_json::json!({"role": role, "content": content});
+        let messages: Vec<_> = messages.iter().map(turn).collect();
+        let body = serde_json::json!({"model": "m", "messages": messages}).to_string();
+        of_body("s", body.as_bytes()).unwrap().opening
+    }
+
+    #[test]
+    fn the_turns_of_a_conversation_have_one_opening() {
+        let first = opening(&[("system", "be kind"), ("user", "hello")]).unwrap();
+        assert!(first.first);
+        let third = [("system", "be kind"), ("user", "hello"), ("assistant", "hi"), ("user", "more")];
+        assert_eq!(opening(&third), Some(Opening { first: false, ..first }));
+        assert_ne!(opening(&[("system", "be kind"), ("user", "hello!")]).unwrap().hash, first.hash);
+        assert_ne!(opening(&[("system", "be cruel"), ("user", "hello")]).unwrap().hash, first.hash);
+        assert_eq!(opening(&[("system", "be kind")]), None);
+        let answered = opening(&[("assistant", "What can I do?"), ("user", "hello")]).unwrap();
+        assert!(!answered.first);
+    }
+
+    #[test]
+    fn a_prompt_opens_with_its_beginning() {
+        let prompt = |text: &str| {
+            let body = serde_json::json!({"model": "m", "prompt": text}).to_string();
+            of_body("s", body.as_bytes()).unwrap()
+        };
+        let beginning = "b".repeat(BLOCK_BYTES);
+        assert_eq!(prompt(&beginning).opening, prompt(&format!("{beginning}and on")).opening);
+        assert_ne!(prompt("short").opening, prompt("shorter").opening);
+        assert_eq!(prompt(&"b".repeat(700)).blocks, prompt(&"b".repeat(760)).blocks);
+        assert_eq!(of_body("s", br#"{"model":"m","input":"x"}"#).unwrap().opening, None);
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 //! scheduler reports them on `GET /replicas`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +17,19 @@ pub struct Endpoints {
 /// One model's replicas and how to route among them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModelEndpoints {
-    /// Replicas that should get traffic. One that is starting, draining or dead is not listed.
+    /// Replicas that should get traffic. One that is starting, draining or dead is not listed. A model
+    /// without any is asleep or starts: its requests are held.
     pub replicas: Vec<Endpoint>,
     /// Weights of the scorers; absent ones take the defaults.
     #[serde(default)]
     pub weights: BTreeMap<String, f64>,
+    /// How a replica is picked. As the scheduler was started when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// Percent of the requests that go to replicas of [`Track::Canary`]; the others go to those of
+    /// [`Track::Stable`]. When absent, tracks make no difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary_percent: Option<u8>,
 }
 
 /// One replica.
@@ -30,6 +39,84 @@ pub struct Endpoint {
     pub name: String,
     /// Where it listens, such as `http://127.0.0.1:41001`.
     pub url: String,
+    /// Whether it runs the new revision of a model whose change is tried out first.
+    #[serde(default, skip_serializing_if = "Track::is_stable")]
+    pub track: Track,
+}
+
+impl Endpoint {
+    /// A replica of the stable track.
+    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
+        Self { name: name.into(), url: url.into(), track: Track::Stable }
+    }
+}
+
+/// Which of a model's two sets of replicas one belongs to, while a change is tried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Track {
+    /// What runs already.
+    #[default]
+    Stable,
+    /// The new revision.
+    Canary,
+}
+
+impl Track {
+    /// Whether it is the one that a replica is on when nothing is said.
+    pub fn is_stable(&self) -> bool {
+        *self == Self::Stable
+    }
+
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Stable => Self::Canary,
+            Self::Canary => Self::Stable,
+        }
+    }
+}
+
+impl fmt::Display for Track {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stable => "stable",
+            Self::Canary => "canary",
+        })
+    }
+}
+
+/// How to choose among the replicas that can take a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// By score: cached prefix, queue, running sequences, latency.
+    #[default]
+    Prefix,
+    /// Each in turn, whatever it holds: the base line of comparisons.
+    RoundRobin,
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Prefix => "prefix",
+            Self::RoundRobin => "round-robin",
+        })
+    }
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "prefix" => Ok(Self::Prefix),
+            "round-robin" => Ok(Self::RoundRobin),
+            other => Err(format!("`{other}` is no policy; use prefix or round-robin")),
+        }
+    }
 }
 
 /// What `GET /replicas` returns.
@@ -37,6 +124,22 @@ pub struct Endpoint {
 pub struct ReplicaReport {
     /// By model.
     pub models: BTreeMap<String, Vec<ReplicaState>>,
+    /// What is asked of each model, by model. Of this scheduler alone: several are added up, but for
+    /// [`Demand::idle_s`], of which the least counts.
+    #[serde(default)]
+    pub demand: BTreeMap<String, Demand>,
+}
+
+/// What is asked of a model: by it, one that sleeps is woken and one that nobody asks is put to sleep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Demand {
+    /// Requests that wait because no replica can take them. They count while a replica starts, too.
+    pub held: u64,
+    /// Requests that a replica has and that have not ended.
+    pub in_flight: u64,
+    /// Seconds since the last request ended, or since the scheduler learnt of the model; 0 while any is
+    /// held or in flight.
+    pub idle_s: f64,
 }
 
 /// A replica as the scheduler sees it.
@@ -46,6 +149,9 @@ pub struct ReplicaState {
     pub name: String,
     /// Where it listens.
     pub url: String,
+    /// Which revision it runs, while a change is tried out.
+    #[serde(default, skip_serializing_if = "Track::is_stable")]
+    pub track: Track,
     /// Whether it gets traffic now.
     pub ready: bool,
     /// Why it does not, in one sentence.
@@ -65,4 +171,31 @@ pub struct ReplicaState {
     pub prefix_hits: f64,
     /// Requests that this scheduler has sent it.
     pub requests: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_without_tracks_is_read_and_written_as_before() {
+        let text = r#"{"models":{"m":{"replicas":[{"name":"m-0","url":"http://a:1"}],"weights":{}}}}"#;
+        let read: Endpoints = serde_json::from_str(text).unwrap();
+        assert_eq!(read.models["m"].replicas, [Endpoint::new("m-0", "http://a:1")]);
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    }
+
+    #[test]
+    fn tracks_and_policies_are_written_by_name() {
+        let text = r#"{"models":{"m":{"replicas":[{"name":"m-1","url":"http://a:2","track":"canary"}],"weights":{},"policy":"round-robin","canary_percent":20}}}"#;
+        let read: Endpoints = serde_json::from_str(text).unwrap();
+        assert_eq!(read.models["m"].replicas[0].track, Track::Canary);
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    }
+
+    #[test]
+    fn a_report_of_an_older_scheduler_has_no_demand() {
+        let report: ReplicaReport = serde_json::from_str(r#"{"models":{"m":[]}}"#).unwrap();
+        assert!(report.demand.is_empty());
+    }
 }

@@ -385,7 +385,7 @@ async fn models_health_version_and_metrics() {
 async fn callers_without_the_hop_token_are_refused() {
     let engine = engine(FakeBackend::new(256), config());
     let router = router(engine, HopToken::new("between-us"));
-    for path in ["/metrics", "/v1/models", "/nowhere"] {
+    for path in ["/metrics/more", "/v1/models", "/nowhere"] {
         let refused = get(&router, path).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
         assert_eq!(
@@ -393,15 +393,15 @@ async fn callers_without_the_hop_token_are_refused() {
             "invalid_api_key"
         );
     }
-    for path in ["/health", "/version"] {
+    for path in ["/health", "/version", "/metrics"] {
         assert_eq!(get(&router, path).await.status, StatusCode::OK);
     }
     let answer =
-        client::send(&router, "GET", "/metrics", &[("x-strata-hop-token", "between-us")], String::new())
+        client::send(&router, "GET", "/v1/models", &[("x-strata-hop-token", "between-us")], String::new())
             .await;
     assert_eq!(answer.status, StatusCode::OK);
     let wrong =
-        client::send(&router, "GET", "/metrics", &[("x-strata-hop-token", "between-uS")], String::new())
+        client::send(&router, "GET", "/v1/models", &[("x-strata-hop-token", "between-uS")], String::new())
             .await;
     assert_eq!(wrong.status, StatusCode::UNAUTHORIZED);
 }

@@ -188,10 +188,11 @@ impl Supervisor {
             let replicas = self
                 .fleet
                 .serving(rendered.name(), steps)
-                .map(|pod| Endpoint { name: pod.name.clone(), url: pod.view().address.url() })
+                .map(|pod| Endpoint::new(&pod.name, pod.view().address.url()))
                 .collect();
             let weights = workload::weights(&engine.spec);
-            endpoints.models.insert(engine.spec.model.name.clone(), ModelEndpoints { replicas, weights });
+            let model = ModelEndpoints { replicas, weights, ..ModelEndpoints::default() };
+            endpoints.models.insert(engine.spec.model.name.clone(), model);
         }
         if self.endpoints.as_ref() == Some(&endpoints) {
             return Ok(());
@@ -310,6 +311,7 @@ async fn follow_routes(
 /// Of a report, what says whether replicas are routed to: the counters change all the time.
 fn only_routes(report: ReplicaReport) -> ReplicaReport {
     let mut report = report;
+    report.demand.clear();
     for replica in report.models.values_mut().flatten() {
         replica.in_flight = 0;
         replica.requests = 0;

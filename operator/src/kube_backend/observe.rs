@@ -59,12 +59,15 @@ pub(super) fn endpoints(engines: &[&EngineWorkload], pods: &BTreeMap<String, Vec
             let stays = pod.metadata.deletion_timestamp.is_none() && is_ready(pod);
             let ip = pod.status.as_ref()?.pod_ip.as_ref().filter(|_| stays)?;
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.clone() };
-            Some(Endpoint { name: pod.name_any(), url: format!("http://{host}:{PORT}") })
+            Some(Endpoint::new(pod.name_any(), format!("http://{host}:{PORT}")))
         });
         let mut replicas: Vec<Endpoint> = replicas.collect();
         replicas.sort();
         let weights = crate::workload::weights(&engine.spec);
-        file.models.insert(engine.spec.model.name.clone(), ModelEndpoints { replicas, weights });
+        file.models.insert(
+            engine.spec.model.name.clone(),
+            ModelEndpoints { replicas, weights, ..ModelEndpoints::default() },
+        );
     }
     file
 }

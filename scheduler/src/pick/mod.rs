@@ -6,45 +6,12 @@ pub mod index;
 pub mod load;
 pub mod score;
 
-use serde::{Deserialize, Serialize};
-
 pub use budget::RetryBudget;
 pub use decision::{Decision, Why};
 pub use index::PrefixIndex;
 pub use load::{Gauges, InterToken, Load, Own};
 pub use score::{Ask, Parts, Weights};
-
-/// How to choose among the replicas that can take a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// By score: cached prefix, queue, running sequences, latency.
-    #[default]
-    Prefix,
-    /// Each in turn, whatever it holds: the base line of comparisons.
-    RoundRobin,
-}
-
-impl std::fmt::Display for Policy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Prefix => "prefix",
-            Self::RoundRobin => "round-robin",
-        })
-    }
-}
-
-impl std::str::FromStr for Policy {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "prefix" => Ok(Self::Prefix),
-            "round-robin" => Ok(Self::RoundRobin),
-            other => Err(format!("`{other}` is no policy; use prefix or round-robin")),
-        }
-    }
-}
+pub use strata_wire::replicas::Policy;
 
 /// A replica as the choice sees it.
 #[derive(Clone, Copy, Debug)]

@@ -72,9 +72,9 @@ async fn the_hop_token_is_asked_for_and_shown() {
     let token = HopToken::new("one-run").unwrap();
     let rig = Rig::before(&[&engine], SchedulerOptions { hop_token: Some(token), ..quick() }).await;
     assert_eq!(rig.chat("hello").await.error().0, 401);
-    assert_eq!(rig.get("/metrics").await.status, 401);
+    assert_eq!(rig.get("/v1/models").await.status, 401);
     assert_eq!(rig.get("/replicas").await.status, 401);
-    for open in ["/health", "/ready", "/version"] {
+    for open in ["/health", "/ready", "/version", "/metrics"] {
         assert_eq!(rig.get(open).await.status, 200, "{open}");
     }
     let trusted = [("x-strata-hop-token", "one-run"), ("x-strata-request-id", "0198-gateway")];

@@ -137,7 +137,7 @@ impl Rig {
     }
 
     pub(crate) fn states(&self, model: &str) -> Vec<ReplicaState> {
-        self.scheduler.registry.report().models.remove(model).unwrap_or_default()
+        self.scheduler.registry.report(self.scheduler.now()).models.remove(model).unwrap_or_default()
     }
 
     /// Requests held back for a model.
@@ -226,6 +226,6 @@ impl EndpointsFile {
 
 /// Engines as an endpoints file lists them, named `m-0`, `m-1` and so on.
 pub(crate) fn listed(engines: &[&Engine]) -> ModelEndpoints {
-    let replicas = engines.iter().map(|e| Endpoint { name: e.name().to_owned(), url: e.url() });
+    let replicas = engines.iter().map(|e| Endpoint::new(e.name(), e.url()));
     ModelEndpoints { replicas: replicas.collect(), ..ModelEndpoints::default() }
 }
