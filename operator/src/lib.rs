@@ -5,6 +5,7 @@
 //! no clock, no I/O. Two backends carry the result out: [`kube_backend`] by server-side apply,
 //! [`host`] as local processes.
 
+pub mod cluster;
 pub mod condition;
 pub mod host;
 pub mod kube_backend;

@@ -1,0 +1,85 @@
+//! What to apply to a Kubernetes cluster and what to say about it, from what is seen there. Pure: no
+//! clock, no I/O. [`crate::kube_backend`] carries it out.
+//!
+//! Nothing is remembered between two calls: all state is in the children.
+
+mod child;
+mod events;
+mod governance;
+mod judge;
+mod namespace;
+mod pods;
+mod site;
+mod status;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+use strata_wire::replicas::ReplicaReport;
+
+pub use child::{Child, ChildKey};
+pub use events::{EventNote, events};
+pub use governance::{GatewayView, Governed, policy_status, tenant_status};
+pub use judge::{judge, judge_policy, judge_tenant};
+pub use namespace::namespace_step;
+pub use site::{Capabilities, ClusterSite};
+pub use status::model_status;
+pub use step::{ModelStep, model_step, swept_kinds};
+
+/// Label of a pod: the revision of the template that it was made from.
+pub const REVISION_LABEL: &str = "strata.dev/revision";
+/// Label of a pod: `stable`, or `canary` for those that try a new revision.
+pub const TRACK_LABEL: &str = "strata.dev/track";
+/// Label of everything that the operator made.
+pub const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "strata-operator");
+
+/// What is seen of a model's children. All of them are of this one model.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelSeen<'a> {
+    /// The Deployments `<model>-engine` and `<model>-engine-canary`.
+    pub deployments: &'a [Arc<Deployment>],
+    /// Pods with the model's label.
+    pub pods: &'a [Arc<Pod>],
+    /// Its ControllerRevisions.
+    pub revisions: &'a [Arc<ControllerRevision>],
+    /// One for each scheduler pod of the namespace; empty in mode development.
+    pub schedulers: &'a [SchedulerView],
+    /// By pod: how far the download is, for pods whose container `fetch` was asked.
+    pub downloads: &'a BTreeMap<String, Progress>,
+}
+
+/// What one scheduler pod says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerView {
+    /// The pod's name.
+    pub pod: String,
+    /// What `GET /replicas` returned, or why it could not be asked.
+    pub report: Result<Arc<ReplicaReport>, String>,
+}
+
+/// How far the download of a model is: what the container `fetch` answers to `GET /progress`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Bytes that are there.
+    pub bytes_done: u64,
+    /// Bytes in all, once they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<u64>,
+    /// Seconds that are left at the present rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<u64>,
+    /// What it does or waits for, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// A deadline after which the same state means something else; `None` waits for the next change.
+pub type LookAgain = Option<Duration>;

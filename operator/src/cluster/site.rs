@@ -1,0 +1,87 @@
+//! What the operator is told about the cluster that it works in.
+
+use kube::core::ApiResource;
+
+use super::child::resource;
+use crate::Mode;
+
+/// Kinds that a cluster may have or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+// Each is a fact of its own.
+#[allow(clippy::struct_excessive_bools)]
+pub struct Capabilities {
+    /// `httproutes.gateway.networking.k8s.io/v1`.
+    pub http_route: bool,
+    /// `inferencepools.inference.networking.k8s.io/v1`.
+    pub inference_pool: bool,
+    /// `inferenceobjectives.inference.networking.x-k8s.io/v1alpha2`.
+    pub inference_objective: bool,
+    /// `scaledobjects.keda.sh/v1alpha1`.
+    pub scaled_object: bool,
+    /// The API group `external.metrics.k8s.io`.
+    pub external_metrics: bool,
+}
+
+impl Capabilities {
+    /// The kinds that a cluster may have or not, and that the operator applies where it has them.
+    pub fn kinds() -> [ApiResource; 4] {
+        [
+            resource("gateway.networking.k8s.io", "v1", "HTTPRoute", "httproutes"),
+            resource("inference.networking.k8s.io", "v1", "InferencePool", "inferencepools"),
+            resource(
+                "inference.networking.x-k8s.io",
+                "v1alpha2",
+                "InferenceObjective",
+                "inferenceobjectives",
+            ),
+            resource("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects"),
+        ]
+    }
+
+    /// Those of [`Capabilities::kinds`] for which `has` says yes, and whether the API group
+    /// `external.metrics.k8s.io` is served.
+    pub fn found(has: impl Fn(&ApiResource) -> bool, external_metrics: bool) -> Self {
+        let [http_route, inference_pool, inference_objective, scaled_object] =
+            Self::kinds().map(|kind| has(&kind));
+        Self { http_route, inference_pool, inference_objective, scaled_object, external_metrics }
+    }
+}
+
+/// What the operator is told, and what it found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterSite {
+    /// Image of Strata's containers.
+    pub image: String,
+    /// Which layers the chart installed.
+    pub mode: Mode,
+    /// Strata's own namespace.
+    pub namespace: String,
+    /// Namespaces whose ModelDeployments are served; all when empty.
+    pub model_namespaces: Vec<String>,
+    /// Namespaces from which metrics may be read, such as that of Prometheus or KEDA.
+    pub metrics_namespaces: Vec<String>,
+    /// The Gateway of the Gateway API, as `NAMESPACE/NAME`, that HTTPRoutes attach to.
+    pub gateway: Option<String>,
+    /// Kinds that the cluster has.
+    pub capabilities: Capabilities,
+}
+
+impl ClusterSite {
+    /// A site with nothing but what must be known.
+    pub fn new(image: impl Into<String>, mode: Mode, namespace: impl Into<String>) -> Self {
+        Self {
+            image: image.into(),
+            mode,
+            namespace: namespace.into(),
+            model_namespaces: Vec::new(),
+            metrics_namespaces: Vec::new(),
+            gateway: None,
+            capabilities: Capabilities::default(),
+        }
+    }
+
+    /// Whether models of this namespace are served.
+    pub fn serves(&self, namespace: &str) -> bool {
+        self.model_namespaces.is_empty() || self.model_namespaces.iter().any(|n| n == namespace)
+    }
+}
