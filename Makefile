@@ -8,7 +8,7 @@ VENV := $(CACHE)/venv
 HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart docs clients fmt bench release needs
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench release needs
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -30,7 +30,11 @@ $(MODEL):
 test: needs model clients ## Run every test: Rust, then the OpenAI SDK against `strata up`
 	$(CARGO) build --locked -p strata-cli
 	$(CARGO) test --workspace --locked
+	$(MAKE) chart-test
 	$(VENV)/bin/python -m pytest -q e2e/clients --strata target/debug/strata --model $(MODEL)
+
+chart-test: clients ## Render the charts with Helm 4 and 3: snapshots, bad values, restricted pods, allowed flows
+	$(VENV)/bin/python -m pytest -q charts/tests
 
 clients: $(VENV)/.ready
 

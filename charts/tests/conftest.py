@@ -1,0 +1,105 @@
+"""Rendering the charts with real Helm binaries.
+
+Helm 4 and 3 come from the cache where `make e2e` builds them, or from HELM4 and HELM3. Without them the
+tests are skipped and say so; in CI that is a failure.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHARTS = ROOT / "charts"
+CACHE = pathlib.Path(os.environ.get("STRATA_CACHE", pathlib.Path.home() / ".cache/strata"))
+# Helm built by hand says it is Kubernetes 1.20, which the charts refuse.
+KUBE_VERSION = "1.36.0"
+
+
+def binary(name: str, variable: str) -> str | None:
+    """The path of a tool of the test cluster, or None."""
+    named = os.environ.get(variable)
+    if named:
+        return named
+    cached = CACHE / "k8s/bin" / name
+    return str(cached) if cached.exists() else shutil.which(name)
+
+
+def need(name: str, variable: str) -> str:
+    """The path of a tool; without it the test is skipped, and in CI fails."""
+    found = binary(name, variable)
+    if found:
+        return found
+    why = f"skipped: {name} is not built; run `make e2e` once, or set {variable}"
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+
+
+class Refused(Exception):
+    """Helm did not render; the text is its standard error."""
+
+
+class Helm:
+    """One Helm binary."""
+
+    def __init__(self, path: str):
+        self.path = path
+
+    def run(self, *args: str) -> str:
+        done = subprocess.run([self.path, *args], capture_output=True, text=True, timeout=60)
+        if done.returncode != 0:
+            raise Refused(done.stderr + done.stdout)
+        return done.stdout
+
+    def template(self, chart: str | pathlib.Path, values: dict | None = None, *args: str, namespace="strata") -> str:
+        """The chart's YAML for a set of values."""
+        path = CHARTS / chart
+        command = [self.path, "template", "strata", str(path), "--namespace", namespace]
+        command += ["--kube-version", KUBE_VERSION, "--values", "-", *args]
+        done = subprocess.run(
+            command, input=yaml.safe_dump(values or {}), capture_output=True, text=True, timeout=60
+        )
+        if done.returncode != 0:
+            raise Refused(done.stderr)
+        return done.stdout
+
+    def objects(self, chart: str | pathlib.Path, values: dict | None = None, *args: str, namespace="strata") -> list[dict]:
+        """The same, parsed."""
+        return [o for o in yaml.safe_load_all(self.template(chart, values, *args, namespace=namespace)) if o]
+
+
+@pytest.fixture(scope="session")
+def helm() -> Helm:
+    return Helm(need("helm4", "HELM4"))
+
+
+@pytest.fixture(scope="session")
+def helm3() -> Helm:
+    return Helm(need("helm3", "HELM3"))
+
+
+@pytest.fixture(params=["helm4", "helm3"])
+def each_helm(request) -> Helm:
+    return Helm(need(request.param, request.param.upper()))
+
+
+def cases() -> list[pathlib.Path]:
+    """The sets of values that are rendered: one file each."""
+    return sorted((CHARTS / "tests/cases").glob("*.yaml"))
+
+
+@pytest.fixture(params=cases(), ids=lambda path: path.stem)
+def case(request) -> pathlib.Path:
+    return request.param
+
+
+def values_of(case: pathlib.Path) -> dict:
+    return yaml.safe_load(case.read_text()) or {}
+
+
+def arguments_of(case: pathlib.Path) -> list[str]:
+    """Arguments for Helm, from the case's first line `# helm: …`."""
+    first = case.read_text().split("\n", 1)[0]
+    return first.removeprefix("# helm:").split() if first.startswith("# helm:") else []

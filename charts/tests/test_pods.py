@@ -1,0 +1,167 @@
+"""Pods of the charts, and of the operator's snapshots: hardened, and restarted only when they must be."""
+
+import copy
+import shutil
+
+import podsecurity
+import pytest
+import yaml
+from conftest import CHARTS, ROOT, arguments_of, values_of
+
+COMPONENTS = ("operator", "gateway", "platform")
+
+
+def deployments(objects: list[dict]) -> dict[str, dict]:
+    return {o["metadata"]["name"]: o for o in objects if o["kind"] == "Deployment"}
+
+
+def rendered_by_operator() -> list[tuple[str, dict]]:
+    """Deployments in the operator's snapshots."""
+    found = []
+    for path in sorted((ROOT / "operator/src").rglob("*.snap")):
+        body = path.read_text().split("---\n", 2)[-1]
+        if "kind: Deployment" not in body:
+            continue
+        for document in yaml.safe_load_all(body):
+            for candidate in document if isinstance(document, list) else [document]:
+                if isinstance(candidate, dict) and candidate.get("kind") == "Deployment":
+                    found.append((path.name.removesuffix(".snap"), candidate))
+    return found
+
+
+def test_restricted(helm, case):
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        assert podsecurity.violations(deployment["spec"]["template"]["spec"]) == [], name
+
+
+@pytest.mark.parametrize("name,deployment", rendered_by_operator(), ids=lambda v: v if isinstance(v, str) else "")
+def test_restricted_engines_and_schedulers(name, deployment):
+    assert podsecurity.violations(deployment["spec"]["template"]["spec"]) == []
+
+
+def test_the_operator_has_snapshots():
+    names = {d["metadata"]["labels"]["app.kubernetes.io/component"] for _, d in rendered_by_operator()}
+    assert {"engine", "scheduler"} <= names
+
+
+GOOD = {
+    "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    "containers": [
+        {"name": "c", "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "path,value",
+    [
+        (("hostNetwork",), True),
+        (("hostPID",), True),
+        (("securityContext", "runAsNonRoot"), False),
+        (("securityContext", "runAsUser"), 0),
+        (("securityContext", "seccompProfile"), {"type": "Unconfined"}),
+        (("securityContext", "sysctls"), [{"name": "kernel.msgmax", "value": "1"}]),
+        (("volumes",), [{"name": "v", "hostPath": {"path": "/"}}]),
+        (("containers", 0, "ports"), [{"containerPort": 80, "hostPort": 80}]),
+        (("containers", 0, "securityContext", "privileged"), True),
+        (("containers", 0, "securityContext", "allowPrivilegeEscalation"), None),
+        (("containers", 0, "securityContext", "capabilities"), {"drop": ["KILL"]}),
+        (("containers", 0, "securityContext", "capabilities"), {"drop": ["ALL"], "add": ["NET_ADMIN"]}),
+        (("containers", 0, "securityContext", "procMount"), "Unmasked"),
+        (("containers", 0, "livenessProbe"), {"httpGet": {"host": "10.0.0.1", "port": 1}}),
+        (("initContainers",), [{"name": "i"}]),
+    ],
+    ids=lambda v: ".".join(map(str, v)) if isinstance(v, tuple) else "",
+)
+def test_the_check_of_restricted_sees(path, value):
+    assert podsecurity.violations(GOOD) == []
+    bad = copy.deepcopy(GOOD)
+    at = bad
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = value
+    assert podsecurity.violations(bad) != []
+
+
+def test_root_filesystem_is_read_only(helm, case):
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        for container in deployment["spec"]["template"]["spec"]["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
+
+
+def test_only_who_asks_the_api_server_holds_a_token(helm, case):
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        token = deployment["spec"]["template"]["spec"]["automountServiceAccountToken"]
+        assert token is (name != "strata-platform")
+
+
+# For each component, another setting of everything that is about it alone.
+ANOTHER = {
+    "image": "other:1",
+    "resources": {"limits": {"memory": "2Gi"}},
+    "env": [{"name": "A", "value": "b"}],
+    "podLabels": {"a": "b"},
+    "podAnnotations": {"a": "b"},
+    "nodeSelector": {"a": "b"},
+    "tolerations": [{"key": "a"}],
+    "affinity": {"podAffinity": {}},
+    "priorityClassName": "high",
+    "serviceAccountAnnotations": {"a": "b"},
+    "pdbMaxUnavailable": 0,
+    "extraEgress": [{}],
+    "replicas": 0,
+    "terminationGracePeriodSeconds": 99,
+}
+
+
+@pytest.mark.parametrize("changed", COMPONENTS)
+def test_a_change_of_one_component_restarts_no_other(helm, changed):
+    before = deployments(helm.objects("strata"))
+    after = deployments(helm.objects("strata", {changed: ANOTHER}))
+    assert {n for n in before if before[n] != after[n]} == {f"strata-{changed}"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"networkPolicy": {"enabled": False}},
+        {"extraLabels": {"a": "b"}, "extraAnnotations": {"c": "d"}},
+        {"serviceMonitor": {"enabled": True}},
+        {"gateway": {"service": {"type": "NodePort"}, "persistence": {"size": "20Gi", "keep": False}}},
+        {"platform": {"httpRoute": {"enabled": True, "parentRefs": [{"name": "x"}]}}},
+    ],
+    ids=lambda v: "+".join(v),
+)
+def test_what_is_about_no_pod_restarts_none(helm, values):
+    before = deployments(helm.objects("strata"))
+    after = deployments(helm.objects("strata", values))
+    for name in before:
+        assert before[name]["spec"]["template"] == after[name]["spec"]["template"], name
+
+
+def test_a_new_chart_with_the_same_binary_restarts_no_pod(helm, tmp_path):
+    chart = tmp_path / "strata"
+    shutil.copytree(CHARTS / "strata", chart)
+    definition = chart / "Chart.yaml"
+    text = definition.read_text()
+    version = yaml.safe_load(text)["version"]
+    definition.write_text(text.replace(f"\nversion: {version}", "\nversion: 9.9.9"))
+    before, after = deployments(helm.objects("strata")), deployments(helm.objects(chart))
+    assert {n: d["spec"] for n, d in before.items()} == {n: d["spec"] for n, d in after.items()}
+
+
+def test_a_change_of_mode_keeps_the_claims_and_selectors(helm):
+    """A claim that a mode leaves out is kept on the cluster; one that stays is the same object."""
+    by_mode = {}
+    for mode in ("development", "production", "enterprise"):
+        objects = helm.objects("strata", {"mode": mode, "platform": {"insecureNoAuth": mode != "enterprise"}})
+        by_mode[mode] = objects
+        for claim in (o for o in objects if o["kind"] == "PersistentVolumeClaim"):
+            assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+
+    def platform(mode: str) -> tuple:
+        found = {(o["kind"], o["metadata"]["name"]): o for o in by_mode[mode]}
+        deployment = found["Deployment", "strata-platform"]
+        return found["PersistentVolumeClaim", "strata-platform"], deployment["spec"]["selector"]
+
+    assert platform("development") == platform("production") == platform("enterprise")
