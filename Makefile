@@ -8,7 +8,7 @@ VENV := $(CACHE)/venv
 HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench release needs
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench release needs image k8s
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -63,6 +63,12 @@ chart: clients ## Write what is generated in charts/ and package both charts int
 
 docs: ## Write docs/reference/ from the command line and the kinds
 	UPDATE_DOCS=1 $(CARGO) test -q -p strata-cli reference
+
+image: release ## Make the container image, without builder or registry: target/strata-image.tar
+	@$(PYTHON) scripts/image.py --strata target/release/strata --out target/strata-image.tar
+
+k8s: ## Build the binaries of a real Kubernetes into the cache (minutes, once)
+	@$(PYTHON) e2e/k8s/driver/binaries.py
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)

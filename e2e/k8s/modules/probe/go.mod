@@ -1,0 +1,3 @@
+module strata.dev/e2e/probe
+
+go 1.26.0
