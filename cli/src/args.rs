@@ -239,17 +239,28 @@ pub(crate) struct Scheduler {
 
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "\
-Example:
+Examples:
   strata gateway --upstream http://127.0.0.1:8000 -f manifests/ --listen 127.0.0.1:8080
+  strata gateway --kubernetes --model-namespaces team-a,team-b
 
-Any OpenAI-compatible server can be the upstream.")]
+With a folder, any OpenAI-compatible server can be the upstream. With --kubernetes, a model's requests go
+to the schedulers of its own namespace. The API server is found by KUBECONFIG, or by the pod's account.")]
 pub(crate) struct Gateway {
     /// Base URL of the next layer, without /v1
-    #[arg(long, value_name = "URL")]
-    pub(crate) upstream: String,
+    #[arg(long, value_name = "URL", required_unless_present = "kubernetes")]
+    pub(crate) upstream: Option<String>,
     /// Folder of Tenant, QuotaPolicy, ModelDeployment and Secret manifests
-    #[arg(short = 'f', long = "folder", value_name = "FOLDER")]
-    pub(crate) folder: PathBuf,
+    #[arg(short = 'f', long = "folder", value_name = "FOLDER", required_unless_present = "kubernetes")]
+    pub(crate) folder: Option<PathBuf>,
+    /// Take manifests and schedulers from a Kubernetes API server
+    #[arg(long, conflicts_with_all = ["upstream", "folder"])]
+    pub(crate) kubernetes: bool,
+    /// Namespace in which Tenants, QuotaPolicies and the Secrets of keys are read
+    #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE", default_value = "strata")]
+    pub(crate) namespace: String,
+    /// Namespaces whose models are served [default: all]
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', requires = "kubernetes")]
+    pub(crate) model_namespaces: Vec<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use hyper::body::Incoming;
 use strata_hop::{Body, Fault, SendError, forward};
 use strata_wire::toplevel::TopLevel;
-use strata_wire::{ErrorBody, ErrorKind, Usage, defaults, sse};
+use strata_wire::{ErrorBody, ErrorKind, Usage, defaults, headers, sse};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -21,6 +21,7 @@ use crate::events::{Metered, Seen};
 use crate::gateway::Inner;
 use crate::ledger::{AuditRow, Entry, OpenRow, UsageRow};
 use crate::metrics::{CallLabels, TokenLabels};
+use crate::place::Place;
 use crate::quota::{Amounts, Subject};
 
 /// How long the layer below may go on after the client has left, to tell what was used.
@@ -47,7 +48,14 @@ pub(crate) struct Call {
     pub(crate) wants_continuous: bool,
     pub(crate) explain: bool,
     pub(crate) limits: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) place: Arc<Place>,
     pub(crate) inner: Arc<Inner>,
+}
+
+/// What goes on, but for the address and the time that is left.
+pub(crate) struct Outgoing {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// What a call used.
@@ -91,7 +99,7 @@ enum End {
 
 impl Call {
     /// Forwards the call and sees it through.
-    pub(crate) async fn run(self, request: http::Request<Body>, audit: AuditRow, mut head: Head) {
+    pub(crate) async fn run(self, outgoing: Outgoing, audit: AuditRow, mut head: Head) {
         self.inner.metrics.in_flight.inc();
         let begun = self.inner.writer.write(Entry::Begin(Box::new(self.open_row()), audit)).await;
         if let Err(error) = begun {
@@ -105,7 +113,10 @@ impl Call {
             return;
         }
         let sent = {
-            let mut sending = std::pin::pin!(self.inner.upstream.send(request, defaults::FIRST_BYTE_TIMEOUT));
+            let sending = self.place.pool.send(&self.inner.upstream, defaults::FIRST_BYTE_TIMEOUT, |base| {
+                self.request(base, &outgoing)
+            });
+            let mut sending = std::pin::pin!(sending);
             tokio::select! {
                 sent = &mut sending => Some(sent),
                 () = head.closed() => tokio::time::timeout(LINGER, sending).await.ok(),
@@ -114,8 +125,19 @@ impl Call {
         match sent {
             None => self.finish(CLIENT_LEFT, self.unseen()).await,
             Some(Err(error)) => self.fail(&error, head).await,
-            Some(Ok(response)) => self.pass(response, head).await,
+            // Counted as in flight there until the last byte.
+            Some(Ok((response, _in_flight))) => self.pass(response, head).await,
         }
+    }
+
+    fn request(&self, base: &str, outgoing: &Outgoing) -> Result<http::Request<Body>, http::Error> {
+        let mut request = http::Request::post(format!("{base}{}", self.endpoint.path()))
+            .body(Body::from(outgoing.body.clone()))?;
+        *request.headers_mut() = outgoing.headers.clone();
+        let left = defaults::STREAM_TIMEOUT.saturating_sub(self.started.elapsed());
+        let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        request.headers_mut().insert(HeaderName::from_static(headers::DEADLINE_MS), HeaderValue::from(left));
+        Ok(request)
     }
 
     /// The worst case, for an end that nobody saw.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::Request;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use strata_hop::{Body, Fault, HopToken, Upstream, forward};
@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::ask::ModelFacts;
 use crate::clock::Clock;
+use crate::place::Pool;
 
 /// How long a list is good for.
 const FRESH_MS: i64 = 1_000;
@@ -24,6 +25,8 @@ const FRESH_MS: i64 = 1_000;
 const MISS_MS: i64 = 250;
 /// How long to wait for a list.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What errors call the layer below.
+const LAYER: &str = "the inference scheduler";
 /// Longest list.
 const MAX_LIST: usize = 8 * 1024 * 1024;
 
@@ -40,11 +43,18 @@ pub(crate) struct Listing {
 #[derive(Debug)]
 pub(crate) struct Catalog {
     upstream: Upstream,
-    base: String,
+    pool: Arc<Pool>,
     hop_token: Option<HopToken>,
     clock: Clock,
     latest: ArcSwapOption<Listing>,
-    fetching: Mutex<()>,
+    fetching: Mutex<Option<Failure>>,
+}
+
+/// A list that could not be had.
+#[derive(Debug)]
+struct Failure {
+    at: i64,
+    fault: Fault,
 }
 
 #[derive(Deserialize)]
@@ -78,9 +88,14 @@ impl Listing {
 }
 
 impl Catalog {
-    /// A catalog of the layer at `base`.
-    pub(crate) fn new(upstream: Upstream, base: String, hop_token: Option<HopToken>, clock: Clock) -> Self {
-        Self { upstream, base, hop_token, clock, latest: ArcSwapOption::empty(), fetching: Mutex::new(()) }
+    /// A catalog of what listens at the pool.
+    pub(crate) fn new(
+        upstream: Upstream,
+        pool: Arc<Pool>,
+        hop_token: Option<HopToken>,
+        clock: Clock,
+    ) -> Self {
+        Self { upstream, pool, hop_token, clock, latest: ArcSwapOption::empty(), fetching: Mutex::default() }
     }
 
     fn fresh(&self, needs: Option<&str>) -> Option<Arc<Listing>> {
@@ -103,34 +118,55 @@ impl Catalog {
             return Ok(listing);
         }
         let before = self.latest.load_full().map(|l| Arc::as_ptr(&l) as usize);
-        let _one_at_a_time = self.fetching.lock().await;
+        let asked = self.clock.now_ms();
+        let mut failed = self.fetching.lock().await;
         if let Some(listing) = self.fresh(None)
             && Some(Arc::as_ptr(&listing) as usize) != before
         {
             return Ok(listing);
         }
-        match self.fetch().await {
-            Ok(listing) => {
-                let listing = Arc::new(listing);
-                self.latest.store(Some(listing.clone()));
-                Ok(listing)
+        let fault = match &*failed {
+            // Tried in vain while this one waited: it waits no longer.
+            Some(failure) if failure.at > asked => failure.fault.clone(),
+            _ => match self.fetch().await {
+                Ok(listing) => {
+                    let listing = Arc::new(listing);
+                    self.latest.store(Some(listing.clone()));
+                    *failed = None;
+                    return Ok(listing);
+                }
+                Err(fault) => {
+                    *failed = Some(Failure { at: self.clock.now_ms(), fault: fault.clone() });
+                    fault
+                }
+            },
+        };
+        self.latest.load_full().ok_or(fault)
+    }
+
+    /// What is known of a model that a manifest declares. What was known before is good enough while the
+    /// list is fetched again.
+    pub(crate) async fn facts(self: &Arc<Self>, model: &str) -> ModelFacts {
+        if let Some(listing) = self.latest.load_full().filter(|l| l.serves(model)) {
+            if self.fresh(Some(model)).is_none() && self.fetching.try_lock().is_ok() {
+                let catalog = self.clone();
+                tokio::spawn(async move { catalog.listing().await });
             }
-            Err(fault) => self.latest.load_full().ok_or(fault),
+            return listing.facts(model);
         }
+        self.listing_for(Some(model)).await.map_or_else(|_| ModelFacts::default(), |l| l.facts(model))
     }
 
     async fn fetch(&self) -> Result<Listing, Fault> {
-        let mut headers = HeaderMap::new();
-        if let Some(token) = &self.hop_token {
-            token.attach(&mut headers);
-        }
-        let mut request = Request::get(format!("{}/v1/models", self.base))
-            .body(Body::empty())
-            .map_err(|_| Fault::new(ErrorKind::Internal, "the upstream's address is no URL"))?;
-        *request.headers_mut() = headers;
-        let response =
-            self.upstream.send(request, PATIENCE).await.map_err(|e| e.fault("the inference scheduler"))?;
-        let failed = || Fault::new(ErrorKind::BadGateway, "the inference scheduler gave no list of models");
+        let sent = self.pool.send(&self.upstream, PATIENCE, |base| {
+            let mut request = Request::get(format!("{base}/v1/models")).body(Body::empty())?;
+            if let Some(token) = &self.hop_token {
+                token.attach(request.headers_mut());
+            }
+            Ok(request)
+        });
+        let (response, _in_flight) = sent.await.map_err(|e| e.fault(LAYER))?;
+        let failed = || Fault::new(ErrorKind::BadGateway, format!("{LAYER} gave no list of models"));
         if !response.status().is_success() {
             return Err(failed());
         }

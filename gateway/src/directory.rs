@@ -2,14 +2,15 @@
 //! the rules of all policies. One instance is one consistent state; an edit makes a new one.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
-use strata_kinds::manifest::Folder;
 use strata_kinds::tenant::CacheSharing;
-use strata_kinds::{ModelDeploymentSpec, TenantSpec};
+use strata_kinds::{ModelDeploymentSpec, NAMESPACE, TenantSpec};
 
 use crate::keys::{KeyHash, Known, Role};
+use crate::manifests::Manifests;
 use crate::quota::{self, Rule};
 
 /// One tenant.
@@ -28,11 +29,50 @@ pub struct TenantEntry {
     spec: Arc<TenantSpec>,
 }
 
+/// One model.
+#[derive(Clone, Debug)]
+pub struct ModelEntry {
+    /// The namespace that serves it.
+    pub namespace: Arc<str>,
+    /// Seconds since 1970 when its ModelDeployment was made; 0 in a folder.
+    pub created: i64,
+    spec: Arc<ModelDeploymentSpec>,
+}
+
+/// Something wrong with one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The object's kind.
+    pub kind: &'static str,
+    /// Its name.
+    pub object: String,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.kind, self.object, self.message)
+    }
+}
+
+/// The time zone that a tenant's budgets go by, or what is wrong with it.
+pub(crate) fn zone_of(spec: &TenantSpec) -> Result<TimeZone, String> {
+    let wanted = spec.time_zone.as_deref();
+    wanted.map_or(Ok(TimeZone::UTC), TimeZone::get).map_err(|_| {
+        format!(
+            "`spec.timeZone` {:?} is no time zone that this machine knows; \
+             write an IANA name such as Europe/Berlin",
+            wanted.unwrap_or_default()
+        )
+    })
+}
+
 /// The state by which requests are judged.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Directory {
     tenants: HashMap<Arc<str>, Arc<TenantEntry>>,
-    models: HashMap<String, Arc<ModelDeploymentSpec>>,
+    models: HashMap<String, ModelEntry>,
     /// The keys in Secrets.
     pub keys: Vec<Known>,
     /// The rules of all policies.
@@ -40,30 +80,31 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Makes a directory of a folder's good objects. What cannot be used is left out and told.
-    pub fn new(folder: &Folder) -> (Self, Vec<String>) {
+    /// Makes a directory of good objects. What cannot be used is left out and told.
+    pub fn new(manifests: &Manifests<'_>) -> (Self, Vec<Problem>) {
         let mut problems = Vec::new();
         let mut directory = Self::default();
-        for model in &folder.models {
-            let spec = Arc::new(model.spec.clone());
-            let adapters = spec.adapters.iter().map(|a| a.name.clone());
-            for name in std::iter::once(spec.model.name.clone()).chain(adapters) {
-                directory.models.entry(name).or_insert_with(|| spec.clone());
+        for model in &manifests.models {
+            let entry = ModelEntry {
+                namespace: model.metadata.namespace.as_deref().unwrap_or(NAMESPACE).into(),
+                created: model.metadata.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
+                spec: Arc::new(model.spec.clone()),
+            };
+            let adapters = model.spec.adapters.iter().map(|a| &a.name);
+            for name in std::iter::once(&model.spec.model.name).chain(adapters) {
+                directory.models.entry(name.clone()).or_insert_with(|| entry.clone());
             }
         }
-        for tenant in &folder.tenants {
-            let name = tenant.metadata.name.clone().unwrap_or_default();
-            let wanted = tenant.spec.time_zone.as_deref();
-            let Ok(zone) = wanted.map_or(Ok(TimeZone::UTC), TimeZone::get) else {
-                problems.push(format!(
-                    "Tenant {name}: `spec.timeZone` {:?} is no time zone that this machine knows; \
-                     write an IANA name such as Europe/Berlin",
-                    wanted.unwrap_or_default()
-                ));
-                continue;
+        for tenant in &manifests.tenants {
+            let name: Arc<str> = tenant.metadata.name.as_deref().unwrap_or_default().into();
+            let zone = match zone_of(&tenant.spec) {
+                Ok(zone) => zone,
+                Err(message) => {
+                    problems.push(Problem { kind: "Tenant", object: name.to_string(), message });
+                    continue;
+                }
             };
-            let name: Arc<str> = name.into();
-            directory.secret_keys(folder, &name, &tenant.spec, &mut problems);
+            directory.secret_keys(manifests, &name, &tenant.spec, &mut problems);
             let entry = TenantEntry {
                 name: name.clone(),
                 tier: tenant.spec.tier().into(),
@@ -75,11 +116,14 @@ impl Directory {
             directory.tenants.insert(name, Arc::new(entry));
         }
         let mut rules = Vec::new();
-        for policy in &folder.policies {
+        for policy in &manifests.policies {
             let created = policy.metadata.creation_timestamp.as_ref().map(|t| t.0.as_millisecond());
-            match quota::compile(policy.metadata.name.as_deref().unwrap_or_default(), created, &policy.spec) {
+            let name = policy.metadata.name.as_deref().unwrap_or_default();
+            match quota::compile(name, created, &policy.spec) {
                 Ok(compiled) => rules.extend(compiled),
-                Err(problem) => problems.push(problem),
+                Err(message) => {
+                    problems.push(Problem { kind: "QuotaPolicy", object: name.to_owned(), message });
+                }
             }
         }
         directory.rules = rules.into();
@@ -88,23 +132,29 @@ impl Directory {
 
     fn secret_keys(
         &mut self,
-        folder: &Folder,
+        manifests: &Manifests<'_>,
         tenant: &Arc<str>,
         spec: &TenantSpec,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<Problem>,
     ) {
         for (i, key) in spec.api_keys.iter().enumerate() {
             let secret = &key.secret_ref.name;
-            let at = format!("Tenant {tenant}: spec.apiKeys[{i}]");
-            let entry = |name: &str| folder.secret_entry(secret, name).map(|t| t.trim().to_owned());
-            let (Some(id), Some(hash)) = (entry("id"), entry("hash")) else {
-                problems
-                    .push(format!("{at}: the Secret {secret} with the entries `id` and `hash` is missing"));
+            let mut refuse = |message: String| {
+                let message = format!("spec.apiKeys[{i}]: {message}");
+                problems.push(Problem { kind: "Tenant", object: tenant.to_string(), message });
+            };
+            let held = manifests.keys.get(secret);
+            let (Some(id), Some(hash)) =
+                (held.and_then(|k| k.id.as_deref()), held.and_then(|k| k.hash.as_deref()))
+            else {
+                let label = manifests.key_label;
+                refuse(format!("the Secret {secret} with {label}the entries `id` and `hash` is missing"));
                 continue;
             };
-            let Some(hash) = KeyHash::parse(&hash) else {
-                problems.push(format!(
-                    "{at}: `hash` in the Secret {secret} is not v1$ and 64 hexadecimal digits; \
+            let id = id.trim();
+            let Some(hash) = KeyHash::parse(hash.trim()) else {
+                refuse(format!(
+                    "`hash` in the Secret {secret} is not v1$ and 64 hexadecimal digits; \
                      it is the SHA-256 of the key's id and secret one after the other"
                 ));
                 continue;
@@ -113,15 +163,13 @@ impl Directory {
                 None => None,
                 Some(Ok(at)) => Some(at.as_second()),
                 Some(Err(_)) => {
-                    problems.push(format!(
-                        "{at}: `expiresAt` is no time; write one such as 2027-01-31T00:00:00Z"
-                    ));
+                    refuse("`expiresAt` is no time; write one such as 2027-01-31T00:00:00Z".to_owned());
                     continue;
                 }
             };
             if self.keys.iter().any(|known| *known.id == *id) {
-                problems.push(format!(
-                    "{at}: another key has the id {id:?} of the Secret {secret} already; make a key with an id of its own"
+                refuse(format!(
+                    "another key has the id {id:?} of the Secret {secret} already; make a key with an id of its own"
                 ));
                 continue;
             }
@@ -137,6 +185,25 @@ impl Directory {
         }
     }
 
+    /// Whether the counters that one of them needs are right for the other too: the same limits, and
+    /// the same tenants with the same tiers and days.
+    pub fn counts_like(&self, other: &Self) -> bool {
+        let same = |mine: &TenantEntry| {
+            other.tenants.get(&mine.name).is_some_and(|its| its.tier == mine.tier && its.zone == mine.zone)
+        };
+        self.rules == other.rules
+            && self.tenants.len() == other.tenants.len()
+            && self.tenants.values().all(|tenant| same(tenant))
+    }
+
+    /// The same without the tenants that `before` does not have.
+    #[must_use]
+    pub fn without_newcomers(&self, before: &Self) -> Self {
+        let mut less = self.clone();
+        less.tenants.retain(|name, _| before.tenants.contains_key(name));
+        less
+    }
+
     /// A tenant by its name.
     pub fn tenant(&self, name: &str) -> Option<&Arc<TenantEntry>> {
         self.tenants.get(name)
@@ -147,11 +214,21 @@ impl Directory {
         self.models.contains_key(model)
     }
 
+    /// What is declared of a model.
+    pub fn model(&self, model: &str) -> Option<&ModelEntry> {
+        self.models.get(model)
+    }
+
+    /// The models that are declared, in no order.
+    pub fn models(&self) -> impl Iterator<Item = (&str, &ModelEntry)> {
+        self.models.iter().map(|(name, entry)| (name.as_str(), entry))
+    }
+
     /// Whether the tenant may use a model of this name, if there is one: it lists the model, and the
     /// model's tiers hold the tenant's.
     pub fn permits(&self, tenant: &TenantEntry, model: &str) -> bool {
         tenant.spec.lists_model(model)
-            && self.models.get(model).is_none_or(|spec| spec.allows_tier(&tenant.tier))
+            && self.models.get(model).is_none_or(|entry| entry.spec.allows_tier(&tenant.tier))
     }
 
     /// Every time zone in use.
@@ -179,7 +256,7 @@ mod tests {
     fn problems(manifests: &str) -> Vec<String> {
         let folder = manifest::from_texts(vec![("a.yaml".to_owned(), manifests.to_owned())]);
         assert_eq!(folder.problems, [], "the schema accepts them");
-        Directory::new(&folder).1
+        Directory::new(&Manifests::of_folder(&folder)).1.iter().map(ToString::to_string).collect()
     }
 
     #[test]

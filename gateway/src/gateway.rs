@@ -1,5 +1,6 @@
 //! A running gateway: its state, how it starts and how it stops.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +21,10 @@ use crate::identity::Opaque;
 use crate::keys::{KeyRing, KeyStore};
 use crate::ledger::{Entry, Ledger, LedgerError, Writer};
 use crate::metrics::Metrics;
-use crate::options::{GatewayError, GatewayOptions, base};
-use crate::{routes, watch};
+use crate::options::{GatewayError, GatewayOptions, Source, base};
+use crate::place::{Place, Places, Pool};
+use crate::watch::Watched;
+use crate::{folder, follow, routes, watch};
 
 /// How long calls whose client has gone may take to write what they used, after a stop.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -37,16 +40,16 @@ pub(crate) struct Inner {
     /// The version of the run-time keys in the ring.
     ring_version: AtomicI64,
     /// Held while the directory or the ring is replaced.
-    pub(crate) replacing: Mutex<Folder>,
-    pub(crate) folder: PathBuf,
+    pub(crate) replacing: Mutex<()>,
+    /// What is watched, where the state comes from a cluster.
+    pub(crate) watched: Option<Watched>,
     pub(crate) accounts: Accounts,
     pub(crate) keys: KeyStore,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) writer: Writer,
     pub(crate) opaque: Opaque,
-    pub(crate) catalog: Catalog,
+    pub(crate) places: Places,
     pub(crate) upstream: Upstream,
-    pub(crate) base: String,
     pub(crate) hop_token: Option<HopToken>,
     pub(crate) guard: Guard,
     pub(crate) metrics: Metrics,
@@ -59,8 +62,19 @@ impl Gateway {
     /// Starts a gateway without a listener: opens the ledger, settles what a dead gateway left open,
     /// rebuilds the counters, and follows the folder and the keys.
     pub async fn start(options: &GatewayOptions, clock: Clock) -> Result<Self, GatewayError> {
-        let base = base(&options.upstream)?;
-        let (folder, directory) = watch::first(&options.folder)?;
+        let upstream = Upstream::new();
+        let place = |bases: Vec<String>| place(&upstream, bases, options.hop_token.as_ref(), &clock);
+        let (directory, places, origin) = match &options.source {
+            Source::Folder { upstream, folder } => {
+                let base = base(upstream)?;
+                let (read, directory) = folder::first(folder)?;
+                (directory, Places::One(Arc::new(place(vec![base]))), Origin::Folder(folder.clone(), read))
+            }
+            Source::Kubernetes(cluster) => {
+                let places = Places::ByNamespace(Mutex::new(BTreeMap::new()));
+                (Directory::default(), places, Origin::Cluster(Box::new(watch::Api::connect(cluster).await?)))
+            }
+        };
         let state = options.state.clone();
         let time = clock.clone();
         let opened = tokio::task::spawn_blocking(move || open_state(&state, time));
@@ -69,29 +83,35 @@ impl Gateway {
         let accounts = Accounts::open(ledger.clone(), &directory, clock.clone())?;
         let ring_version = keys.version()?;
         let ring = KeyRing::new(keys.stored()?, &directory.keys);
-        let upstream = Upstream::new();
+        let watched = match &origin {
+            Origin::Folder(..) => None,
+            Origin::Cluster(_) => Some(Watched::default()),
+        };
         let gateway = Self(Arc::new(Inner {
             directory: ArcSwap::from_pointee(directory),
             ring: ArcSwap::from_pointee(ring),
             ring_version: AtomicI64::new(ring_version),
-            replacing: Mutex::new(folder),
-            folder: options.folder.clone(),
+            replacing: Mutex::new(()),
+            watched,
             accounts,
             keys,
             ledger,
             writer,
             opaque,
-            catalog: Catalog::new(upstream.clone(), base.clone(), options.hop_token.clone(), clock.clone()),
-            upstream,
-            base,
+            places,
+            upstream: upstream.clone(),
             hop_token: options.hop_token.clone(),
             guard: Guard::default(),
             metrics: Metrics::default(),
-            clock,
+            clock: clock.clone(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }));
-        watch::spawn(&gateway);
+        follow::keys(&gateway);
+        match origin {
+            Origin::Folder(path, read) => folder::spawn(&gateway, path, read),
+            Origin::Cluster(api) => watch::spawn(&gateway, &api),
+        }
         Ok(gateway)
     }
 
@@ -116,7 +136,29 @@ impl Gateway {
     }
 }
 
+/// Where the manifests were found at the start.
+enum Origin {
+    Folder(PathBuf, Folder),
+    Cluster(Box<watch::Api>),
+}
+
+fn place(upstream: &Upstream, bases: Vec<String>, hop_token: Option<&HopToken>, clock: &Clock) -> Place {
+    let pool = Arc::new(Pool::new(bases, clock.clone()));
+    let catalog = Catalog::new(upstream.clone(), pool.clone(), hop_token.cloned(), clock.clone());
+    Place { pool, catalog: Arc::new(catalog) }
+}
+
 impl Inner {
+    /// Whether it is known who may call. From a folder it is from the start.
+    pub(crate) fn has_state(&self) -> bool {
+        self.watched.as_ref().is_none_or(Watched::is_taken_over)
+    }
+
+    /// The schedulers of a namespace, known or not.
+    pub(crate) fn place(&self, namespace: &Arc<str>) -> Arc<Place> {
+        self.places.of(namespace, || place(&self.upstream, Vec::new(), self.hop_token.as_ref(), &self.clock))
+    }
+
     /// Reads the run-time keys again if any process has changed them. `true` when one has.
     pub(crate) fn refresh_keys(&self) -> Result<bool, LedgerError> {
         let changed = self.keys.version()? != self.ring_version.load(Ordering::Acquire);
@@ -160,8 +202,7 @@ pub async fn run(options: GatewayOptions, shutdown: CancellationToken) -> Result
     let (tenants, models, rules) = gateway.0.directory.load().sizes();
     tracing::info!(
         listen = %bound.addr(),
-        upstream = gateway.0.base,
-        folder = %options.folder.display(),
+        source = %options.source,
         state = %options.state.display(),
         hop_token = if options.hop_token.is_some() { "set, redacted" } else { "none" },
         grace_s = options.grace.as_secs(),

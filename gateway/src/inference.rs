@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use strata_hop::{Body, Fault, forward, spool};
+use strata_hop::{Fault, forward, spool};
 use strata_wire::hops::Hop;
 use strata_wire::{ErrorKind, defaults, headers};
 use tokio::sync::oneshot;
@@ -17,7 +16,7 @@ use uuid::Uuid;
 
 use crate::accounts;
 use crate::ask::{Ask, Endpoint};
-use crate::call::Call;
+use crate::call::{Call, Outgoing};
 use crate::gateway::Inner;
 use crate::ledger::{Decision, Entry};
 use crate::quota::{Admitted, Amounts, Refusal, Subject, Why};
@@ -43,7 +42,7 @@ async fn begin(inner: Arc<Inner>, endpoint: Endpoint, id: Uuid, request: Request
     let session = inner.session(id, &parts.headers, &parts.extensions).await?;
     let body = spool::read(body, defaults::MAX_BODY_BYTES).await?;
     let ask = Ask::read(endpoint, body)?;
-    let facts = session.require_model(&inner, &ask.model).await?;
+    let (place, facts) = session.require_model(&inner, &ask.model).await?;
     let reserved = ask.bound(&facts)?;
     let forwarded = ask.forwarded(&facts)?;
     let subject = accounts::subject(
@@ -53,8 +52,7 @@ async fn begin(inner: Arc<Inner>, endpoint: Endpoint, id: Uuid, request: Request
         ask.user.as_deref(),
         &inner.opaque,
     );
-    let mut request = upstream_request(&inner, endpoint, forwarded)?;
-    *request.headers_mut() = upstream_headers(&inner, &session, &parts.headers);
+    let outgoing = Outgoing { headers: upstream_headers(&inner, &session, &parts.headers), body: forwarded };
 
     let admitted = reserve(&inner, &session, &subject, reserved, started).await?;
     // From here on nothing is awaited until the call has a task of its own: whatever happens to this
@@ -66,11 +64,6 @@ async fn begin(inner: Arc<Inner>, endpoint: Endpoint, id: Uuid, request: Request
     inner.metrics.would_refuse.inc_by(admitted.would_refuse.len() as u64);
     let policy = admitted.would_refuse.first().map(|p| &**p);
     let audit = inner.audit_row(id, Some(&session.caller), Decision::Allow, reason, policy);
-    let left = defaults::STREAM_TIMEOUT.saturating_sub(started.elapsed());
-    request.headers_mut().insert(
-        HeaderName::from_static(headers::DEADLINE_MS),
-        HeaderValue::from(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
-    );
     let call = Call {
         id,
         at: inner.clock.now_ms(),
@@ -82,10 +75,11 @@ async fn begin(inner: Arc<Inner>, endpoint: Endpoint, id: Uuid, request: Request
         wants_continuous: ask.wants_continuous,
         explain: session.may_explain,
         limits: refuse::rate_limit_headers(&admitted.standing),
+        place,
         inner: inner.clone(),
     };
     let (head, response) = oneshot::channel();
-    inner.tasks.spawn(call.run(request, audit, head));
+    inner.tasks.spawn(call.run(outgoing, audit, head));
     response.await.unwrap_or_else(|_| Err(Fault::new(ErrorKind::Internal, "the request was lost; try again")))
 }
 
@@ -122,12 +116,6 @@ async fn reserve(
         }
         return Err(refuse::over_limit(&refusal));
     }
-}
-
-fn upstream_request(inner: &Inner, endpoint: Endpoint, body: Bytes) -> Result<http::Request<Body>, Fault> {
-    http::Request::post(format!("{}{}", inner.base, endpoint.path()))
-        .body(Body::from(body))
-        .map_err(|_| Fault::new(ErrorKind::Internal, "the upstream's address is no URL"))
 }
 
 /// Exactly what the table of hops allows: who calls is opaque from here on.

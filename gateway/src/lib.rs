@@ -12,14 +12,18 @@ mod catalog;
 pub mod clock;
 pub mod directory;
 pub mod events;
+mod folder;
+mod follow;
 mod gateway;
 mod guard;
 pub mod identity;
 mod inference;
 pub mod keys;
 pub mod ledger;
+pub mod manifests;
 mod metrics;
 mod options;
+mod place;
 pub mod quota;
 mod refuse;
 mod routes;
@@ -32,7 +36,7 @@ pub use clock::Clock;
 pub use gateway::{Gateway, run};
 pub use keys::{KeyInfo, KeyStore, Role};
 pub use ledger::{Ledger, LedgerError, UsageSum};
-pub use options::{GatewayError, GatewayOptions};
+pub use options::{Cluster, GatewayError, GatewayOptions, Source};
 
 /// The gateway's HTTP interface, for tests in one process.
 pub fn router(gateway: &Gateway) -> axum::Router {

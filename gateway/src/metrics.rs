@@ -62,6 +62,8 @@ pub(crate) struct Metrics {
     pub ledger_failures: Counter,
     /// Edits of the manifests that were refused.
     pub config_rejected: Counter,
+    /// Lists and watches of the API server that failed.
+    pub watch_failures: Counter,
 }
 
 impl Default for Metrics {
@@ -79,6 +81,7 @@ impl Default for Metrics {
             audit_dropped: Counter::default(),
             ledger_failures: Counter::default(),
             config_rejected: Counter::default(),
+            watch_failures: Counter::default(),
         };
         let r = &mut metrics.registry;
         r.register("requests", "Inference calls that ended", metrics.calls.clone());
@@ -104,6 +107,11 @@ impl Default for Metrics {
             metrics.ledger_failures.clone(),
         );
         r.register("config_rejected", "Edits of the manifests refused", metrics.config_rejected.clone());
+        r.register(
+            "watch_failures",
+            "Lists and watches of the API server that failed",
+            metrics.watch_failures.clone(),
+        );
         metrics
     }
 }

@@ -1,5 +1,6 @@
 //! How a gateway is started, and why it could not be.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,10 +11,8 @@ use crate::ledger::LedgerError;
 /// How a gateway is started.
 #[derive(Clone, Debug)]
 pub struct GatewayOptions {
-    /// The layer below, such as `http://127.0.0.1:9000`; a `/v1` at its end is left out.
-    pub upstream: String,
-    /// The folder of manifests.
-    pub folder: PathBuf,
+    /// Where the manifests are, and what is below.
+    pub source: Source,
     /// Where to listen, such as `127.0.0.1:8081`.
     pub listen: String,
     /// The ledger's file, with counters, usage, audit and run-time keys; made when it is not there.
@@ -22,6 +21,48 @@ pub struct GatewayOptions {
     pub hop_token: Option<HopToken>,
     /// How long open requests may go on after a stop.
     pub grace: Duration,
+}
+
+/// Where the manifests are, and what is below.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A folder, and one upstream for all models.
+    Folder {
+        /// The layer below, such as `http://127.0.0.1:9000`; a `/v1` at its end is left out.
+        upstream: String,
+        /// The folder of manifests.
+        folder: PathBuf,
+    },
+    /// A Kubernetes API server, and the schedulers that it knows.
+    Kubernetes(Cluster),
+}
+
+/// What is read of a Kubernetes cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// How to reach it; `None` goes by the environment: a kubeconfig, or the pod's own account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The gateway's own namespace: Tenants, QuotaPolicies and the keys' Secrets are read there only.
+    pub namespace: String,
+    /// The namespaces whose models are served; all when empty.
+    pub model_namespaces: Vec<String>,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder { upstream, folder } => {
+                write!(f, "folder {}, upstream {upstream}", folder.display())
+            }
+            Self::Kubernetes(cluster) => {
+                let models = match cluster.model_namespaces.as_slice() {
+                    [] => "all namespaces".to_owned(),
+                    some => some.join(", "),
+                };
+                write!(f, "Kubernetes, tenants in {}, models in {models}", cluster.namespace)
+            }
+        }
+    }
 }
 
 /// Why a gateway could not be started.
@@ -38,6 +79,9 @@ pub enum GatewayError {
         /// What is wrong, one entry a problem.
         problems: Vec<String>,
     },
+    /// The cluster cannot be reached by what is configured.
+    #[error("cannot tell how to reach the Kubernetes API server: {0}")]
+    Cluster(String),
     /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

@@ -44,6 +44,24 @@ pub(crate) fn no_model(model: &str) -> Fault {
     .param("model")
 }
 
+/// 503 for a model that nobody serves now.
+pub(crate) fn no_scheduler(model: &str) -> Fault {
+    Fault::new(
+        ErrorKind::Overloaded,
+        format!("The model `{model}` has no scheduler that is ready to take requests; try again shortly."),
+    )
+    .retry_after(Duration::from_secs(2))
+}
+
+/// 503 before the gateway knows who may call.
+pub(crate) fn starting() -> Fault {
+    Fault::new(
+        ErrorKind::Overloaded,
+        "The gateway has just started and does not know its tenants yet; try again shortly.",
+    )
+    .retry_after(Duration::from_secs(1))
+}
+
 /// 403 for what only an admin may do.
 pub(crate) fn not_admin() -> Fault {
     Fault::new(ErrorKind::PermissionDenied, "This endpoint needs a key with the role admin.")

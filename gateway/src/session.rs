@@ -14,6 +14,7 @@ use crate::gateway::Inner;
 use crate::keys::{self, Caller, Denied, Role};
 use crate::ledger::{AuditRow, Decision, Entry};
 use crate::metrics::DecisionLabels;
+use crate::place::{Place, Places};
 use crate::refuse;
 
 /// An authenticated caller, and the state by which this request is judged to its end.
@@ -44,6 +45,9 @@ impl Inner {
         headers: &HeaderMap,
         extensions: &Extensions,
     ) -> Result<Session, Fault> {
+        if !self.has_state() {
+            return Err(refuse::starting());
+        }
         let peer = extensions.get::<Peer>().copied();
         let Some(key) = bearer(headers) else {
             self.audit(id, None, Decision::Deny, "missing_api_key", None);
@@ -139,22 +143,49 @@ impl Session {
         Err(refuse::not_admin())
     }
 
-    /// An error unless the tenant may use the model and there is such a model; the same one for both.
-    pub(crate) async fn require_model(&self, inner: &Inner, model: &str) -> Result<ModelFacts, Fault> {
-        // Looked up first, so that a model that is hidden takes the time of one that is not there.
-        let listing = inner.catalog.listing_for(Some(model)).await;
+    /// Where the model is served and what is known of it; an error unless the tenant may use it and there
+    /// is such a model, the same one for both.
+    pub(crate) async fn require_model(
+        &self,
+        inner: &Inner,
+        model: &str,
+    ) -> Result<(Arc<Place>, ModelFacts), Fault> {
         let permitted = self.directory.permits(&self.tenant, model);
-        let declared = self.directory.declares(model);
-        match listing {
-            Ok(listing) if permitted && (listing.serves(model) || declared) => Ok(listing.facts(model)),
-            Err(_) if permitted && declared => Ok(ModelFacts::default()),
-            Err(fault) if permitted => {
-                inner.audit(self.id, Some(&self.caller), Decision::Deny, "upstream_unavailable", None);
-                Err(fault)
+        let declared = self.directory.model(model);
+        let no_model = || {
+            inner.audit(self.id, Some(&self.caller), Decision::Deny, "model_not_found", None);
+            refuse::no_model(model)
+        };
+        let unavailable = || {
+            inner.audit(self.id, Some(&self.caller), Decision::Deny, "upstream_unavailable", None);
+        };
+        match &inner.places {
+            Places::One(place) => {
+                // Looked up in any case, so that a model that is hidden takes the time of one that is not
+                // there.
+                let listing = place.catalog.listing_for(Some(model)).await;
+                let facts = match listing {
+                    Ok(listing) if permitted && (listing.serves(model) || declared.is_some()) => {
+                        listing.facts(model)
+                    }
+                    Err(_) if permitted && declared.is_some() => ModelFacts::default(),
+                    Err(fault) if permitted => {
+                        unavailable();
+                        return Err(fault);
+                    }
+                    Ok(_) | Err(_) => return Err(no_model()),
+                };
+                Ok((place.clone(), facts))
             }
-            Ok(_) | Err(_) => {
-                inner.audit(self.id, Some(&self.caller), Decision::Deny, "model_not_found", None);
-                Err(refuse::no_model(model))
+            Places::ByNamespace(_) => {
+                let entry = declared.filter(|_| permitted).ok_or_else(no_model)?;
+                let place = inner.place(&entry.namespace);
+                if place.pool.is_empty() {
+                    unavailable();
+                    return Err(refuse::no_scheduler(model));
+                }
+                let facts = place.catalog.facts(model).await;
+                Ok((place, facts))
             }
         }
     }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use common::{TENANT, World, eventually, question};
 use http::{Method, StatusCode};
 use serde_json::json;
-use strata_gateway::Role;
 use strata_gateway::keys::KeyHash;
+use strata_gateway::{Role, Source};
 use strata_hop::Body;
 
 #[tokio::test]
@@ -238,7 +238,7 @@ async fn a_gateway_does_not_start_on_a_broken_policy() {
     let world = World::new(TENANT).await;
     let mut options = world.options();
     let folder = tempfile::tempdir().unwrap();
-    options.folder = folder.path().to_owned();
+    options.source = Source::Folder { upstream: world.upstream(), folder: folder.path().to_owned() };
     options.state = folder.path().join("l.db");
     let start = async || strata_gateway::Gateway::start(&options, strata_gateway::Clock::System).await;
     let empty = start().await.unwrap_err().to_string();

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use common::{TENANT, World, answer, chunk, eventually_every, policy, question, streaming};
 use http::{Method, StatusCode};
 use serde_json::json;
-use strata_gateway::{Clock, Gateway, GatewayOptions, Role};
+use strata_gateway::{Clock, Gateway, GatewayOptions, Role, Source};
 use strata_hop::{Body, Bound};
 use tokio_util::sync::CancellationToken;
 
@@ -33,8 +33,7 @@ async fn kuadrant_rfc_0021_a_killed_gateway_forgets_nothing() {
         let (upstream, folder, state) = (next(), next().into(), next().into());
         let listen = "127.0.0.1:0".to_owned();
         return serve(GatewayOptions {
-            upstream,
-            folder,
+            source: Source::Folder { upstream, folder },
             listen,
             state,
             hop_token: None,
@@ -47,8 +46,8 @@ async fn kuadrant_rfc_0021_a_killed_gateway_forgets_nothing() {
     let key = world.key("acme", Role::Member).await;
     world.halt().await;
     let options = world.options();
-    let wanted =
-        [options.upstream.as_str(), options.folder.to_str().unwrap(), options.state.to_str().unwrap()];
+    let Source::Folder { upstream, folder } = &options.source else { panic!("{options:?}") };
+    let wanted = [upstream.as_str(), folder.to_str().unwrap(), options.state.to_str().unwrap()];
     let mut child = None;
     // The gateway that was stopped lets go of the ledger a moment later.
     eventually_every(Duration::from_millis(20), "the child listens", async || {

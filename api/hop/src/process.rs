@@ -7,8 +7,14 @@ use tracing_subscriber::EnvFilter;
 /// Logs to stderr at `info`, or as `STRATA_LOG` says (`debug`, `strata_gateway=trace`); as JSON lines
 /// when `STRATA_LOG_FORMAT` is `json`. A line that cannot be written (a full disk, a closed terminal) is
 /// lost and nothing else is. A second call changes nothing.
+///
+/// The Kubernetes client says nothing but errors, whatever is asked for: below that it logs whole
+/// answers that it cannot read, Secrets among them.
 pub fn init_logs() {
-    let filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut filter = EnvFilter::try_from_env("STRATA_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    if let Ok(quiet) = "kube_client::client=error".parse() {
+        filter = filter.add_directive(quiet);
+    }
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -4,7 +4,7 @@ use std::future::Future;
 
 use anyhow::Context;
 use strata_engine::{EngineOptions, KvCache};
-use strata_gateway::GatewayOptions;
+use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{HopToken, process};
 use strata_kinds::crd;
 use strata_operator::kube_backend::{self, ClusterOptions};
@@ -88,9 +88,16 @@ pub(super) fn platform(args: args::Platform) -> anyhow::Result<()> {
 pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
     let state = args.state.folder()?;
     std::fs::create_dir_all(&state).with_context(|| format!("cannot make the folder {}", state.display()))?;
+    let source = match (args.upstream, args.folder) {
+        (Some(upstream), Some(folder)) => Source::Folder { upstream, folder },
+        _ => Source::Kubernetes(Cluster {
+            kubeconfig: None,
+            namespace: args.namespace,
+            model_namespaces: args.model_namespaces,
+        }),
+    };
     let options = GatewayOptions {
-        upstream: args.upstream,
-        folder: args.folder,
+        source,
         listen: args.listen,
         state: crate::state::ledger(&state),
         hop_token: HopToken::from_env(),

@@ -30,7 +30,7 @@ pub fn compile(name: &str, created: Option<i64>, spec: &QuotaPolicySpec) -> Resu
     for (i, limit) in spec.limits.iter().enumerate() {
         let seconds = limit.window_seconds().filter(|s| *s > 0).ok_or_else(|| {
             format!(
-                "QuotaPolicy {name}: spec.limits[{i}].window is {:?}; write a number above zero with s, m, h or d, \
+                "spec.limits[{i}].window is {:?}; write a number above zero with s, m, h or d, \
                  such as 1m",
                 limit.window
             )

@@ -95,7 +95,7 @@ impl Measure {
 }
 
 /// One limit of one policy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// The policy's name.
     pub policy: Arc<str>,

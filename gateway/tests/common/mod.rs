@@ -1,6 +1,8 @@
 //! A gateway on a free port, in front of an upstream that does as the test says.
 #![allow(dead_code, unreachable_pub, missing_docs, clippy::disallowed_methods, clippy::unwrap_used)]
 
+pub mod api_server;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
-use strata_gateway::{Clock, Gateway, GatewayOptions, KeyStore, Ledger, Role};
+use strata_gateway::{Clock, Gateway, GatewayOptions, KeyStore, Ledger, Role, Source};
 use strata_hop::{Body, Bound, HopToken, Upstream, forward};
 use tokio_util::sync::CancellationToken;
 
@@ -35,7 +37,7 @@ pub struct Mock {
 }
 
 impl Mock {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { seen: Arc::default(), script: Arc::new(Mutex::new(Box::new(|_| answer(10, 5)))) }
     }
 
@@ -50,6 +52,15 @@ impl Mock {
     pub fn last(&self) -> Seen {
         self.seen().pop().expect("the upstream was asked")
     }
+}
+
+/// Serves a mock on a free port until the guard is dropped.
+pub async fn serve_mock(mock: &Mock) -> (String, tokio_util::sync::DropGuard) {
+    let bound = Bound::bind("127.0.0.1:0").await.unwrap();
+    let (url, stop) = (bound.url(), CancellationToken::new());
+    let router = Router::new().fallback(upstream).with_state(mock.clone());
+    tokio::spawn(bound.serve(router, stop.clone(), Duration::ZERO));
+    (url, stop.drop_guard())
 }
 
 async fn upstream(State(mock): State<Mock>, request: Request) -> Response {
@@ -178,11 +189,7 @@ impl World {
         std::fs::create_dir(folder.path().join("manifests")).unwrap();
         std::fs::write(folder.path().join("manifests/all.yaml"), manifests).unwrap();
         let mock = Mock::new();
-        let bound = Bound::bind("127.0.0.1:0").await.unwrap();
-        let upstream_url = bound.url();
-        let upstream_stop = CancellationToken::new();
-        let router = Router::new().fallback(upstream).with_state(mock.clone());
-        tokio::spawn(bound.serve(router, upstream_stop.clone(), Duration::ZERO));
+        let (upstream_url, upstream_stop) = serve_mock(&mock).await;
         let state = folder.path().join("state/ledger.db");
         let keys = KeyStore::open_at(&state, clock.clone()).unwrap();
         let mut world = Self {
@@ -197,16 +204,22 @@ impl World {
             upstream_url,
             stop: CancellationToken::new(),
             served: None,
-            _upstream_stop: upstream_stop.drop_guard(),
+            _upstream_stop: upstream_stop,
         };
         world.start().await;
         world
     }
 
+    pub fn upstream(&self) -> String {
+        self.upstream_url.clone()
+    }
+
     pub fn options(&self) -> GatewayOptions {
         GatewayOptions {
-            upstream: self.upstream_url.clone(),
-            folder: self.folder.path().join("manifests"),
+            source: Source::Folder {
+                upstream: self.upstream_url.clone(),
+                folder: self.folder.path().join("manifests"),
+            },
             listen: "127.0.0.1:0".to_owned(),
             state: self.state.clone(),
             hop_token: HopToken::new("hop-secret"),
