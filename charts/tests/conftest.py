@@ -103,3 +103,20 @@ def arguments_of(case: pathlib.Path) -> list[str]:
     """Arguments for Helm, from the case's first line `# helm: …`."""
     first = case.read_text().split("\n", 1)[0]
     return first.removeprefix("# helm:").split() if first.startswith("# helm:") else []
+
+
+def rendered_by_operator() -> list[tuple[str, dict]]:
+    """Every Kubernetes object in the snapshots of the operator's tests, with the snapshot's name."""
+    found = []
+    for path in sorted((ROOT / "operator/src").rglob("*.snap")):
+        # A header of insta, then what was rendered: YAML or JSON, an object, several, or a list.
+        body = path.read_text().split("\n---\n", 1)[-1]
+        try:
+            documents = list(yaml.safe_load_all(body))
+        except yaml.YAMLError:
+            continue
+        for document in documents:
+            for candidate in document if isinstance(document, list) else [document]:
+                if isinstance(candidate, dict) and {"apiVersion", "kind", "metadata"} <= candidate.keys():
+                    found.append((path.name.removesuffix(".snap"), candidate))
+    return found

@@ -6,7 +6,7 @@ import shutil
 import podsecurity
 import pytest
 import yaml
-from conftest import CHARTS, ROOT, arguments_of, values_of
+from conftest import CHARTS, arguments_of, rendered_by_operator, values_of
 
 COMPONENTS = ("operator", "gateway", "platform")
 
@@ -15,18 +15,8 @@ def deployments(objects: list[dict]) -> dict[str, dict]:
     return {o["metadata"]["name"]: o for o in objects if o["kind"] == "Deployment"}
 
 
-def rendered_by_operator() -> list[tuple[str, dict]]:
-    """Deployments in the operator's snapshots."""
-    found = []
-    for path in sorted((ROOT / "operator/src").rglob("*.snap")):
-        body = path.read_text().split("---\n", 2)[-1]
-        if "kind: Deployment" not in body:
-            continue
-        for document in yaml.safe_load_all(body):
-            for candidate in document if isinstance(document, list) else [document]:
-                if isinstance(candidate, dict) and candidate.get("kind") == "Deployment":
-                    found.append((path.name.removesuffix(".snap"), candidate))
-    return found
+def engine_deployments() -> list[tuple[str, dict]]:
+    return [(name, o) for name, o in rendered_by_operator() if o["kind"] == "Deployment"]
 
 
 def test_restricted(helm, case):
@@ -34,13 +24,13 @@ def test_restricted(helm, case):
         assert podsecurity.violations(deployment["spec"]["template"]["spec"]) == [], name
 
 
-@pytest.mark.parametrize("name,deployment", rendered_by_operator(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize("name,deployment", engine_deployments(), ids=lambda v: v if isinstance(v, str) else "")
 def test_restricted_engines_and_schedulers(name, deployment):
     assert podsecurity.violations(deployment["spec"]["template"]["spec"]) == []
 
 
 def test_the_operator_has_snapshots():
-    names = {d["metadata"]["labels"]["app.kubernetes.io/component"] for _, d in rendered_by_operator()}
+    names = {d["metadata"]["labels"]["app.kubernetes.io/component"] for _, d in engine_deployments()}
     assert {"engine", "scheduler"} <= names
 
 
