@@ -157,7 +157,6 @@ class ControlPlane:
                 "--requestheader-extra-headers-prefix=X-Remote-Extra-",
                 f"--proxy-client-cert-file={pki / 'front-proxy.crt'}",
                 f"--proxy-client-key-file={pki / 'front-proxy.key'}",
-                "--enable-aggregator-routing=true",
                 f"--audit-policy-file={self.state / 'audit-policy.json'}",
                 f"--audit-log-path={self.daemons.logs / 'audit.log'}",
                 "--profiling=false",

@@ -1,0 +1,108 @@
+"""Installing Strata with its charts, making models, tenants and policies, and asking questions."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import secrets
+
+import image as images
+import openai
+import yaml
+from driver import volumes
+from kube import GROUP, Kube
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+NAMESPACE = "strata"
+MODEL = "smollm2-135m"
+
+
+def model(name: str, uri: str, replicas: int | None = 1, **spec) -> dict:
+    """A small ModelDeployment; `spec` is merged over it, one level deep."""
+    body = {
+        "model": {"name": MODEL, "uri": uri},
+        "engine": {"maxModelLen": 2048, "kvCache": {"memory": "128Mi"}, "threads": 1},
+        **({} if replicas is None else {"replicas": replicas}),
+    }
+    for key, value in spec.items():
+        body[key] = {**body[key], **value} if isinstance(value, dict) and key in body else value
+    return {"apiVersion": GROUP, "kind": "ModelDeployment", "metadata": {"name": name}, "spec": body}
+
+
+def tenant(name: str, **spec) -> dict:
+    return {"apiVersion": GROUP, "kind": "Tenant", "metadata": {"name": name}, "spec": {"models": ["*"], **spec}}
+
+
+def policy(name: str, **spec) -> dict:
+    return {"apiVersion": GROUP, "kind": "QuotaPolicy", "metadata": {"name": name}, "spec": spec}
+
+
+class Strata:
+    """One installation in one cluster."""
+
+    def __init__(self, kube: Kube, model_file: pathlib.Path):
+        self.kube, self._model_file = kube, model_file
+
+    def uri(self, namespace: str) -> str:
+        """Where pods of a namespace find the test model; makes the claim `models` there."""
+        if not self.kube.own:
+            given = os.environ.get("STRATA_MODEL_URI")
+            assert given, "set STRATA_MODEL_URI to where the pods of this cluster can fetch SmolLM2-135M-Instruct (GGUF)"
+            self.kube.namespace(namespace)
+            return given
+        volumes.models_claim(self.kube.own, namespace, self._model_file)
+        return f"pvc://{volumes.CLAIM}/{self._model_file.name}"
+
+    def values(self) -> dict:
+        """What tests set of the chart: the image, and no pause at the end of pods that serve no one any more."""
+        given = os.environ.get("STRATA_IMAGE") if not self.kube.own else None
+        repository, tag = given.rsplit(":", 1) if given else ("strata", images.version())
+        return {
+            "image": {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"},
+            "gateway": {"preStopSeconds": 0, "persistence": {"size": "1Gi"}},
+            "platform": {"preStopSeconds": 0, "persistence": {"size": "1Gi"}},
+        }
+
+    def install_crds(self, helm: int = 4) -> None:
+        self.kube.helm(
+            *("upgrade", "--install", "strata-crds", str(ROOT / "charts/strata-crds"), "--namespace", NAMESPACE),
+            *("--create-namespace", "--wait", "--timeout", "60s"),
+            version=helm,
+        )
+
+    def install(self, helm: int = 4, namespace: str = NAMESPACE, wait: bool = True, **values) -> str:
+        """`helm upgrade --install` of both charts; `values` by their top keys, merged over the tests' own."""
+        self.install_crds(helm)
+        merged = self.values()
+        for key, value in values.items():
+            merged[key] = {**merged[key], **value} if isinstance(value, dict) and key in merged else value
+        path = pathlib.Path(self.kube.env["HELM_CACHE_HOME"]).parent / f"values-{namespace}.yaml"
+        path.write_text(yaml.safe_dump(merged))
+        waiting = ["--wait", "--timeout", "120s"] if wait else []
+        return self.kube.helm(
+            *("upgrade", "--install", "strata", str(ROOT / "charts/strata"), "--namespace", namespace),
+            *("--create-namespace", "-f", str(path), *waiting),
+            version=helm,
+        )
+
+    def uninstall(self, namespace: str = NAMESPACE, helm: int = 4) -> None:
+        self.kube.helm("uninstall", "strata", "--namespace", namespace, "--wait", "--timeout", "120s", version=helm)
+
+    def client(self, service: str = "strata-platform", key: str | None = None, namespace: str = NAMESPACE) -> openai.OpenAI:
+        base = f"{self.kube.url(namespace, service)}/v1"
+        return openai.OpenAI(base_url=base, api_key=key or "none", max_retries=0, timeout=120)
+
+    def tenant(self, name: str, namespace: str = NAMESPACE, **spec) -> str:
+        """Applies a Tenant with one key in a Secret, as GitOps does it, and gives the key."""
+        ident, secret = f"{name}e2e", secrets.token_hex(16)
+        digest = hashlib.sha256(f"{ident}{secret}".encode()).hexdigest()
+        holder = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": f"{name}-key", "labels": {"strata.dev/api-key": "true"}},
+            "stringData": {"id": ident, "hash": f"v1${digest}"},
+        }
+        keyed = {"apiKeys": [{"name": "e2e", "secretRef": {"name": f"{name}-key"}}], **spec}
+        self.kube.apply(holder, tenant(name, **keyed), namespace=namespace)
+        return f"sk-strata-{ident}_{secret}"
