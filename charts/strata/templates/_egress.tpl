@@ -38,7 +38,7 @@ in this mode; the operator all whose readiness it asks for.
 {{- $layers := list -}}
 {{- $here := list -}}
 {{- if eq .component "gateway" -}}{{ $layers = list "scheduler" }}
-{{- else if eq .component "operator" -}}{{ $layers = list "engine" "scheduler" }}{{ if include "strata.hasGateway" $root }}{{ $here = list "gateway" }}{{ end }}
+{{- else if eq .component "operator" -}}{{ $layers = list "engine" }}{{ if ne $root.Values.mode "development" }}{{ $layers = append $layers "scheduler" }}{{ end }}{{ if include "strata.hasGateway" $root }}{{ $here = list "gateway" }}{{ end }}
 {{- else if include "strata.hasGateway" $root -}}{{ $here = list "gateway" }}
 {{- else if eq $root.Values.mode "production" -}}{{ $layers = list "scheduler" }}
 {{- else -}}{{ $layers = list "engine" }}

@@ -1,0 +1,123 @@
+"""Who may reach whom: the matrix of allowed flows, over the rendered policies. All else is denied.
+
+The test network of e2e enforces no policy, so this is where they are held.
+"""
+
+import itertools
+
+import network
+import pytest
+from conftest import values_of
+from network import Address, Pod
+
+PORTS = {"http": 8000}
+
+
+def strata(component: str, namespace: str) -> Pod:
+    labels = {"app.kubernetes.io/name": "strata", "app.kubernetes.io/component": component}
+    return Pod(f"{component}@{namespace}", namespace, labels, {}, PORTS)
+
+
+OWN = {name: strata(name, "strata") for name in ("operator", "gateway", "platform")}
+MODELS = {name: strata(name, "models") for name in ("scheduler", "engine")}
+OTHERS = {
+    "app": Pod("app", "apps", {"app": "chat"}, {}, PORTS),
+    # Not Strata's, and says it is.
+    "impostor": strata("gateway", "apps"),
+    "prometheus": Pod("prometheus", "monitoring", {"app": "prometheus"}, {}, PORTS),
+    "internet": Address("internet", "203.0.113.9"),
+}
+DNS = Pod("dns", "kube-system", {"k8s-app": "kube-dns"}, {}, {})
+API_SERVER = Address("apiserver", "10.0.0.1")
+EVERYONE = {**OWN, **MODELS, **OTHERS}
+
+# Who calls whom on port 8000, by mode; the entrances are everyone's.
+FLOWS = {
+    "development": {("platform", "engine"), ("operator", "engine")},
+    "production": {("platform", "scheduler"), ("operator", "scheduler"), ("operator", "engine")},
+    "enterprise": {
+        ("platform", "gateway"),
+        ("gateway", "scheduler"),
+        ("operator", "gateway"),
+        ("operator", "scheduler"),
+        ("operator", "engine"),
+    },
+}
+ENTRANCES = {"development": ["platform"], "production": ["platform"], "enterprise": ["platform", "gateway"]}
+
+
+def policies(helm, mode: str, values: dict | None = None) -> list[dict]:
+    values = {"mode": mode, "platform": {"insecureNoAuth": mode != "enterprise"}} | (values or {})
+    return [o for o in helm.objects("strata", values) if o["kind"] == "NetworkPolicy"]
+
+
+def installed(mode: str) -> list[str]:
+    return ["operator", *ENTRANCES[mode]]
+
+
+@pytest.mark.parametrize("mode", FLOWS)
+def test_strata_calls_only_the_next_layer(helm, mode):
+    rules = policies(helm, mode)
+    pairs = itertools.product(installed(mode), {**OWN, **MODELS, **OTHERS})
+    out = {(s, t) for s, t in pairs if s != t and network.allowed(rules, OWN[s], EVERYONE[t], 8000)}
+    # Of Strata's own the entrances take everyone in; who may call out is the sources' matter.
+    assert out == {(s, t) for s, t in FLOWS[mode] if s in OWN}
+
+
+@pytest.mark.parametrize("mode", FLOWS)
+def test_only_the_entrances_are_reachable(helm, mode):
+    rules = policies(helm, mode)
+    for source in OTHERS.values():
+        reached = [t for t in installed(mode) if network.allowed(rules, source, OWN[t], 8000)]
+        assert reached == ENTRANCES[mode], source.name
+        assert not any(network.allowed(rules, source, OWN[t], 8001) for t in installed(mode)), source.name
+
+
+@pytest.mark.parametrize("mode", FLOWS)
+def test_names_and_the_api_server(helm, mode):
+    rules = policies(helm, mode)
+    for name in installed(mode):
+        assert network.allowed(rules, OWN[name], DNS, 53, "UDP") and network.allowed(rules, OWN[name], DNS, 53)
+        reaches = network.allowed(rules, OWN[name], API_SERVER, 6443)
+        assert reaches is (name != "platform"), f"{name} and the API server"
+        assert not network.allowed(rules, OWN[name], OTHERS["internet"], 80)
+
+
+def test_who_may_be_narrowed(helm):
+    app = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}}}]
+    values = {
+        "networkPolicy": {
+            "entranceFrom": app,
+            "metricsNamespaces": ["monitoring"],
+            "apiServer": {"cidrs": ["10.0.0.1/32"], "ports": [6443]},
+        }
+    }
+    rules = policies(helm, "enterprise", values)
+    for entrance in ("platform", "gateway"):
+        assert network.allowed(rules, OTHERS["app"], OWN[entrance], 8000)
+        assert not network.allowed(rules, OTHERS["prometheus"], OWN[entrance], 8000)
+        assert not network.allowed(rules, OTHERS["internet"], OWN[entrance], 8000)
+    assert network.allowed(rules, OWN["platform"], OWN["gateway"], 8000)
+    assert network.allowed(rules, OWN["operator"], OWN["gateway"], 8000)
+    assert network.allowed(rules, OTHERS["prometheus"], OWN["operator"], 8000)
+    assert not network.allowed(rules, OTHERS["app"], OWN["operator"], 8000)
+    assert network.allowed(rules, OWN["gateway"], API_SERVER, 6443)
+    assert not network.allowed(rules, OWN["gateway"], OTHERS["internet"], 6443)
+
+
+def test_only_the_namespaces_with_models(helm):
+    rules = policies(helm, "enterprise", {"modelNamespaces": ["models"]})
+    assert network.allowed(rules, OWN["gateway"], MODELS["scheduler"], 8000)
+    assert not network.allowed(rules, OWN["gateway"], strata("scheduler", "elsewhere"), 8000)
+
+
+def test_more_egress(helm):
+    rule = {"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}], "ports": [{"port": 443}]}
+    rules = policies(helm, "enterprise", {"platform": {"extraEgress": [rule]}})
+    assert network.allowed(rules, OWN["platform"], OTHERS["internet"], 443)
+    assert not network.allowed(rules, OWN["gateway"], OTHERS["internet"], 80)
+
+
+def test_without_policies_nothing_is_held(helm, case):
+    if values_of(case).get("networkPolicy", {}).get("enabled") is False:
+        assert [o for o in helm.objects("strata", values_of(case)) if o["kind"] == "NetworkPolicy"] == []
