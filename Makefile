@@ -8,7 +8,7 @@ VENV := $(CACHE)/venv
 HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench release needs image k8s
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench release needs image k8s e2e
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -69,6 +69,12 @@ image: release ## Make the container image, without builder or registry: target/
 
 k8s: ## Build the binaries of a real Kubernetes into the cache (minutes, once)
 	@$(PYTHON) e2e/k8s/driver/binaries.py
+
+# A KUBECONFIG of the shell is not taken: the tests install and remove things, and must be sent there by name.
+e2e: needs model clients k8s ## Tests on a real Kubernetes, started here; KUBECONFIG=FILE for one that you have
+	$(CARGO) build --locked -p strata-cli
+	$(VENV)/bin/python -m pytest -q e2e/k8s --strata target/debug/strata --model $(MODEL) \
+		$(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig $(KUBECONFIG)) $(E2E)
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)

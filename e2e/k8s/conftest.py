@@ -2,7 +2,7 @@
 
     pytest e2e/k8s --strata target/release/strata --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-Each module gets a cluster of its own, which takes six seconds. With KUBECONFIG set, all use that one:
+Each module gets a cluster of its own, which takes six seconds. With --kubeconfig all use that one:
 STRATA_IMAGE then names an image that it can pull, and STRATA_MODEL_URI a model that its pods can fetch.
 """
 
@@ -30,6 +30,7 @@ def pytest_addoption(parser):
     parser.addoption("--strata", type=pathlib.Path, required=True, help="the strata binary")
     parser.addoption("--model", type=pathlib.Path, required=True, help="the GGUF file of SmolLM2-135M-Instruct")
     parser.addoption("--tier", choices=["auto", "node", "control-plane"], default="auto")
+    parser.addoption("--kubeconfig", type=pathlib.Path, help="use this cluster, and start none")
     parser.addoption("--keep", action="store_true", help="leave the clusters of failed modules running")
 
 
@@ -89,10 +90,10 @@ def _marker(request, name: str):
 @pytest.fixture(scope="module")
 def kube(request):
     """The module's cluster."""
-    given = os.environ.get("KUBECONFIG") if not os.environ.get("STRATA_E2E_OWN_CLUSTER") else None
+    given = request.config.getoption("--kubeconfig")
     if given:
         note_once(request.config, f"kubernetes: the cluster of {given}")
-        kube = Kube(pathlib.Path(given))
+        kube = Kube(given.resolve())
         yield kube
         kube.close()
         return
