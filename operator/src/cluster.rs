@@ -27,10 +27,10 @@ use strata_wire::replicas::ReplicaReport;
 pub use child::{Child, ChildKey};
 pub use events::{EventNote, events};
 pub use governance::{GatewayView, Governed, policy_status, tenant_status};
-pub use judge::{judge, judge_policy, judge_tenant};
-pub use namespace::namespace_step;
-pub use site::{Capabilities, ClusterSite};
-pub use status::model_status;
+pub use judge::{judge, judge_policy, judge_tenant, workload};
+pub use namespace::{NamespaceSeen, namespace_step};
+pub use site::{Capabilities, ClusterSite, Trust};
+pub use status::{malformed_status, model_status};
 pub use step::{ModelStep, model_step, swept_kinds};
 
 /// Label of a pod: the revision of the template that it was made from.
@@ -53,6 +53,21 @@ pub struct ModelSeen<'a> {
     pub schedulers: &'a [SchedulerView],
     /// By pod: how far the download is, for pods whose container `fetch` was asked.
     pub downloads: &'a BTreeMap<String, Progress>,
+    /// What the API server did not take of the last step.
+    pub refused: &'a [Refused],
+}
+
+/// An object that the API server did not take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Which, such as `Deployment a/b`.
+    pub what: String,
+    /// The API server's reason, such as `Forbidden`.
+    pub reason: String,
+    /// What it said.
+    pub message: String,
+    /// Whether trying again may help.
+    pub transient: bool,
 }
 
 /// What one scheduler pod says.
@@ -60,6 +75,8 @@ pub struct ModelSeen<'a> {
 pub struct SchedulerView {
     /// The pod's name.
     pub pod: String,
+    /// Whether the kubelet says that it serves. Those that do not get no requests and are not asked.
+    pub ready: bool,
     /// What `GET /replicas` returned, or why it could not be asked.
     pub report: Result<Arc<ReplicaReport>, String>,
 }

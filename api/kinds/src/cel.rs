@@ -22,6 +22,14 @@ pub(crate) fn duration() -> Value {
     )
 }
 
+/// A number of replicas, or a share of them.
+pub(crate) fn share() -> Value {
+    rule(
+        "string(self).matches('^[0-9]{1,4}$') ? self == int(string(self)) : string(self).matches('^(100|[0-9]{1,2})%$')",
+        "must be a number of replicas, or a share of them from 0% to 100%",
+    )
+}
+
 /// The window of a limit.
 pub(crate) fn window() -> Value {
     rule("self.matches('^[1-9][0-9]{0,5}(s|m|h|d)$')", "must be a whole number with s, m, h or d, such as 1m")

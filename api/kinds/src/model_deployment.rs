@@ -4,13 +4,13 @@ mod engine;
 mod pod_template;
 mod serving;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use engine::{Device, Engine, KvCache, Parallelism, Prefill, Runtime};
-pub use pod_template::{EnvSource, EnvVar, PodTemplate, Resources, SecretKey};
+pub use pod_template::{EnvSource, EnvVar, PodTemplate, PullSecret, Resources, SecretKey};
 pub use serving::{Access, Autoscaling, Canary, Rollout, Routing, RoutingPolicy, Weights};
 
 use crate::cel;
@@ -60,6 +60,14 @@ use crate::tenant::SecretRef;
         "!has(self.engine) || !has(self.engine.runtime) || self.engine.runtime != 'Native' || !has(self.engine.image)",
         "`engine.image` is for the runtimes Vllm and Custom; Native runs Strata's own image",
     ),
+    (
+        "!has(self.parallelism) || !has(self.engine) || !has(self.engine.runtime) || self.engine.runtime != 'Custom'",
+        "Strata cannot know the flags of a Custom engine: put `parallelism` into `engine.args`, and GPUs into `podTemplate.resources`",
+    ),
+    (
+        "!has(self.parallelism) || !has(self.engine) || !has(self.engine.device) || self.engine.device != 'Cpu'",
+        "`parallelism` is over GPUs: remove it, or `engine.device: Cpu`",
+    ),
 ])))]
 pub struct ModelDeploymentSpec {
     /// The model.
@@ -108,10 +116,16 @@ pub struct ModelDeploymentSpec {
 /// The model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = cel::rule(
-    "!has(self.revision) || self.uri.startsWith('hf://') || self.uri.startsWith('oci://')",
-    "revision is for hf:// and oci:// alone: remove it",
-)))]
+#[schemars(extend("x-kubernetes-validations" = cel::rules(&[
+    (
+        "!has(self.revision) || self.uri.startsWith('hf://') || self.uri.startsWith('oci://')",
+        "revision is for hf:// and oci:// alone: remove it",
+    ),
+    (
+        "!(has(self.cache) || has(self.credentialsSecretRef)) || self.uri.matches('^(hf|oci|s3|https)://')",
+        "cache and credentialsSecretRef are for models that are fetched, by hf://, oci://, s3:// or https://: remove them",
+    ),
+])))]
 pub struct Model {
     /// The name that requests ask for. Another name is another ModelDeployment.
     #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::rules(&[
@@ -137,25 +151,32 @@ pub struct Model {
     pub cache: Option<ModelCache>,
 }
 
-/// Where fetched weights are kept, so that they are fetched once.
+/// Where fetched weights are kept, so that they are fetched once. Without it each replica fetches them
+/// into a volume of its own, which goes with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rule(
+    "has(self.claimName)",
+    "needs `claimName`: the PersistentVolumeClaim to keep the weights in",
+)))]
 pub struct ModelCache {
-    /// Once on each node, or once in a volume that all replicas mount. Node when absent.
+    /// Node for a claim of node-local storage, whose replicas all run on its node; Volume for one that
+    /// every node can mount. Volume when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scope: Option<CacheScope>,
-    /// The PersistentVolumeClaim to keep them in.
+    /// The PersistentVolumeClaim to keep them in, made by you. Replicas fetch once and share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), extend("x-kubernetes-validations" = cel::object_name()))]
     pub claim_name: Option<String>,
 }
 
 /// Who shares fetched weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CacheScope {
     /// The replicas on a node.
     Node,
     /// All replicas.
+    #[default]
     Volume,
 }
 
@@ -213,6 +234,45 @@ pub struct ModelDeploymentStatus {
     /// Hash of the pods' template: replicas with another one are of an older revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// The replicas that try a new revision, while there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<CanaryStatus>,
+    /// The download of the model, while a replica waits for it: of the replica that is furthest behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub download: Option<DownloadStatus>,
+}
+
+/// The replicas that try a new revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CanaryStatus {
+    /// Hash of their template.
+    pub revision: String,
+    /// Those that exist.
+    pub replicas: i32,
+    /// Those that serve.
+    pub ready_replicas: i32,
+}
+
+/// How far a download is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DownloadStatus {
+    /// The pod that waits for it.
+    pub pod: String,
+    /// Bytes that are there.
+    pub bytes_done: i64,
+    /// Bytes in all, once they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_total: Option<i64>,
+    /// Seconds that are left at the present rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remaining_seconds: Option<i64>,
+    /// What it does or waits for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// When this was seen. It is written again after each 5 percent, and at most every 10 seconds.
+    pub observed_at: Time,
 }
 
 impl ModelDeploymentSpec {

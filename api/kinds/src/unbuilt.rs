@@ -2,7 +2,7 @@
 //!
 //! Every entry here is a promise to take it out again.
 
-use crate::model_deployment::{Device, ModelDeploymentSpec, Parallelism, PodTemplate, Runtime, Task};
+use crate::model_deployment::{Device, ModelDeploymentSpec, Runtime, Task};
 use crate::quota_policy::{OnExceed, OnStoreFailure, QuotaPolicySpec};
 use crate::tenant::TenantSpec;
 use crate::validate::FieldError;
@@ -32,9 +32,36 @@ impl Refusals {
     }
 }
 
-/// What a ModelDeployment asks for that is not built.
+/// What a ModelDeployment asks for that is not built, or has no meaning in this place.
 pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldError> {
     let mut r = Refusals(Vec::new());
+    match place {
+        Place::Host => host(&mut r, spec),
+        Place::Cluster => cluster(&mut r, spec),
+    }
+    r.refuse(spec.task.unwrap_or_default() != Task::Generate, "spec.task", "remove it, or set Generate");
+    r.refuse(!spec.adapters.is_empty(), "spec.adapters", "remove it");
+    r.refuse(spec.prefill.is_some(), "spec.prefill", "remove it; replicas compute prompts themselves");
+    r.refuse(!spec.experimental.is_empty(), "spec.experimental", "remove it; there are no such switches");
+    if spec.runtime() == Runtime::Native {
+        native(&mut r, spec);
+    }
+    r.0
+}
+
+/// What Strata's own engine cannot do yet.
+fn native(r: &mut Refusals, spec: &ModelDeploymentSpec) {
+    let device = spec.engine.as_ref().and_then(|e| e.device);
+    r.refuse(device == Some(Device::Cuda), "spec.engine.device", "remove it, or set Cpu");
+    let spreads = spec.parallelism.as_ref().is_some_and(|p| p.devices() > 1 || p.expert.unwrap_or(1) > 1);
+    r.refuse(spreads, "spec.parallelism", "remove it; a replica uses one device");
+    let resources = spec.pod_template.as_ref().and_then(|t| t.resources.as_ref());
+    let gpu =
+        resources.is_some_and(|r| r.limits.keys().chain(r.requests.keys()).any(|name| name.contains("gpu")));
+    r.refuse(gpu, "spec.podTemplate.resources", "the engine uses no GPU; remove the GPU");
+}
+
+fn host(r: &mut Refusals, spec: &ModelDeploymentSpec) {
     if local_path(&spec.model.uri).is_none() {
         let scheme = spec.model.uri.split("://").next().unwrap_or_default();
         r.0.push(FieldError {
@@ -47,56 +74,44 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
     r.refuse(spec.model.revision.is_some(), "spec.model.revision", "remove it; file:// has no revisions");
     r.refuse(spec.model.credentials_secret_ref.is_some(), "spec.model.credentialsSecretRef", "remove it");
     r.refuse(spec.model.cache.is_some(), "spec.model.cache", "remove it; file:// is read where it is");
-    r.refuse(spec.task.unwrap_or_default() != Task::Generate, "spec.task", "remove it, or set Generate");
-    r.refuse(!spec.adapters.is_empty(), "spec.adapters", "remove it");
-    if let Some(engine) = &spec.engine {
-        let native = engine.runtime.unwrap_or_default() == Runtime::Native;
-        r.refuse(!native, "spec.engine.runtime", "remove it, or set Native");
-        r.refuse(engine.device == Some(Device::Cuda), "spec.engine.device", "remove it, or set Cpu");
-    }
-    r.refuse(
-        spec.parallelism.as_ref().is_some_and(spreads),
-        "spec.parallelism",
-        "remove it; a replica uses one device",
-    );
-    r.refuse(spec.prefill.is_some(), "spec.prefill", "remove it; replicas compute prompts themselves");
+    r.refuse(spec.runtime() != Runtime::Native, "spec.engine.runtime", "remove it, or set Native");
     r.refuse(spec.autoscaling.is_some(), "spec.autoscaling", "remove it, and set `spec.replicas`");
     r.refuse(
         spec.rollout.is_some(),
         "spec.rollout",
         "remove it; a new replica is ready before an old one stops",
     );
-    r.refuse(!spec.experimental.is_empty(), "spec.experimental", "remove it; there are no such switches");
-    if let Some(template) = &spec.pod_template {
-        pod_template(&mut r, template, place);
-    }
-    r.0
-}
-
-fn spreads(parallelism: &Parallelism) -> bool {
-    let Parallelism { tensor, pipeline, data, expert } = parallelism;
-    [tensor, pipeline, data, expert].into_iter().any(|n| n.is_some_and(|n| n > 1))
-}
-
-fn pod_template(r: &mut Refusals, template: &PodTemplate, place: Place) {
+    let startup = spec.engine.as_ref().is_some_and(|e| e.startup_timeout.is_some());
+    r.refuse(startup, "spec.engine.startupTimeout", "remove it; a model on a host has ten minutes");
+    let Some(template) = &spec.pod_template else { return };
     if let Some(resources) = &template.resources {
-        let gpu = resources.limits.keys().chain(resources.requests.keys()).any(|name| name.contains("gpu"));
-        r.refuse(gpu, "spec.podTemplate.resources", "the engine uses no GPU; remove the GPU");
-        if place == Place::Host {
-            let unheld = resources.limits.keys().any(|name| name != "cpu" && !name.contains("gpu"));
-            r.impossible(
-                unheld,
-                "spec.podTemplate.resources.limits",
-                "holds only for cpu on a host: remove the others (the KV cache has `spec.engine.kvCache.memory`)",
-            );
-        }
+        let unheld = resources.limits.keys().any(|name| name != "cpu" && !name.contains("gpu"));
+        r.impossible(
+            unheld,
+            "spec.podTemplate.resources.limits",
+            "holds only for cpu on a host: remove the others (the KV cache has `spec.engine.kvCache.memory`)",
+        );
     }
-    if place == Place::Host {
-        let only = "has no meaning on a host, which has one node and no accounts: remove it";
-        r.impossible(!template.node_selector.is_empty(), "spec.podTemplate.nodeSelector", only);
-        r.impossible(!template.tolerations.is_empty(), "spec.podTemplate.tolerations", only);
-        r.impossible(template.service_account_name.is_some(), "spec.podTemplate.serviceAccountName", only);
+    let only = "has no meaning on a host, which has one node and no accounts: remove it";
+    for (set, field) in [
+        (!template.node_selector.is_empty(), "nodeSelector"),
+        (!template.tolerations.is_empty(), "tolerations"),
+        (template.service_account_name.is_some(), "serviceAccountName"),
+        (template.runtime_class_name.is_some(), "runtimeClassName"),
+        (template.priority_class_name.is_some(), "priorityClassName"),
+        (!template.image_pull_secrets.is_empty(), "imagePullSecrets"),
+        (template.termination_grace_period_seconds.is_some(), "terminationGracePeriodSeconds"),
+    ] {
+        r.impossible(set, &format!("spec.podTemplate.{field}"), only);
     }
+}
+
+fn cluster(r: &mut Refusals, spec: &ModelDeploymentSpec) {
+    r.impossible(
+        local_path(&spec.model.uri).is_some_and(|path| path.starts_with('~')),
+        "spec.model.uri",
+        "names a home folder, and pods have none: put the model on a PersistentVolumeClaim and use pvc://CLAIM/PATH, or file:// with an absolute path in the image",
+    );
 }
 
 /// What a Tenant asks for that is not built.

@@ -8,7 +8,7 @@ use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
 
 use super::ClusterSite;
 use crate::plan::{Plan, Verdict, World, plan};
-use crate::workload::{EngineWorkload, Workload};
+use crate::workload::{EngineWorkload, Owner, Workload};
 
 /// What is made of a model, and what should run for it when it is accepted.
 pub fn judge(
@@ -29,6 +29,16 @@ pub fn judge(
         _ => None,
     });
     (verdict, engine)
+}
+
+/// What a model asks to run, whatever the verdict on it. A refused model keeps the children that it has:
+/// an edit that is refused takes nothing down.
+pub fn workload(model: &ModelDeployment) -> EngineWorkload {
+    EngineWorkload {
+        namespace: model.namespace().unwrap_or_default(),
+        owner: Owner { name: model.name_any(), uid: model.uid() },
+        spec: Box::new(model.spec.clone()),
+    }
 }
 
 /// What is made of a tenant.

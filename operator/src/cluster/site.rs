@@ -1,5 +1,7 @@
 //! What the operator is told about the cluster that it works in.
 
+use std::collections::BTreeSet;
+
 use kube::core::ApiResource;
 
 use super::child::resource;
@@ -47,11 +49,27 @@ impl Capabilities {
     }
 }
 
+/// How the layers know each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// By the token in the Secret `strata-hop`.
+    #[default]
+    Token,
+    /// By the certificates in the Secrets `strata-hop-COMPONENT`.
+    Mtls,
+}
+
 /// What the operator is told, and what it found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterSite {
     /// Image of Strata's containers.
     pub image: String,
+    /// When it is pulled: `Always`, `IfNotPresent` or `Never`; Kubernetes' default when absent.
+    pub image_pull_policy: Option<String>,
+    /// Secrets of each model namespace with the credentials to pull it.
+    pub image_pull_secrets: Vec<String>,
+    /// How the layers know each other.
+    pub trust: Trust,
     /// Which layers the chart installed.
     pub mode: Mode,
     /// Strata's own namespace.
@@ -60,6 +78,8 @@ pub struct ClusterSite {
     pub model_namespaces: Vec<String>,
     /// Namespaces from which metrics may be read, such as that of Prometheus or KEDA.
     pub metrics_namespaces: Vec<String>,
+    /// Priorities of the accepted tenants; 0 counts always.
+    pub priorities: BTreeSet<i32>,
     /// The Gateway of the Gateway API, as `NAMESPACE/NAME`, that HTTPRoutes attach to.
     pub gateway: Option<String>,
     /// Kinds that the cluster has.
@@ -71,10 +91,14 @@ impl ClusterSite {
     pub fn new(image: impl Into<String>, mode: Mode, namespace: impl Into<String>) -> Self {
         Self {
             image: image.into(),
+            image_pull_policy: None,
+            image_pull_secrets: Vec::new(),
+            trust: Trust::Token,
             mode,
             namespace: namespace.into(),
             model_namespaces: Vec::new(),
             metrics_namespaces: Vec::new(),
+            priorities: BTreeSet::new(),
             gateway: None,
             capabilities: Capabilities::default(),
         }

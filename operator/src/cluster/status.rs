@@ -1,10 +1,11 @@
 //! What is said about a model.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as KubeCondition, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use strata_kinds::ModelDeployment;
 use strata_kinds::model_deployment::ModelDeploymentStatus;
 
-use super::{ModelSeen, REVISION_LABEL, pods};
+use super::{ClusterSite, ModelSeen, REVISION_LABEL, pods};
 use crate::condition::{Condition, Reason, Truth, stamp};
 use crate::plan::Verdict;
 use crate::render::selector;
@@ -17,6 +18,7 @@ pub fn model_status(
     verdict: &Verdict,
     engine: Option<&EngineWorkload>,
     seen: &ModelSeen<'_>,
+    _site: &ClusterSite,
     now: Timestamp,
 ) -> ModelDeploymentStatus {
     let before = object.status.as_ref();
@@ -60,5 +62,26 @@ pub fn model_status(
         selector: Some(selector(&name)),
         url: before.and_then(|s| s.url.clone()),
         revision,
+        ..ModelDeploymentStatus::default()
     }
+}
+
+/// The conditions of an object that is none of its kind, such as one from before a rule was made.
+pub fn malformed_status(
+    meta: &ObjectMeta,
+    error: &str,
+    before: &[KubeCondition],
+    now: Timestamp,
+) -> Vec<KubeCondition> {
+    let generation = meta.generation.unwrap_or(0);
+    let said = [
+        Condition::main("ModelDeployment", Truth::False, Reason::Invalid, error),
+        Condition {
+            kind: "Stalled".to_owned(),
+            status: Truth::True,
+            reason: Reason::Invalid,
+            message: error.to_owned(),
+        },
+    ];
+    stamp(before, &said, generation, now)
 }

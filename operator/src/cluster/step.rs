@@ -17,6 +17,8 @@ pub struct ModelStep {
     /// The objects that the model has, in the order in which to apply them. Those of the kinds of
     /// [`swept_kinds`] that the model owns and that are not here are to be deleted.
     pub apply: Vec<Child>,
+    /// Names of ControllerRevisions that stay as they are, beside those in `apply`.
+    pub keep: Vec<String>,
     /// Replicas to set on the Deployment `<model>-engine` through its `/scale`, by a server-side apply
     /// of the field manager `strata-operator-scale`, before anything else is applied.
     pub scale: Option<i32>,
@@ -41,7 +43,7 @@ pub fn model_step(
     }
     let mut apply: Vec<Child> = rendered.service.iter().map(Child::of).collect();
     apply.push(Child::of(&rendered.deployment));
-    ModelStep { apply, scale: None, look_again: None }
+    ModelStep { apply, ..ModelStep::default() }
 }
 
 /// Kinds whose objects are deleted when a model or namespace no longer has them: those with the label

@@ -17,8 +17,14 @@ fn a_model_has_a_service_and_a_deployment() {
     let (verdict, engine) = judge(&model, &all, &site);
     assert_eq!(verdict, Verdict::Accepted);
     let downloads = BTreeMap::new();
-    let seen =
-        ModelSeen { deployments: &[], pods: &[], revisions: &[], schedulers: &[], downloads: &downloads };
+    let seen = ModelSeen {
+        deployments: &[],
+        pods: &[],
+        revisions: &[],
+        schedulers: &[],
+        downloads: &downloads,
+        refused: &[],
+    };
     let step = model_step(&engine.unwrap(), &seen, &site, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
     let keys: Vec<_> = step.apply.iter().map(|c| format!("{} {}", c.key().kind, c.name())).collect();
     assert_eq!(keys, ["Service a-engine", "Deployment a-engine"]);

@@ -225,6 +225,7 @@ fn model_status(
         selector: Some(selector(&said.name)),
         url: said.url.clone(),
         revision: said.revision.clone(),
+        ..ModelDeploymentStatus::default()
     }
 }
 

@@ -18,6 +18,10 @@ use crate::cel;
         "!has(self.command) || (has(self.runtime) && self.runtime == 'Custom')",
         "`command` is for the runtime Custom",
     ),
+    (
+        "!has(self.runtime) || self.runtime != 'Custom' || !(has(self.maxModelLen) || has(self.kvCache) || has(self.threads) || has(self.device))",
+        "Strata cannot know the flags of a Custom engine: put them into `args`, and GPUs into `podTemplate.resources`",
+    ),
 ])))]
 pub struct Engine {
     /// Which engine. Native when absent.
@@ -49,6 +53,12 @@ pub struct Engine {
     /// The memory of attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_cache: Option<KvCache>,
+    /// How long loading the model may take, after it was fetched, until the replica is started anew. When
+    /// absent: 10 minutes, and a second for each 100 MB of the container's memory limit (or request) and
+    /// of 80 GB for each GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
+    pub startup_timeout: Option<String>,
 }
 
 /// An engine.
@@ -99,6 +109,10 @@ pub struct KvCache {
 /// How one replica is spread over devices. Each is 1 when absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rule(
+    "!has(self.expert) || self.expert == 1 || self.expert == (has(self.tensor) ? self.tensor : 1) * (has(self.data) ? self.data : 1)",
+    "`expert` must be 1 or `tensor` times `data`: experts are spread over these devices",
+)))]
 pub struct Parallelism {
     /// Devices that share each layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,6 +130,15 @@ pub struct Parallelism {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub expert: Option<u32>,
+}
+
+impl Parallelism {
+    /// Devices of one replica.
+    pub fn devices(&self) -> u64 {
+        let [tensor, pipeline, data] =
+            [self.tensor, self.pipeline, self.data].map(|n| u64::from(n.unwrap_or(1)));
+        tensor.saturating_mul(pipeline).saturating_mul(data)
+    }
 }
 
 /// The workload that computes prompts.

@@ -44,10 +44,39 @@ pub struct PodTemplate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = cel::object_name()))]
     pub service_account_name: Option<String>,
+    /// The runtime class of the pods, such as `nvidia`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = cel::object_name()))]
+    pub runtime_class_name: Option<String>,
+    /// The priority class of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = cel::object_name()))]
+    pub priority_class_name: Option<String>,
+    /// Secrets with the credentials to pull the engine's image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub image_pull_secrets: Vec<PullSecret>,
+    /// Seconds from the moment that a pod leaves the Service until it is killed. When absent: 15, and 30
+    /// minutes for the longest stream. A pod whose streams have ended goes at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 16, max = 86400))]
+    pub termination_grace_period_seconds: Option<i64>,
+}
+
+/// A Secret of the type `kubernetes.io/dockerconfigjson` in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PullSecret {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = cel::object_name()))]
+    pub name: String,
 }
 
 /// Resources of a container, by name: `cpu`, `memory`, `nvidia.com/gpu`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = cel::rule(
+    "!has(self.requests) || self.requests.all(name, !name.contains('/') || (has(self.limits) && name in self.limits))",
+    "a device such as nvidia.com/gpu must be in `limits`: requests alone set none aside",
+)))]
 pub struct Resources {
     /// What is set aside for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

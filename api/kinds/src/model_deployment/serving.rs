@@ -9,7 +9,10 @@ use crate::cel;
 /// Bounds and targets of the number of replicas.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = cel::rule("self.min <= self.max", "`min` must not be larger than `max`")))]
+#[schemars(extend("x-kubernetes-validations" = cel::rules(&[
+    ("self.min <= self.max", "`min` must not be larger than `max`"),
+    ("!has(self.sleepAfter) || self.min == 0", "`sleepAfter` is for models that may sleep: set `min` to 0, or remove it"),
+])))]
 pub struct Autoscaling {
     /// The fewest replicas. 0 lets the model go to sleep.
     #[schemars(range(min = 0, max = 10000))]
@@ -17,7 +20,7 @@ pub struct Autoscaling {
     /// The most replicas.
     #[schemars(range(min = 1, max = 10000))]
     pub max: i32,
-    /// KV-cache use that is aimed at, in percent.
+    /// KV-cache use that is aimed at, in percent. 80 when neither this nor `targetWaiting` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub target_kv_usage: Option<i32>,
@@ -25,7 +28,7 @@ pub struct Autoscaling {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub target_waiting: Option<i32>,
-    /// How long a model is idle before it goes to sleep, with `min: 0`.
+    /// How long a model is idle before it goes to sleep, with `min: 0`. 15 minutes when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
     pub sleep_after: Option<String>,
@@ -79,14 +82,24 @@ pub struct Weights {
 /// How a change reaches the replicas.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = cel::rule(
+    "!(has(self.maxSurge) && has(self.maxUnavailable)) || !((self.maxSurge == 0 || self.maxSurge == '0%') && (self.maxUnavailable == 0 || self.maxUnavailable == '0%'))",
+    "`maxSurge` and `maxUnavailable` must not both be 0: no replica could ever be replaced",
+)))]
 pub struct Rollout {
-    /// Replicas above the wanted number while it goes on, as a number or in percent.
+    /// Replicas above the wanted number while it goes on, as a number or in percent. 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = cel::share()))]
     pub max_surge: Option<IntOrString>,
-    /// Replicas below the wanted number while it goes on, as a number or in percent.
+    /// Replicas below the wanted number while it goes on, as a number or in percent. When absent: 0, so
+    /// that a revision that never serves takes no replica down; 1 with `maxSurge: 0`, and while there is
+    /// no spare GPU for a replica above the wanted number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = cel::share()))]
     pub max_unavailable: Option<IntOrString>,
-    /// Sends a part of the requests to the new revision first.
+    /// Runs the new revision beside the old one, which keeps its replicas, and sends it a part of the
+    /// requests. Remove it, or set the weight to 100, to go on to the new revision; change the spec back
+    /// to give it up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
 }
@@ -94,7 +107,8 @@ pub struct Rollout {
 /// A part of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Canary {
-    /// In percent.
+    /// In percent. It has the same share of the replicas, rounded up, and at least one; 0 runs that one
+    /// without requests.
     #[schemars(range(min = 0, max = 100))]
     pub weight: i32,
 }
