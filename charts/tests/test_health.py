@@ -6,11 +6,10 @@ The objects are those of objects.yaml, and those that e2e recorded on a real clu
 import copy
 
 import kstatus
+import lupa
 import pytest
 import yaml
 from conftest import CHARTS, ROOT
-
-lupa = pytest.importorskip("lupa")
 
 ARGO_OF = {"Terminating": "Progressing", "InProgress": "Progressing", "Failed": "Degraded", "Current": "Healthy"}
 SETTINGS = yaml.safe_load((ROOT / "examples/argocd/argocd-cm.yaml").read_text())["data"]

@@ -20,6 +20,10 @@ BAD = {
     "a namespace in capitals": ({"modelNamespaces": ["Models"]}, r"/modelNamespaces/0.*does not match pattern"),
     "a namespace twice": ({"modelNamespaces": ["a", "a"]}, r"/modelNamespaces.*items at 0 and 1 are equal"),
     "a size that is none": ({"gateway": {"persistence": {"size": "big"}}}, r"/gateway/persistence/size"),
+    "an amount that is none": (
+        {"platform": {"resources": {"limits": {"memory": "lots"}}}},
+        r"/platform/resources/limits/memory.*does not match pattern",
+    ),
     "a toleration's typo": ({"operator": {"tolerations": [{"keys": "x"}]}}, r"tolerations/0.*'keys' not allowed"),
     "an API server on no port": ({"networkPolicy": {"apiServer": {"ports": []}}}, r"/networkPolicy/apiServer/ports"),
     "production that all may use, unsaid": ({"mode": "production"}, r"nothing checks who calls.*insecureNoAuth=true"),
