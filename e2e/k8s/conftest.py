@@ -8,6 +8,7 @@ STRATA_IMAGE then names an image that it can pull, and STRATA_MODEL_URI a model 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -67,6 +68,14 @@ NOTES = pytest.StashKey[list]()
 def note(config, line: str) -> None:
     """Says something in the closing lines, such as a measurement or on which tier the tests ran."""
     config.stash.setdefault(NOTES, []).append(line)
+
+
+@contextlib.contextmanager
+def measured(config, what: str):
+    """Says in the closing lines how long something took."""
+    began = time.monotonic()
+    yield
+    note(config, f"measured {what}: {time.monotonic() - began:.1f} s")
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,31 @@ CRDS = {
 # A client-side apply keeps the whole object in an annotation, which has room for 262,144 bytes.
 LIMIT_BYTES = 200_000
 
+REMOVE = object()
+
+
+def put(thing: dict, place: str, value: object) -> dict:
+    """A copy of the object with a value at `a.b[].c` (or `a.b.0.c`), or with what is there removed."""
+    thing = copy.deepcopy(thing)
+    *parents, last = place.replace("[]", ".0").split(".")
+    at = thing
+    for step in parents:
+        at = at[int(step)] if step.isdigit() else at.setdefault(step, {})
+    key = int(last) if last.isdigit() else last
+    if value is REMOVE:
+        at.pop(key, None)
+    else:
+        at[key] = value
+    return thing
+
+
+POD = {
+    "labels": {"team": "a"}, "serviceAccountName": "sa", "priorityClassName": "high", "runtimeClassName": "nvidia",
+    "imagePullSecrets": [{"name": "registry"}],
+    "env": [{"name": "C", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}, {"name": "A", "value": "b"}],
+    "resources": {"requests": {"cpu": "2"}, "limits": {"nvidia.com/gpu": 2}},
+}  # fmt: skip
+CUSTOM = {"runtime": "Custom", "image": "example/server:1", "command": ["serve"], "args": ["--port", "8000"]}
 GOOD = {
     "ModelDeployment": [
         model("plain", "file:///models/a.gguf"),
@@ -35,15 +60,15 @@ GOOD = {
             "oci://registry.example:5000/team/model:v1", "oci://r.example/m@sha256:" + "0" * 64, "s3://bucket/models/a",
             "pvc://claim", "pvc://claim/folder/a.gguf", "https://host.example/a.gguf#sha256=" + "0" * 64])),
         model("scaled", "hf://owner/name", None, autoscaling={"min": 0, "max": 3, "sleepAfter": "10m", "targetKvUsage": 60}),
+        put(model("custom", "file:///models/a.gguf"), "spec.engine", CUSTOM),
         model("full", "hf://owner/name", model={
             "name": "m", "uri": "hf://owner/name", "revision": "v1", "cache": {"claimName": "cache"},
             "credentialsSecretRef": {"name": "token"}},
             adapters=[{"name": "style", "uri": "hf://owner/style", "credentialsSecretRef": {"name": "token"}}],
-            engine={"runtime": "Custom", "image": "example/vllm:1", "command": ["serve"], "kvCache": {"memory": "2Gi"}},
-            podTemplate={"labels": {"team": "a"}, "serviceAccountName": "sa", "env": [
-                {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}, {"name": "A", "value": "b"}]},
-            prefill={"podTemplate": {"labels": {"team": "a"}, "serviceAccountName": "sa", "env": [
-                {"name": "C", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}, {"name": "A", "value": "b"}]}}),
+            engine={"runtime": "Vllm", "image": "example/vllm:1", "kvCache": {"memory": "2Gi"}, "startupTimeout": "20m"},
+            parallelism={"tensor": 2, "data": 2, "expert": 4}, rollout={"maxSurge": 0, "maxUnavailable": "25%"},
+            podTemplate=POD,
+            prefill={"podTemplate": POD, "parallelism": {"tensor": 2}}),
     ],
     "Tenant": [
         tenant("plain"),
@@ -63,22 +88,34 @@ GOOD = {
 
 # What each rule must refuse: kind -> place of the rule in the schema -> a value to put there, or a change
 # of the whole object. Rules that many fields share by their form are covered by FORMS.
-REMOVE = object()
 BAD = {
     "ModelDeployment": {
         "": {"metadata.name": "1st"},
         "spec": [
             {"spec.replicas": 1, "spec.autoscaling": {"min": 1, "max": 2}},
-            {"spec.engine.runtime": "Native", "spec.engine.command": REMOVE},
+            {"spec.engine.runtime": "Native"},
+            {"spec.engine": CUSTOM},
+            {"spec.engine.device": "Cpu"},
         ],
         "spec.adapters[].uri": ["ftp://host/x", "hf://owner/../x"],
-        "spec.autoscaling": {"spec.replicas": REMOVE, "spec.autoscaling": {"min": 3, "max": 2}},
+        "spec.autoscaling": [
+            {"spec.replicas": REMOVE, "spec.autoscaling": {"min": 3, "max": 2}},
+            {"spec.replicas": REMOVE, "spec.autoscaling": {"min": 1, "max": 2, "sleepAfter": "5m"}}],
         "spec.autoscaling.sleepAfter": {
             "spec.replicas": REMOVE, "spec.autoscaling": {"min": 0, "max": 2, "sleepAfter": "soon"}},
-        "spec.engine": [{"spec.engine.image": REMOVE}, {"spec.engine.runtime": "Vllm"}],
+        "spec.engine": [
+            {"spec.engine.image": REMOVE}, {"spec.engine.command": ["serve"]}, {"spec.engine.runtime": "Custom"}],
         "spec.engine.kvCache": {"spec.engine.kvCache": {"memory": "1Gi", "blocks": 5}},
         "spec.engine.kvCache.memory": ["much"],
         "spec.model": {"spec.model.uri": "pvc://models/a.gguf"},
+        "spec.model.cache": [{}],
+        "spec.parallelism": [{"tensor": 2, "expert": 3}],
+        "spec.prefill.parallelism": [{"tensor": 2, "expert": 3}],
+        "spec.podTemplate.resources": [{"requests": {"nvidia.com/gpu": 1}}],
+        "spec.prefill.podTemplate.resources": [{"requests": {"nvidia.com/gpu": 1}}],
+        "spec.rollout": [{"maxSurge": 0, "maxUnavailable": "0%"}],
+        "spec.rollout.maxSurge": ["some"],
+        "spec.rollout.maxUnavailable": ["120%"],
         "spec.model.uri": ["ftp://host/x", "file:///models/../etc"],
         "spec.model.revision": ["../x"],
         "spec.podTemplate.env[]": [{"name": "A"}],
@@ -133,21 +170,6 @@ def rules():
             yield kind, place, message, transition
 
 
-def put(thing: dict, place: str, value: object) -> dict:
-    """A copy of the object with a value at `a.b[].c` (or `a.b.0.c`), or with what is there removed."""
-    thing = copy.deepcopy(thing)
-    *parents, last = place.replace("[]", ".0").split(".")
-    at = thing
-    for step in parents:
-        at = at[int(step)] if step.isdigit() else at.setdefault(step, {})
-    key = int(last) if last.isdigit() else last
-    if value is REMOVE:
-        at.pop(key, None)
-    else:
-        at[key] = value
-    return thing
-
-
 def bad_objects(kind: str, place: str, message: str):
     full = next(g for g in GOOD[kind] if g["metadata"]["name"] == "full")
     given = BAD[kind].get(place)
@@ -155,7 +177,7 @@ def bad_objects(kind: str, place: str, message: str):
         form = next((value for begin, value in FORMS.items() if message.startswith(begin)), None)
         given = [] if form is None else [form]
     for one in given if isinstance(given, list) else [given]:
-        if isinstance(one, dict) and all("." in key and key.split(".")[0] in ("spec", "metadata") for key in one):
+        if isinstance(one, dict) and one and all("." in key and key.split(".")[0] in ("spec", "metadata") for key in one):
             thing = full
             for where, value in one.items():
                 thing = put(thing, where, value)
