@@ -264,6 +264,9 @@ pub(crate) struct Gateway {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
+    /// Where the platform and the operator are answered by mutual TLS; needs STRATA_HOP_DIR
+    #[arg(long, value_name = "ADDR", env = "STRATA_INTERNAL_LISTEN")]
+    pub(crate) internal_listen: Option<String>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }

@@ -94,6 +94,8 @@ impl World {
             }),
             listen: "127.0.0.1:0".to_owned(),
             state: folder.path().join("ledger.db"),
+            internal_listen: None,
+            mtls: None,
             hop_token: HopToken::new("hop-secret"),
             grace: Duration::from_secs(5),
         };

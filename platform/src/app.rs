@@ -34,11 +34,23 @@ impl App {
     pub fn open_with(options: PlatformOptions, tools: Tools) -> Result<Self, PlatformError> {
         Ok(Self {
             base: options.base()?.into(),
-            client: Upstream::new(),
+            client: upstream(&options),
             store: Store::open(&options.state)?,
             owners: Arc::default(),
             tools: Arc::new(tools),
             options: Arc::new(options),
         })
+    }
+}
+
+/// The way to the next layer. A Service's name in the URL (`NAME.NAMESPACE.svc`) says of which namespace
+/// it must be.
+fn upstream(options: &PlatformOptions) -> Upstream {
+    let upstream = Upstream::to(options.mtls.as_ref(), options.upstream_kind.callees());
+    let host = options.upstream.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    let labels: Vec<&str> = host.as_deref().unwrap_or_default().split('.').collect();
+    match labels[..] {
+        [_, namespace, "svc", ..] => upstream.within(namespace),
+        _ => upstream,
     }
 }

@@ -249,13 +249,16 @@ fn set_endpoints(inner: &Inner, watched: &Watched, namespace: &str) {
     for (key, targets) in seen.slices.good() {
         if key.namespace == namespace {
             for target in targets {
-                let url = by_pod.entry(&target.pod).or_insert(&target.url);
+                let address = by_pod.entry(&target.pod).or_insert(&target.authority);
                 // The same whichever slice comes first.
-                *url = (*url).min(&target.url);
+                *address = (*address).min(&target.authority);
             }
         }
     }
-    let urls: BTreeSet<String> = by_pod.into_values().map(str::to_owned).collect();
+    // Schedulers of a Strata whose layers have certificates speak TLS alone.
+    let scheme = if inner.upstream.is_secured() { "https" } else { "http" };
+    let urls: BTreeSet<String> =
+        by_pod.into_values().map(|authority| format!("{scheme}://{authority}")).collect();
     tracing::debug!(namespace, endpoints = urls.len(), "a namespace's schedulers changed");
     // Set under the lock, so that of two changes the later one stays.
     inner.place(&namespace.into()).pool.set(&urls);

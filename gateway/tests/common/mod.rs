@@ -223,6 +223,8 @@ impl World {
             listen: "127.0.0.1:0".to_owned(),
             state: self.state.clone(),
             hop_token: HopToken::new("hop-secret"),
+            internal_listen: None,
+            mtls: None,
             grace: Duration::from_secs(5),
         }
     }
