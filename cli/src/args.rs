@@ -261,6 +261,9 @@ pub(crate) struct Gateway {
     /// Namespaces whose models are served [default: all]
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', requires = "kubernetes")]
     pub(crate) model_namespaces: Vec<String>,
+    /// Tenant that gets what the platform stored while there was no gateway
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) adopt_local: Option<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,

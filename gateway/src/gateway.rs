@@ -53,6 +53,7 @@ pub(crate) struct Inner {
     pub(crate) hop_token: Option<HopToken>,
     /// By which it knows the platform and the operator.
     pub(crate) above: Above,
+    pub(crate) adopt_local: Option<String>,
     pub(crate) guard: Guard,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
@@ -108,6 +109,7 @@ impl Gateway {
                 options.mtls.as_ref(),
                 &[Component::Platform, Component::Operator],
             ),
+            adopt_local: options.adopt_local.clone(),
             guard: Guard::default(),
             metrics: Metrics::default(),
             clock: clock.clone(),

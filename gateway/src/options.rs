@@ -25,6 +25,8 @@ pub struct GatewayOptions {
     pub mtls: Option<Mtls>,
     /// How long open requests may go on after a stop.
     pub grace: Duration,
+    /// The tenant to which objects belong that were made while there was no gateway.
+    pub adopt_local: Option<String>,
 }
 
 /// Where the manifests are, and what is below.

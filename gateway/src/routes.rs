@@ -10,6 +10,7 @@ use axum::routing::{delete, get, post};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
 use strata_hop::{Fault, Peer, caller, fault};
+use strata_wire::governance::STATUS_PATH;
 use strata_wire::models::Model;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ use crate::directory::ModelEntry;
 use crate::gateway::{Gateway, Inner};
 use crate::place::Places;
 use crate::session::Session;
-use crate::{inference, refuse, selfservice, usage_api};
+use crate::{inference, refuse, selfservice, status, usage_api};
 
 pub(crate) fn router(gateway: Gateway) -> Router {
     let inference = |endpoint: Endpoint| {
@@ -38,6 +39,7 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/v1/keys/{id}/rotate", post(selfservice::rotate))
         .route("/v1/organization/usage/completions", get(usage_api::completions))
         .route("/internal/v1/whoami", get(selfservice::whoami))
+        .route(STATUS_PATH, get(status::status))
         .route("/health", get(|| async { "ok" }))
         .route("/ready", get(ready))
         .route("/version", get(|| async { axum::Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))

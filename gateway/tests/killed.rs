@@ -40,6 +40,7 @@ async fn kuadrant_rfc_0021_a_killed_gateway_forgets_nothing() {
             internal_listen: None,
             mtls: None,
             grace: Duration::ZERO,
+            adopt_local: None,
         })
         .await;
     }

@@ -1,11 +1,12 @@
 //! What every request of one platform shares.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 
 use strata_hop::Upstream;
 
 use crate::calculator::Calculator;
-use crate::identity::Owners;
+use crate::identity::{Owner, Owners};
 use crate::options::{PlatformError, PlatformOptions};
 use crate::store::Store;
 use crate::tool::Tools;
@@ -19,6 +20,8 @@ pub struct App {
     pub(crate) client: Upstream,
     pub(crate) store: Store,
     pub(crate) owners: Arc<Owners>,
+    /// Whose objects were given to whom.
+    pub(crate) adopted: Arc<Mutex<HashSet<(Owner, Owner)>>>,
     pub(crate) tools: Arc<Tools>,
 }
 
@@ -37,6 +40,7 @@ impl App {
             client: upstream(&options),
             store: Store::open(&options.state)?,
             owners: Arc::default(),
+            adopted: Arc::default(),
             tools: Arc::new(tools),
             options: Arc::new(options),
         })

@@ -113,6 +113,7 @@ pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
         mtls: mtls(Component::Gateway)?,
         hop_token: HopToken::from_env(),
         grace: defaults::DRAIN_GRACE,
+        adopt_local: args.adopt_local,
     };
     serve(|shutdown| strata_gateway::run(options, shutdown))
 }
