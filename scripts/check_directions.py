@@ -3,7 +3,7 @@
 
 Reads `[bans] deny` of deny.toml and the resolved graph of `cargo metadata`: a listed crate may be a
 direct dependency of its wrappers only, and of nothing when it has none. Beside that: the contract
-crate `strata-wire` uses no other crate of Strata, and engine and platform reach no Kubernetes crate
+crate `strata-wire` uses no other crate of Strata, and engine, platform and fetch reach no Kubernetes crate
 by any path. Exits 1 and names every edge that breaks a rule. Dev-dependencies count like others.
 """
 
@@ -14,7 +14,7 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NO_KUBERNETES = ["strata-wire", "strata-hop", "strata-engine", "strata-platform"]
+NO_KUBERNETES = ["strata-wire", "strata-hop", "strata-engine", "strata-platform", "strata-fetch"]
 
 
 def broken_edges(deny: dict, metadata: dict) -> list[str]:

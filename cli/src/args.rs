@@ -1,6 +1,7 @@
 //! The command line. Each command teaches by examples in its `--help`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use strata_wire::defaults;
@@ -39,6 +40,8 @@ pub(crate) enum Command {
     Platform(Platform),
     /// Run the operator against a Kubernetes cluster
     Operator(Operator),
+    /// Fetch a model to a folder: from the Hugging Face Hub, S3, an OCI registry or by HTTPS
+    Fetch(Fetch),
 }
 
 /// Which layers run.
@@ -261,15 +264,9 @@ pub(crate) struct Gateway {
     /// Namespaces whose models are served [default: all]
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', requires = "kubernetes")]
     pub(crate) model_namespaces: Vec<String>,
-    /// Tenant that gets what the platform stored while there was no gateway
-    #[arg(long, value_name = "TENANT")]
-    pub(crate) adopt_local: Option<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
-    /// Where the platform and the operator are answered by mutual TLS; needs STRATA_HOP_DIR
-    #[arg(long, value_name = "ADDR", env = "STRATA_INTERNAL_LISTEN")]
-    pub(crate) internal_listen: Option<String>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }
@@ -318,6 +315,63 @@ pub(crate) struct Operator {
     pub(crate) mode: Mode,
 }
 
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  strata fetch --uri hf://HuggingFaceTB/SmolLM2-135M-Instruct --to /models
+  strata fetch --uri hf://OWNER/NAME/model-Q4_K_M.gguf@main --to /models
+  strata fetch --uri oci://registry.example/models/llama:3-8b --to /models
+  strata fetch --uri s3://bucket/llama-3-8b --to /models
+  strata fetch --uri https://example.org/m.gguf#sha256=DIGEST --to /models
+
+Prints the path for `strata engine --model`. An interrupted fetch goes on where it was; a model that is
+there is not fetched again; of several at once one fetches and the others wait for it.
+
+Credentials and endpoints come from the environment: HF_TOKEN, HF_ENDPOINT; AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL; REGISTRY_USERNAME and
+REGISTRY_PASSWORD, DOCKER_CONFIG or .dockerconfigjson; HTTPS_TOKEN. HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE
+and SSL_CERT_DIR are honoured.")]
+pub(crate) struct Fetch {
+    /// The model: hf://OWNER/NAME[/FILE][@REVISION], https://, s3://BUCKET/PATH or oci://REGISTRY/NAME:TAG
+    #[arg(long)]
+    pub(crate) uri: String,
+    /// Branch, tag, commit or digest, where the URI names none
+    #[arg(long, value_name = "REVISION")]
+    pub(crate) revision: Option<String>,
+    /// The folder of models; this one gets a folder within it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// Where to serve GET /progress and GET /health while it lasts
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// How long no byte may come before a connection is given up and tried again
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = wait)]
+    pub(crate) stall_timeout: Duration,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) connections: u8,
+    /// Compute the checksums of a model that is there already, and fetch again what is not right
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Take servers without encryption; those on this machine are taken anyway
+    #[arg(long)]
+    pub(crate) allow_http: bool,
+}
+
+/// A time to wait, such as `500ms`, `60s` or `5m`.
+fn wait(text: &str) -> Result<Duration, String> {
+    let wrong = || "use a whole number with ms, s or m, such as 60s".to_owned();
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?);
+    let number: u32 = number.parse().map_err(|_| wrong())?;
+    let unit = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_secs(60),
+        _ => return Err(wrong()),
+    };
+    if number == 0 { Err("must be more than nothing".to_owned()) } else { Ok(unit * number) }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -327,5 +381,15 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn waits() {
+        assert_eq!(wait("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(wait("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(wait("5m"), Ok(Duration::from_secs(300)));
+        for wrong in ["", "5", "s", "0s", "-1s", "1.5s", "1h", "99999999999s"] {
+            assert!(wait(wrong).is_err(), "{wrong}");
+        }
     }
 }

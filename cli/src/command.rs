@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod fetch;
 mod keys;
 mod layers;
 mod status;
@@ -21,5 +22,6 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Gateway(args) => layers::gateway(args),
         Command::Platform(args) => layers::platform(args),
         Command::Operator(args) => layers::operator(args),
+        Command::Fetch(args) => fetch::run(args),
     }
 }

@@ -29,7 +29,6 @@ mod refuse;
 mod routes;
 mod selfservice;
 mod session;
-mod status;
 mod usage_api;
 mod watch;
 

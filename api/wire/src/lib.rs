@@ -7,11 +7,10 @@
 pub mod chat;
 pub mod completion;
 pub mod defaults;
+pub mod download;
 pub mod error;
-pub mod governance;
 pub mod headers;
 pub mod hops;
-pub mod identity;
 pub mod metrics;
 pub mod model_uri;
 pub mod models;

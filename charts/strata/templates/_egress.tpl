@@ -43,20 +43,13 @@ in this mode; the operator all whose readiness it asks for.
 {{- else if eq $root.Values.mode "production" -}}{{ $layers = list "scheduler" }}
 {{- else -}}{{ $layers = list "engine" }}
 {{- end -}}
-{{- with $here }}
 - to:
-    {{- range . }}
+    {{- range $here }}
     - podSelector:
         matchLabels:
           {{- include "strata.selector" . | nindent 10 }}
     {{- end }}
-  ports:
-    - port: {{ include "strata.internalPort" $root }}
-      protocol: TCP
-{{- end }}
-{{- with $layers }}
-- to:
-    {{- range . }}
+    {{- range $layers }}
     - namespaceSelector:
         {{- if $root.Values.modelNamespaces }}
         matchExpressions:
@@ -72,5 +65,4 @@ in this mode; the operator all whose readiness it asks for.
   ports:
     - port: 8000
       protocol: TCP
-{{- end }}
 {{- end -}}
