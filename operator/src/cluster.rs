@@ -3,17 +3,26 @@
 //!
 //! Nothing is remembered between two calls: all state is in the children.
 
+mod assess;
 mod child;
 mod events;
 mod governance;
 mod judge;
+mod live;
+mod meta;
 mod namespace;
 mod pods;
+mod policy;
+mod revision;
+mod rollout;
+mod route;
+mod scale;
 mod site;
 mod status;
 mod step;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,14 +33,16 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use strata_wire::replicas::ReplicaReport;
 
+pub use crate::plan::workload;
 pub use child::{Child, ChildKey};
 pub use events::{EventNote, events};
 pub use governance::{GatewayView, Governed, policy_status, tenant_status};
-pub use judge::{judge, judge_policy, judge_tenant, workload};
+pub use judge::{judge, judge_policy, judge_tenant};
 pub use namespace::{NamespaceSeen, namespace_step};
+pub use scale::METRIC_LABEL;
 pub use site::{Capabilities, ClusterSite, Trust};
 pub use status::{malformed_status, model_status};
-pub use step::{ModelStep, model_step, swept_kinds};
+pub use step::{DEVELOPMENT_SERVICE, ModelStep, model_step, swept_kinds};
 
 /// Label of a pod: the revision of the template that it was made from.
 pub const REVISION_LABEL: &str = "strata.dev/revision";

@@ -57,6 +57,30 @@ reasons! {
     Failing,
     /// Replicas serve, but the scheduler does not send them requests yet.
     NotRouted,
+    /// All replicas serve, some of them of a new revision that is tried.
+    CanaryServing,
+    /// The model is being fetched.
+    Downloading,
+    /// The model cannot be fetched; the message says why.
+    DownloadFailed,
+    /// The image cannot be pulled.
+    ImagePullFailed,
+    /// A replica needs more memory than its limit.
+    OutOfMemory,
+    /// A replica did not serve within its start-up time.
+    StartupTimeout,
+    /// No node has room for a replica.
+    Unschedulable,
+    /// There is no spare GPU for a rollout: replicas are replaced one at a time, or not at all.
+    NoSpareDevice,
+    /// The namespace's quota does not allow more.
+    QuotaExceeded,
+    /// Pods cannot be made; the message says who refuses them.
+    PodsRefused,
+    /// The API server does not take an object that the model needs.
+    ApplyFailed,
+    /// Nothing in the cluster scales the model by load.
+    AutoscalerMissing,
     /// Another object, older than this one, serves the same model name.
     NameConflict,
     /// Another object, older than this one, asks the same scheduler for another policy.

@@ -10,13 +10,18 @@ use kube::ResourceExt;
 use strata_kinds::model_deployment::RoutingPolicy;
 use strata_kinds::unbuilt::{self, Place};
 use strata_kinds::validate::FieldError;
-use strata_kinds::{ModelDeployment, NAMESPACE, QuotaPolicy, Tenant};
+use strata_kinds::{ModelDeployment, ModelDeploymentSpec, NAMESPACE, QuotaPolicy, Tenant};
+use strata_wire::model_uri::ModelUri;
 
 pub use status::{ModelObservation, ObjectStatus, statuses};
 
 use crate::Mode;
 use crate::condition::Reason;
 use crate::workload::{EngineWorkload, Owner, SchedulerWorkload, Workload};
+
+/// Annotation of a ModelDeployment: with another value its pods are made anew, as this version of the
+/// operator makes them.
+pub const REFRESH_ANNOTATION: &str = "strata.dev/refresh";
 
 /// The objects to plan for.
 #[derive(Clone, Copy, Debug)]
@@ -118,8 +123,11 @@ fn key<K: ResourceExt>(kind: &'static str, object: &K) -> ObjectKey {
 }
 
 /// Older objects first. Those of a folder have no age: there the name decides.
-fn by_age<'a, K: ResourceExt>(kind: &'static str, objects: &'a [K]) -> Vec<(ObjectKey, &'a K)> {
-    let mut keyed: Vec<_> = objects.iter().map(|o| (key(kind, o), o)).collect();
+fn by_age<'a, K: ResourceExt + 'a>(
+    kind: &'static str,
+    objects: impl IntoIterator<Item = &'a K>,
+) -> Vec<(ObjectKey, &'a K)> {
+    let mut keyed: Vec<_> = objects.into_iter().map(|o| (key(kind, o), o)).collect();
     keyed.sort_by_cached_key(|(key, object)| (object.creation_timestamp().map(|time| time.0), key.clone()));
     keyed
 }
@@ -133,8 +141,10 @@ fn refused(reason: Reason, message: String) -> Verdict {
     Verdict::Refused { reason, message }
 }
 
-fn judge_models(
-    models: &[ModelDeployment],
+/// The verdict on each of these models, which are all that can matter to each other, and the workloads
+/// of the accepted ones.
+pub(crate) fn judge_models<'a>(
+    models: impl IntoIterator<Item = &'a ModelDeployment>,
     place: Place,
     mode: Mode,
     judged: &mut Vec<Judged>,
@@ -145,8 +155,11 @@ fn judge_models(
     for (key, model) in by_age("ModelDeployment", models) {
         let spec = &model.spec;
         let policy = spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default();
+        let uri = ModelUri::parse(&spec.model.uri, spec.model.revision.as_deref());
         let verdict = if let Some(verdict) = not_built(&unbuilt::model_deployment(spec, place)) {
             verdict
+        } else if let (Place::Cluster, Err(error)) = (place, uri) {
+            refused(Reason::Invalid, format!("`spec.model.uri`: {error}"))
         } else if let Some(older) = serves.get(spec.model.name.as_str()) {
             refused(
                 Reason::NameConflict,
@@ -161,6 +174,13 @@ fn judge_models(
                 format!(
                     "mode development has one replica a model, and `spec.replicas` is {}: set it to 1, or use --mode production",
                     spec.wanted_replicas()
+                ),
+            )
+        } else if let (Mode::Development, Some(field)) = (mode, beyond_development(spec)) {
+            refused(
+                Reason::ModeLimit,
+                format!(
+                    "mode development has one replica a model and no scheduler, which `spec.{field}` needs: remove it, or use mode production"
                 ),
             )
         } else if mode == Mode::Development && !engines.is_empty() {
@@ -181,15 +201,28 @@ fn judge_models(
         if verdict == Verdict::Accepted {
             serves.insert(&spec.model.name, key.clone());
             policies.entry(key.namespace.clone()).or_insert_with(|| (policy, key.name.clone()));
-            engines.push(EngineWorkload {
-                namespace: key.namespace.clone(),
-                owner: Owner { name: key.name.clone(), uid: model.uid() },
-                spec: Box::new(spec.clone()),
-            });
+            engines.push(workload(model));
         }
         judged.push(Judged { key, generation: model.metadata.generation.unwrap_or(1), verdict });
     }
     engines
+}
+
+/// A field that needs a scheduler, or several replicas.
+fn beyond_development(spec: &ModelDeploymentSpec) -> Option<&'static str> {
+    let canary = spec.rollout.as_ref().is_some_and(|r| r.canary.is_some());
+    spec.autoscaling.as_ref().map(|_| "autoscaling").or(canary.then_some("rollout.canary"))
+}
+
+/// What a model asks to run, whatever the verdict on it. On a cluster a refused model keeps the children
+/// that it has: an edit that is refused takes nothing down.
+pub fn workload(model: &ModelDeployment) -> EngineWorkload {
+    EngineWorkload {
+        namespace: model.namespace().unwrap_or_else(|| NAMESPACE.to_owned()),
+        owner: Owner { name: model.name_any(), uid: model.uid() },
+        spec: Box::new(model.spec.clone()),
+        refresh: model.annotations().get(REFRESH_ANNOTATION).cloned(),
+    }
 }
 
 /// One scheduler for each namespace with models. A host has one namespace, and its scheduler runs

@@ -1,6 +1,8 @@
 //! From workloads to Kubernetes objects. Pure.
 
 mod args;
+mod engine;
+mod hop;
 mod pod;
 #[cfg(test)]
 mod tests;
@@ -8,22 +10,24 @@ mod tests;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
-use k8s_openapi::api::core::v1::{PodTemplateSpec, Service, ServicePort, ServiceSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::Resource;
 use sha2::{Digest, Sha256};
-use strata_kinds::ModelDeployment;
+use strata_kinds::model_deployment::Runtime;
 
-use crate::workload::{Component, Owner, Workload};
+use crate::cluster::ClusterSite;
+use crate::workload::{Component, Workload};
+
+pub(crate) use engine::{egress_ports, is_device};
+pub use hop::HOP_SECRET;
+pub(crate) use hop::Scheme;
 
 /// The port of every component's container. On a host each process gets a port of its own by
 /// `STRATA_LISTEN`.
 pub const PORT: i32 = 8000;
 /// The environment variable that says where to listen.
 pub const LISTEN_ENV: &str = "STRATA_LISTEN";
-/// Where a scheduler on Kubernetes finds the endpoints file.
-pub const ENDPOINTS_FOLDER: &str = "/etc/strata";
 /// The ConfigMap with the endpoints file of a namespace.
 pub const ENDPOINTS_CONFIG: &str = "strata-endpoints";
 /// The endpoints file's name.
@@ -32,15 +36,12 @@ pub const ENDPOINTS_FILE: &str = "endpoints.json";
 pub const MODEL_LABEL: &str = "strata.dev/model-deployment";
 
 /// Where workloads are rendered for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Site {
-    /// Kubernetes, with this image.
-    Cluster {
-        /// Image of Strata's containers.
-        image: String,
-    },
+#[derive(Clone, Copy, Debug)]
+pub enum Site<'a> {
+    /// Kubernetes.
+    Cluster(&'a ClusterSite),
     /// One machine.
-    Host(HostSite),
+    Host(&'a HostSite),
 }
 
 /// The addresses and folders of a host.
@@ -77,8 +78,6 @@ pub struct Rendered {
     pub model: Option<String>,
     /// What runs its replicas.
     pub deployment: Deployment,
-    /// What gives them an address on Kubernetes.
-    pub service: Option<Service>,
 }
 
 impl Rendered {
@@ -142,7 +141,7 @@ pub fn match_labels(component: Component, model: Option<&str>) -> BTreeMap<Strin
     labels
 }
 
-fn labels(component: Component, model: Option<&str>) -> BTreeMap<String, String> {
+pub(crate) fn labels(component: Component, model: Option<&str>) -> BTreeMap<String, String> {
     let mut labels = match_labels(component, model);
     let instance = model.map_or_else(|| "strata".to_owned(), ToOwned::to_owned);
     labels.insert("app.kubernetes.io/instance".to_owned(), instance);
@@ -152,22 +151,10 @@ fn labels(component: Component, model: Option<&str>) -> BTreeMap<String, String>
 }
 
 /// The objects of a workload.
-pub fn render(workload: &Workload, site: &Site) -> Rendered {
-    let component = workload.component();
-    let (namespace, model) = match workload {
-        Workload::Engine(e) => (e.namespace.as_str(), Some(e.owner.name.as_str())),
-        Workload::Scheduler(s) => (s.namespace.as_str(), None),
-        Workload::Gateway | Workload::Platform => (strata_kinds::NAMESPACE, None),
-    };
-    let meta = ObjectMeta {
-        name: Some(workload.name()),
-        namespace: Some(namespace.to_owned()),
-        labels: Some(labels(component, model)),
-        owner_references: owner_references(workload),
-        ..ObjectMeta::default()
-    };
+pub fn render(workload: &Workload, site: Site<'_>) -> Rendered {
+    let (component, model) = (workload.component(), workload.model());
     let deployment = Deployment {
-        metadata: meta.clone(),
+        metadata: metadata(workload),
         spec: Some(DeploymentSpec {
             replicas: Some(replicas(workload, site)),
             selector: LabelSelector {
@@ -180,36 +167,43 @@ pub fn render(workload: &Workload, site: &Site) -> Rendered {
         }),
         ..Deployment::default()
     };
-    let service = matches!(site, Site::Cluster { .. }).then(|| Service {
-        metadata: meta,
-        spec: Some(ServiceSpec {
-            selector: Some(match_labels(component, model)),
-            ports: Some(vec![ServicePort {
-                name: Some("http".to_owned()),
-                port: PORT,
-                target_port: Some(IntOrString::String("http".to_owned())),
-                app_protocol: Some("http".to_owned()),
-                ..ServicePort::default()
-            }]),
-            ..ServiceSpec::default()
-        }),
-        ..Service::default()
-    });
-    Rendered { component, model: model.map(ToOwned::to_owned), deployment, service }
+    Rendered { component, model: model.map(ToOwned::to_owned), deployment }
 }
 
-fn replicas(workload: &Workload, site: &Site) -> i32 {
+fn metadata(workload: &Workload) -> ObjectMeta {
+    let namespace = match workload {
+        Workload::Engine(e) => e.namespace.as_str(),
+        Workload::Scheduler(s) => s.namespace.as_str(),
+        Workload::Gateway | Workload::Platform => strata_kinds::NAMESPACE,
+    };
+    ObjectMeta {
+        name: Some(workload.name()),
+        namespace: Some(namespace.to_owned()),
+        labels: Some(labels(workload.component(), workload.model())),
+        ..ObjectMeta::default()
+    }
+}
+
+/// What the listener behind a Service speaks.
+pub(crate) fn protocol(workload: &Workload, site: &ClusterSite) -> Scheme {
+    match workload {
+        Workload::Engine(engine) if engine.spec.runtime() != Runtime::Native => Scheme::Http,
+        _ => Scheme::of(site),
+    }
+}
+
+fn replicas(workload: &Workload, site: Site<'_>) -> i32 {
     match (workload, site) {
         (Workload::Engine(engine), _) => engine.spec.wanted_replicas(),
-        (Workload::Scheduler(_), Site::Cluster { .. }) => 2,
+        (Workload::Scheduler(_), Site::Cluster(_)) => 2,
         _ => 1,
     }
 }
 
 /// A new replica is ready before an old one stops, but where both would need one address.
-fn strategy(component: Component, site: &Site) -> DeploymentStrategy {
+fn strategy(component: Component, site: Site<'_>) -> DeploymentStrategy {
     let fixed = match site {
-        Site::Cluster { .. } => false,
+        Site::Cluster(_) => false,
         Site::Host(host) => component != Component::Engine || host.fixed_engines,
     };
     if fixed {
@@ -222,27 +216,4 @@ fn strategy(component: Component, site: &Site) -> DeploymentStrategy {
             max_unavailable: Some(IntOrString::Int(0)),
         }),
     }
-}
-
-/// An engine is controlled by its model. A scheduler belongs to all models of its namespace: it goes
-/// when the last of them has gone.
-fn owner_references(workload: &Workload) -> Option<Vec<OwnerReference>> {
-    let reference = |owner: &Owner, controller: bool| {
-        Some(OwnerReference {
-            api_version: ModelDeployment::api_version(&()).into_owned(),
-            kind: ModelDeployment::kind(&()).into_owned(),
-            name: owner.name.clone(),
-            uid: owner.uid.clone()?,
-            controller: controller.then_some(true),
-            block_owner_deletion: controller.then_some(true),
-        })
-    };
-    let references: Vec<_> = match workload {
-        Workload::Engine(engine) => reference(&engine.owner, true).into_iter().collect(),
-        Workload::Scheduler(scheduler) => {
-            scheduler.owners.iter().filter_map(|o| reference(o, false)).collect()
-        }
-        Workload::Gateway | Workload::Platform => Vec::new(),
-    };
-    (!references.is_empty()).then_some(references)
 }

@@ -70,6 +70,8 @@ pub struct EngineWorkload {
     pub owner: Owner,
     /// What it asks for.
     pub spec: Box<ModelDeploymentSpec>,
+    /// The value of its annotation `strata.dev/refresh`.
+    pub refresh: Option<String>,
 }
 
 /// The scheduler of a namespace.
@@ -91,6 +93,14 @@ impl Workload {
             Self::Scheduler(_) => Component::Scheduler,
             Self::Gateway => Component::Gateway,
             Self::Platform => Component::Platform,
+        }
+    }
+
+    /// Name of the ModelDeployment, of an engine.
+    pub fn model(&self) -> Option<&str> {
+        match self {
+            Self::Engine(engine) => Some(&engine.owner.name),
+            _ => None,
         }
     }
 

@@ -1,4 +1,6 @@
-//! Kubernetes quantities, as far as Strata must compute with them.
+//! Kubernetes quantities and lengths of time, as far as Strata must compute with them.
+
+use std::time::Duration;
 
 /// A whole number of bytes such as `2Gi`, `500M` or `1048576`. `None` when it is malformed or does
 /// not fit.
@@ -36,6 +38,22 @@ pub fn milli_cores(text: &str) -> Option<u64> {
     whole.checked_mul(1000)?.checked_add(fraction)
 }
 
+/// A length of time such as `500ms`, `5m` or `1h`, as the schemas write it. `None` when it is malformed.
+pub fn duration(text: &str) -> Option<Duration> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -62,10 +80,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(duration("15m"), Some(Duration::from_secs(900)));
+        assert_eq!(duration("2d"), Some(Duration::from_secs(172_800)));
+        for bad in ["", "5", "m", "1.5h", "-1s", "1w", "99999999999999999999d", "999999999999999999d"] {
+            assert_eq!(duration(bad), None, "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,24}") {
-            let _ = (bytes(&text), milli_cores(&text));
+            let _ = (bytes(&text), milli_cores(&text), duration(&text));
         }
     }
 }

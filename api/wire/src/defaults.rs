@@ -46,5 +46,7 @@ pub const MAX_OUTPUT_TOKENS: u64 = 1024;
 pub const STEP_TOKENS: usize = 512;
 /// Sequences that one engine step processes at most.
 pub const MAX_SEQUENCES: usize = 64;
+/// How long nobody asks for a model until it sleeps, where it may.
+pub const SLEEP_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Where `strata up` listens.
 pub const UP_LISTEN: &str = "127.0.0.1:8080";

@@ -68,6 +68,10 @@ pub struct ClusterSite {
     pub image_pull_policy: Option<String>,
     /// Secrets of each model namespace with the credentials to pull it.
     pub image_pull_secrets: Vec<String>,
+    /// Form of the logs of Strata's containers, as `STRATA_LOG_FORMAT` has it.
+    pub log_format: Option<String>,
+    /// Whether NetworkPolicies are made.
+    pub network_policies: bool,
     /// How the layers know each other.
     pub trust: Trust,
     /// Which layers the chart installed.
@@ -93,6 +97,8 @@ impl ClusterSite {
             image: image.into(),
             image_pull_policy: None,
             image_pull_secrets: Vec::new(),
+            log_format: None,
+            network_policies: true,
             trust: Trust::Token,
             mode,
             namespace: namespace.into(),

@@ -125,9 +125,10 @@ impl Supervisor {
     fn turn(&mut self) -> Result<(), HostError> {
         self.fleet.forget_the_stopped();
         self.addresses.follow(&self.fleet);
-        let site = Site::Host(self.addresses.site(&self.options, self.mode)?);
+        let host = self.addresses.site(&self.options, self.mode)?;
+        let site = Site::Host(&host);
         let wanted: Vec<(Workload, Rendered)> =
-            self.planned.plan.workloads.iter().map(|w| (w.clone(), render(w, &site))).collect();
+            self.planned.plan.workloads.iter().map(|w| (w.clone(), render(w, site))).collect();
         let scheduler = self.scheduler_url();
 
         // Un-route first: the file is written without a replica before the replica is told.

@@ -117,6 +117,7 @@ mod tests {
             namespace: "strata".into(),
             owner: Owner { name: "x".into(), uid: None },
             spec: serde_json::from_value(spec).unwrap(),
+            refresh: None,
         };
         let pods = vec![
             pod("a", "new", true, false),

@@ -23,6 +23,7 @@ use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
 
 use super::observe::{self, REVISION_LABEL};
 use super::{ClusterOptions, FIELD_MANAGER, conditions};
+use crate::cluster::ClusterSite;
 use crate::plan::{ModelObservation, ObjectStatus, Plan, World, plan, statuses};
 use crate::render::{ENDPOINTS_CONFIG, ENDPOINTS_FILE, MODEL_LABEL, Rendered, Site, render, selector};
 use crate::workload::{EngineWorkload, Workload};
@@ -45,8 +46,8 @@ impl Cluster {
         Self { client, options, models, failures: Mutex::default() }
     }
 
-    fn site(&self) -> Site {
-        Site::Cluster { image: self.options.image.clone() }
+    fn site(&self) -> ClusterSite {
+        ClusterSite::new(self.options.image.clone(), self.options.mode, self.options.namespace.clone())
     }
 
     fn plan_models(&self) -> Plan {
@@ -84,11 +85,7 @@ impl Cluster {
         if let Some(meta) = rendered.deployment.spec.as_mut().and_then(|s| s.template.metadata.as_mut()) {
             meta.labels.get_or_insert_default().insert(REVISION_LABEL.to_owned(), revision);
         }
-        self.apply(&rendered.deployment).await?;
-        match &rendered.service {
-            Some(service) => self.apply(service).await,
-            None => Ok(()),
-        }
+        self.apply(&rendered.deployment).await
     }
 
     async fn pods_of(&self, namespace: &str, model: &str) -> Result<Vec<Pod>, kube::Error> {
@@ -156,7 +153,7 @@ pub(super) async fn model(object: Arc<ModelDeployment>, cluster: Arc<Cluster>) -
                 seen.insert((namespace.clone(), name.clone()), serve(&cluster, engine, workload).await?);
             }
             Workload::Scheduler(scheduler) if scheduler.namespace == namespace => {
-                cluster.apply_rendered(render(workload, &cluster.site())).await?;
+                cluster.apply_rendered(render(workload, Site::Cluster(&cluster.site()))).await?;
                 publish_endpoints(&cluster, &plan, &namespace).await?;
             }
             _ => {}
@@ -175,7 +172,7 @@ async fn serve(
     engine: &EngineWorkload,
     workload: &Workload,
 ) -> Result<ModelObservation, kube::Error> {
-    let rendered = render(workload, &cluster.site());
+    let rendered = render(workload, Site::Cluster(&cluster.site()));
     let revision = rendered.revision();
     let url = format!("http://{}.{}.svc:{}/v1", rendered.name(), engine.namespace, crate::render::PORT);
     cluster.apply_rendered(rendered).await?;

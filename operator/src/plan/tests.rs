@@ -189,8 +189,9 @@ proptest! {
         let names: BTreeSet<_> = first.workloads.iter().map(Workload::name).collect();
         prop_assert_eq!(names.len(), first.workloads.len());
         for workload in &first.workloads {
-            for site in [crate::render::Site::Cluster { image: "i".into() }, crate::render::Site::Host(crate::render::HostSite::default())] {
-                let rendered = crate::render::render(workload, &site);
+            let cluster = crate::cluster::ClusterSite::new("i", mode, "strata");
+            for site in [crate::render::Site::Cluster(&cluster), crate::render::Site::Host(&crate::render::HostSite::default())] {
+                let rendered = crate::render::render(workload, site);
                 prop_assert_eq!(rendered.revision().len(), 10);
             }
         }

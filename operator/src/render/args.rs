@@ -3,28 +3,27 @@
 use strata_kinds::model_deployment::RoutingPolicy;
 use strata_kinds::quantity;
 
-use super::{ENDPOINTS_FILE, ENDPOINTS_FOLDER, HostSite, Site};
+use super::{HostSite, Site};
 use crate::workload::{EngineWorkload, Workload};
 
 /// The arguments after `strata COMPONENT`. Where to listen is in the environment.
-pub(super) fn args(workload: &Workload, site: &Site) -> Vec<String> {
-    let host = match site {
-        Site::Host(host) => Some(host),
-        Site::Cluster { .. } => None,
-    };
+pub(super) fn args(workload: &Workload, site: Site<'_>) -> Vec<String> {
+    let Site::Host(host) = site else { return Vec::new() };
     match workload {
-        Workload::Engine(engine) => engine_args(engine, host),
+        Workload::Engine(engine) => {
+            // In a container the engine sees its limit by itself.
+            let threads = cpu_limit(engine);
+            engine_args(engine, &model_uri(&engine.spec.model.uri, host), threads)
+        }
         Workload::Scheduler(scheduler) => {
-            let endpoints =
-                host.map_or_else(|| format!("{ENDPOINTS_FOLDER}/{ENDPOINTS_FILE}"), |h| h.endpoints.clone());
-            let mut args = vec!["--endpoints".to_owned(), endpoints];
+            let mut args = vec!["--endpoints".to_owned(), host.endpoints.clone()];
             if scheduler.policy == RoutingPolicy::RoundRobin {
                 args.extend(["--policy".to_owned(), "round-robin".to_owned()]);
             }
             args
         }
-        Workload::Gateway => host.map(gateway_args).unwrap_or_default(),
-        Workload::Platform => host.map(platform_args).unwrap_or_default(),
+        Workload::Gateway => gateway_args(host),
+        Workload::Platform => platform_args(host),
     }
 }
 
@@ -46,9 +45,14 @@ fn platform_args(host: &HostSite) -> Vec<String> {
     args
 }
 
-fn engine_args(workload: &EngineWorkload, host: Option<&HostSite>) -> Vec<String> {
+/// The arguments of an engine whose model is at this path.
+pub(super) fn engine(workload: &EngineWorkload, path: &str) -> Vec<String> {
+    engine_args(workload, path, None)
+}
+
+fn engine_args(workload: &EngineWorkload, model: &str, limited: Option<u64>) -> Vec<String> {
     let spec = &workload.spec;
-    let mut args = vec!["--model".to_owned(), model_uri(&spec.model.uri, host)];
+    let mut args = vec!["--model".to_owned(), model.to_owned()];
     args.extend(["--served-model-name".to_owned(), spec.model.name.clone()]);
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     let engine = spec.engine.clone().unwrap_or_default();
@@ -62,8 +66,6 @@ fn engine_args(workload: &EngineWorkload, host: Option<&HostSite>) -> Vec<String
     if let Some(blocks) = kv_cache.blocks {
         add("--kv-cache-blocks", blocks.to_string());
     }
-    // In a container the engine sees its limit by itself.
-    let limited = host.and_then(|_| cpu_limit(workload));
     if let Some(threads) = engine.threads.map(u64::from).or(limited) {
         add("--threads", threads.to_string());
     }
@@ -85,8 +87,8 @@ fn cpu_limit(workload: &EngineWorkload) -> Option<u64> {
 const MODELS: &str = ".cache/strata/models/";
 
 /// On a host `~` is the user's home folder.
-fn model_uri(uri: &str, host: Option<&HostSite>) -> String {
-    let (Some(host), Some(path)) = (host, uri.strip_prefix("file://~/")) else { return uri.to_owned() };
+fn model_uri(uri: &str, host: &HostSite) -> String {
+    let Some(path) = uri.strip_prefix("file://~/") else { return uri.to_owned() };
     let under = |folder: &str, path: &str| format!("file://{}/{path}", folder.trim_end_matches('/'));
     match (path.strip_prefix(MODELS), &host.models, &host.home) {
         (Some(model), Some(models), _) => under(models, model),

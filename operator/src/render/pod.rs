@@ -4,27 +4,34 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction,
-    Lifecycle, LifecycleHandler, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecretKeySelector, SecurityContext, SleepAction, Volume, VolumeMount,
+    Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler,
+    LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
+    SeccompProfile, SecretKeySelector, SecurityContext, SleepAction, TopologySpreadConstraint, Volume,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use strata_kinds::model_deployment::PodTemplate;
+use strata_kinds::model_deployment::{CacheScope, PodTemplate};
 use strata_wire::defaults;
 
-use super::{ENDPOINTS_CONFIG, ENDPOINTS_FOLDER, LISTEN_ENV, PORT, Site, args};
-use crate::workload::{Component, Workload};
+use super::{LISTEN_ENV, PORT, Site, args, engine, hop, match_labels};
+use crate::cluster::ClusterSite;
+use crate::workload::{Component, EngineWorkload, Workload};
 
-/// The user that containers run as, who owns nothing.
+/// The user and group that containers run as, who own nothing.
 const NOBODY: i64 = 65532;
+
+/// What the containers of a pod are.
+pub(super) struct Parts {
+    pub main: Container,
+    pub init: Vec<Container>,
+    pub volumes: Vec<Volume>,
+}
 
 pub(super) fn template(
     workload: &Workload,
-    site: &Site,
+    site: Site<'_>,
     mut labels: BTreeMap<String, String>,
 ) -> PodTemplateSpec {
-    let component = workload.component();
     let added = match workload {
         Workload::Engine(engine) => engine.spec.pod_template.clone().unwrap_or_default(),
         _ => PodTemplate::default(),
@@ -32,124 +39,250 @@ pub(super) fn template(
     for (key, value) in &added.labels {
         labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
-    let reads_endpoints = component == Component::Scheduler && matches!(site, Site::Cluster { .. });
-    let volumes = reads_endpoints.then(|| {
-        vec![Volume {
-            name: "endpoints".to_owned(),
-            config_map: Some(ConfigMapVolumeSource {
-                name: ENDPOINTS_CONFIG.to_owned(),
-                optional: Some(true),
-                ..ConfigMapVolumeSource::default()
+    let parts = match (workload, site) {
+        (Workload::Engine(engine), Site::Cluster(cluster)) => engine::parts(engine, &added, cluster),
+        (_, Site::Cluster(cluster)) => scheduler(workload, cluster),
+        (_, Site::Host(_)) => on_host(workload, site, &added),
+    };
+    let pod = PodSpec {
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(grace(&added, site)),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(NOBODY),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                ..SeccompProfile::default()
             }),
-            ..Volume::default()
-        }]
-    });
-    let grace = defaults::PRE_STOP + defaults::DRAIN_GRACE;
+            ..PodSecurityContext::default()
+        }),
+        node_selector: (!added.node_selector.is_empty()).then(|| added.node_selector.clone()),
+        tolerations: (!added.tolerations.is_empty()).then(|| added.tolerations.clone()),
+        service_account_name: added.service_account_name.clone(),
+        runtime_class_name: added.runtime_class_name.clone(),
+        priority_class_name: added.priority_class_name.clone(),
+        containers: vec![parts.main],
+        init_containers: (!parts.init.is_empty()).then_some(parts.init),
+        volumes: (!parts.volumes.is_empty()).then_some(parts.volumes),
+        ..PodSpec::default()
+    };
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels),
             annotations: (!added.annotations.is_empty()).then(|| added.annotations.clone()),
             ..ObjectMeta::default()
         }),
-        spec: Some(PodSpec {
-            automount_service_account_token: Some(false),
-            enable_service_links: Some(false),
-            termination_grace_period_seconds: Some(seconds(grace)),
-            security_context: Some(PodSecurityContext {
-                run_as_non_root: Some(true),
-                run_as_user: Some(NOBODY),
-                seccomp_profile: Some(SeccompProfile {
-                    type_: "RuntimeDefault".to_owned(),
-                    ..SeccompProfile::default()
-                }),
-                ..PodSecurityContext::default()
-            }),
-            node_selector: (!added.node_selector.is_empty()).then(|| added.node_selector.clone()),
-            tolerations: (!added.tolerations.is_empty()).then(|| added.tolerations.clone()),
-            service_account_name: added.service_account_name.clone(),
-            containers: vec![container(workload, site, &added, reads_endpoints)],
-            volumes,
-            ..PodSpec::default()
+        spec: Some(match site {
+            Site::Cluster(cluster) => on_cluster(pod, workload, &added, cluster),
+            Site::Host(_) => pod,
         }),
     }
 }
 
-fn container(workload: &Workload, site: &Site, added: &PodTemplate, reads_endpoints: bool) -> Container {
-    let component = workload.component();
-    let image = match site {
-        Site::Cluster { image } => Some(image.clone()),
-        Site::Host(_) => None,
+/// What only a cluster has: an account, groups, Secrets of registries, nodes to spread over.
+fn on_cluster(mut pod: PodSpec, workload: &Workload, added: &PodTemplate, site: &ClusterSite) -> PodSpec {
+    if let Some(security) = &mut pod.security_context {
+        security.run_as_group = Some(NOBODY);
+        security.fs_group = Some(NOBODY);
+        security.fs_group_change_policy = Some("OnRootMismatch".to_owned());
+    }
+    let own = added.image_pull_secrets.iter().map(|s| s.name.clone());
+    let mut names: Vec<String> = own.chain(site.image_pull_secrets.iter().cloned()).collect();
+    names.sort();
+    names.dedup();
+    pod.image_pull_secrets =
+        (!names.is_empty()).then(|| names.into_iter().map(|name| LocalObjectReference { name }).collect());
+    if workload.component() == Component::Scheduler {
+        pod.service_account_name = Some(workload.name());
+        pod.automount_service_account_token = Some(true);
+    }
+    let on_one_node = |engine: &EngineWorkload| {
+        engine.spec.model.cache.as_ref().and_then(|c| c.scope) == Some(CacheScope::Node)
     };
+    let (model, spreads) = match workload {
+        Workload::Engine(engine) => (Some(engine.owner.name.as_str()), !on_one_node(engine)),
+        _ => (None, true),
+    };
+    pod.topology_spread_constraints = spreads.then(|| {
+        ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
+            .map(|key| spread(key, workload, model))
+            .into()
+    });
+    pod
+}
+
+/// Replicas go to different nodes and zones where that can be had; those of one template among
+/// themselves, so that a rollout is spread like what it replaces.
+fn spread(key: &str, workload: &Workload, model: Option<&str>) -> TopologySpreadConstraint {
+    TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(LabelSelector {
+            match_labels: Some(match_labels(workload.component(), model)),
+            ..LabelSelector::default()
+        }),
+        match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
+        ..TopologySpreadConstraint::default()
+    }
+}
+
+/// Seconds from un-routing to the kill. On a cluster a stream may take its whole time: a pod that has
+/// none left goes at once.
+fn grace(added: &PodTemplate, site: Site<'_>) -> i64 {
+    let streams = match site {
+        Site::Cluster(_) => defaults::STREAM_TIMEOUT,
+        Site::Host(_) => defaults::DRAIN_GRACE,
+    };
+    added.termination_grace_period_seconds.unwrap_or_else(|| seconds(defaults::PRE_STOP + streams))
+}
+
+fn on_host(workload: &Workload, site: Site<'_>, added: &PodTemplate) -> Parts {
+    let component = workload.component();
     // A scheduler that has no replica yet holds requests back until one comes: that is ready enough.
     let ready_path = if component == Component::Scheduler { "/health" } else { "/ready" };
-    Container {
-        name: component.name().to_owned(),
-        image,
-        command: Some(vec!["strata".to_owned(), component.name().to_owned()]),
+    let main = Container {
         args: Some(args::args(workload, site)),
-        env: Some(environment(site, added)),
-        ports: Some(vec![ContainerPort {
-            name: Some("http".to_owned()),
-            container_port: PORT,
-            ..ContainerPort::default()
-        }]),
-        resources: added.resources.as_ref().map(|r| ResourceRequirements {
-            limits: (!r.limits.is_empty()).then(|| r.limits.clone()),
-            requests: (!r.requests.is_empty()).then(|| r.requests.clone()),
-            ..ResourceRequirements::default()
-        }),
-        // Loading a model takes as long as it takes: ten minutes until it counts as stuck.
+        env: Some(added_env(added)),
+        resources: resources(added),
         startup_probe: Some(probe("/health", 1, 2, 600)),
         readiness_probe: Some(probe(ready_path, 1, 2, 2)),
         liveness_probe: Some(probe("/health", 10, 5, 3)),
-        lifecycle: Some(Lifecycle {
-            pre_stop: Some(LifecycleHandler {
-                sleep: Some(SleepAction { seconds: seconds(defaults::PRE_STOP) }),
-                ..LifecycleHandler::default()
-            }),
-            ..Lifecycle::default()
-        }),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            read_only_root_filesystem: Some(true),
-            ..SecurityContext::default()
-        }),
-        volume_mounts: reads_endpoints.then(|| {
-            vec![VolumeMount {
-                name: "endpoints".to_owned(),
-                mount_path: ENDPOINTS_FOLDER.to_owned(),
-                read_only: Some(true),
-                ..VolumeMount::default()
-            }]
-        }),
+        ..strata(component, None)
+    };
+    Parts { main, init: Vec::new(), volumes: Vec::new() }
+}
+
+/// A container with a component of Strata in it.
+pub(super) fn strata(component: Component, image: Option<&ClusterSite>) -> Container {
+    Container {
+        name: component.name().to_owned(),
+        command: Some(vec!["strata".to_owned(), component.name().to_owned()]),
+        image: image.map(|site| site.image.clone()),
+        image_pull_policy: image.and_then(|site| site.image_pull_policy.clone()),
+        ports: Some(vec![port("http")]),
+        lifecycle: Some(drain()),
+        security_context: Some(restricted()),
+        // The last words of a container that ends are in its status.
+        termination_message_policy: image.map(|_| "FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
 }
 
-fn environment(site: &Site, added: &PodTemplate) -> Vec<EnvVar> {
-    // On a host each process is told its own address when it starts.
-    let listen = matches!(site, Site::Cluster { .. }).then(|| EnvVar {
-        name: LISTEN_ENV.to_owned(),
-        value: Some(format!("0.0.0.0:{PORT}")),
-        value_from: None,
-    });
-    let added = added.env.iter().map(|variable| EnvVar {
-        name: variable.name.clone(),
-        value: variable.value.clone(),
-        value_from: variable.value_from.as_ref().map(|source| EnvVarSource {
-            secret_key_ref: Some(SecretKeySelector {
-                name: source.secret_key_ref.name.clone(),
-                key: source.secret_key_ref.key.clone(),
-                optional: None,
+/// The scheduler of a namespace. It holds requests back while there is no replica: that is ready enough.
+fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
+    let component = workload.component();
+    let hop = hop::of(component, site);
+    let mut env = environment(site);
+    env.push(EnvVar {
+        name: "STRATA_NAMESPACE".to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(k8s_openapi::api::core::v1::ObjectFieldSelector {
+                field_path: "metadata.namespace".to_owned(),
+                api_version: None,
             }),
             ..EnvVarSource::default()
         }),
+        ..EnvVar::default()
     });
-    listen.into_iter().chain(added).collect()
+    env.extend(hop.env);
+    let probe = |period, timeout, failures| Some(hop.scheme.probe("/health", period, timeout, failures));
+    let main = Container {
+        args: Some(vec!["--kubernetes".to_owned()]),
+        env: Some(env),
+        resources: Some(ResourceRequirements {
+            requests: Some(quantities(&[("cpu", "50m"), ("memory", "64Mi")])),
+            limits: Some(quantities(&[("memory", "1Gi")])),
+            ..ResourceRequirements::default()
+        }),
+        startup_probe: probe(1, 2, 120),
+        readiness_probe: probe(2, 2, 2),
+        liveness_probe: probe(10, 5, 3),
+        volume_mounts: (!hop.mounts.is_empty()).then_some(hop.mounts),
+        ..strata(component, Some(site))
+    };
+    Parts { main, init: Vec::new(), volumes: hop.volumes }
 }
 
-fn probe(path: &str, period: i32, timeout: i32, failures: i32) -> Probe {
+/// What every container of Strata is told on a cluster.
+pub(super) fn environment(site: &ClusterSite) -> Vec<EnvVar> {
+    let mut env = vec![variable(LISTEN_ENV, format!("0.0.0.0:{PORT}"))];
+    env.extend(site.log_format.as_ref().map(|format| variable("STRATA_LOG_FORMAT", format.clone())));
+    env
+}
+
+pub(super) fn variable(name: &str, value: impl Into<String>) -> EnvVar {
+    EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }
+}
+
+/// The user's own variables.
+pub(super) fn added_env(added: &PodTemplate) -> Vec<EnvVar> {
+    let from_secret = |name: &str, key: &str| EnvVarSource {
+        secret_key_ref: Some(SecretKeySelector {
+            name: name.to_owned(),
+            key: key.to_owned(),
+            optional: None,
+        }),
+        ..EnvVarSource::default()
+    };
+    added
+        .env
+        .iter()
+        .map(|variable| EnvVar {
+            name: variable.name.clone(),
+            value: variable.value.clone(),
+            value_from: variable
+                .value_from
+                .as_ref()
+                .map(|source| from_secret(&source.secret_key_ref.name, &source.secret_key_ref.key)),
+        })
+        .collect()
+}
+
+/// The user's resources.
+pub(super) fn resources(added: &PodTemplate) -> Option<ResourceRequirements> {
+    added.resources.as_ref().map(|r| ResourceRequirements {
+        limits: (!r.limits.is_empty()).then(|| r.limits.clone()),
+        requests: (!r.requests.is_empty()).then(|| r.requests.clone()),
+        ..ResourceRequirements::default()
+    })
+}
+
+/// Resources by name.
+pub(super) fn quantities(
+    of: &[(&str, &str)],
+) -> BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity> {
+    let quantity = |text: &str| k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
+    of.iter().map(|(name, text)| ((*name).to_owned(), quantity(text))).collect()
+}
+
+pub(super) fn port(name: &str) -> ContainerPort {
+    ContainerPort { name: Some(name.to_owned()), container_port: PORT, ..ContainerPort::default() }
+}
+
+/// The pod has left its Service and the schedulers' lists before it is told to stop.
+pub(super) fn drain() -> Lifecycle {
+    Lifecycle {
+        pre_stop: Some(LifecycleHandler {
+            sleep: Some(SleepAction { seconds: seconds(defaults::PRE_STOP) }),
+            ..LifecycleHandler::default()
+        }),
+        ..Lifecycle::default()
+    }
+}
+
+/// As PodSecurity's profile `restricted` has it, and no writable root.
+pub(super) fn restricted() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        read_only_root_filesystem: Some(true),
+        ..SecurityContext::default()
+    }
+}
+
+pub(super) fn probe(path: &str, period: i32, timeout: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
@@ -163,6 +296,6 @@ fn probe(path: &str, period: i32, timeout: i32, failures: i32) -> Probe {
     }
 }
 
-fn seconds(duration: Duration) -> i64 {
-    duration.as_secs() as i64
+pub(super) fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }

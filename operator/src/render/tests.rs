@@ -2,7 +2,8 @@ use serde_json::json;
 use strata_kinds::model_deployment::{ModelDeploymentSpec, RoutingPolicy};
 
 use super::*;
-use crate::workload::{EngineWorkload, SchedulerWorkload};
+use crate::Mode;
+use crate::workload::{EngineWorkload, Owner, SchedulerWorkload};
 
 fn engine(spec: serde_json::Value) -> Workload {
     let spec: Box<ModelDeploymentSpec> = serde_json::from_value(spec).unwrap();
@@ -10,6 +11,7 @@ fn engine(spec: serde_json::Value) -> Workload {
         namespace: "strata".into(),
         owner: Owner { name: "smollm2".into(), uid: Some("11-22".into()) },
         spec,
+        refresh: None,
     })
 }
 
@@ -17,12 +19,12 @@ fn plain() -> Workload {
     engine(json!({ "model": { "name": "smollm2-135m", "uri": "file://~/m.gguf" }, "replicas": 2 }))
 }
 
-fn cluster() -> Site {
-    Site::Cluster { image: "strata:1".into() }
+fn cluster() -> ClusterSite {
+    ClusterSite::new("strata:1", Mode::Production, "strata")
 }
 
-fn host() -> Site {
-    Site::Host(HostSite {
+fn host() -> HostSite {
+    HostSite {
         folder: "/manifests".into(),
         state: "/state".into(),
         home: Some("/home/ada".into()),
@@ -31,7 +33,7 @@ fn host() -> Site {
         platform_upstream_is_gateway: true,
         gateway_upstream: "http://127.0.0.1:4002".into(),
         ..HostSite::default()
-    })
+    }
 }
 
 fn command(rendered: &Rendered) -> String {
@@ -55,10 +57,9 @@ fn an_engine_on_kubernetes() {
                 "env": [{ "name": "A", "value": "b" }, { "name": "C", "valueFrom": { "secretKeyRef": { "name": "s", "key": "k" } } }],
             },
         })),
-        &cluster(),
+        Site::Cluster(&cluster()),
     );
     insta::assert_yaml_snapshot!("engine_deployment", rendered.deployment);
-    insta::assert_yaml_snapshot!("engine_service", rendered.service);
 }
 
 #[test]
@@ -71,7 +72,10 @@ fn a_scheduler_on_kubernetes() {
         ],
         policy: RoutingPolicy::RoundRobin,
     });
-    insta::assert_yaml_snapshot!("scheduler_deployment", render(&scheduler, &cluster()).deployment);
+    insta::assert_yaml_snapshot!(
+        "scheduler_deployment",
+        render(&scheduler, Site::Cluster(&cluster())).deployment
+    );
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn commands_on_a_host() {
     }));
     let lines: Vec<String> = [plain(), tuned, scheduler, Workload::Gateway, Workload::Platform]
         .iter()
-        .map(|w| command(&render(w, &host())))
+        .map(|w| command(&render(w, Site::Host(&host()))))
         .collect();
     insta::assert_snapshot!(lines.join("\n"));
 }
@@ -96,23 +100,22 @@ fn commands_on_a_host() {
 #[test]
 fn a_home_folder_is_a_hosts_alone() {
     let cached = engine(json!({ "model": { "name": "m", "uri": "file://~/.cache/strata/models/m.gguf" } }));
-    let uri = |site: &Site| command(&render(&cached, site)).split(' ').nth(3).unwrap().to_owned();
+    let uri =
+        |site: &HostSite| command(&render(&cached, Site::Host(site))).split(' ').nth(3).unwrap().to_owned();
     assert_eq!(uri(&host()), "file:///home/ada/.cache/strata/models/m.gguf");
-    let Site::Host(moved) = host() else { unreachable!() };
-    assert_eq!(uri(&Site::Host(HostSite { models: Some("/big/".into()), ..moved })), "file:///big/m.gguf");
-    assert_eq!(uri(&cluster()), "file://~/.cache/strata/models/m.gguf");
+    assert_eq!(uri(&HostSite { models: Some("/big/".into()), ..host() }), "file:///big/m.gguf");
 }
 
 #[test]
 fn a_revision_follows_the_template_and_nothing_else() {
-    let base = render(&plain(), &host()).revision();
+    let base = render(&plain(), Site::Host(&host())).revision();
     let spec = |change: serde_json::Value| {
         let mut spec =
             json!({ "model": { "name": "smollm2-135m", "uri": "file://~/m.gguf" }, "replicas": 2 });
         for (key, value) in change.as_object().unwrap() {
             spec[key] = value.clone();
         }
-        render(&engine(spec), &host()).revision()
+        render(&engine(spec), Site::Host(&host())).revision()
     };
     assert_eq!(spec(json!({ "replicas": 3 })), base);
     assert_eq!(
@@ -126,7 +129,7 @@ fn a_revision_follows_the_template_and_nothing_else() {
 #[test]
 fn nothing_that_runs_is_privileged() {
     for workload in [plain(), Workload::Gateway, Workload::Platform] {
-        let pod = render(&workload, &cluster()).template().spec.unwrap();
+        let pod = render(&workload, Site::Cluster(&cluster())).template().spec.unwrap();
         let security = pod.security_context.unwrap();
         assert_eq!((security.run_as_non_root, security.run_as_user), (Some(true), Some(65532)));
         assert_eq!(pod.automount_service_account_token, Some(false));

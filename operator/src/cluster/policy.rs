@@ -1,0 +1,148 @@
+//! NetworkPolicies: who may talk to whom. Policies add up, so that one of your own opens what else you
+//! need.
+
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
+    NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::ClusterSite;
+use super::meta::{self, SCHEDULER};
+use crate::Mode;
+use crate::render::{egress_ports, match_labels};
+use crate::workload::{Component, EngineWorkload};
+
+/// Ports of the API server, before and after its Service's address is translated.
+const API_SERVER: [u16; 2] = [443, 6443];
+
+/// Engines answer the schedulers of their namespace (the platform, in mode development) and the operator,
+/// and call nobody.
+pub(super) fn engines(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
+    let callers = if site.mode == Mode::Development {
+        strata(Component::Platform.name(), site)
+    } else {
+        here(Component::Scheduler)
+    };
+    policy(
+        meta::named(meta, "strata-engine"),
+        match_labels(Component::Engine, None).into_iter().collect(),
+        vec![ingress(vec![callers, strata("operator", site)])],
+        Vec::new(),
+        site,
+    )
+}
+
+/// Schedulers answer the layer above, each other and the operator, and call engines and the API server.
+pub(super) fn schedulers(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
+    let above = if site.mode.has_gateway() { Component::Gateway } else { Component::Platform };
+    let callers = vec![strata(above.name(), site), strata("operator", site), here(Component::Scheduler)];
+    let layers = NetworkPolicyEgressRule {
+        to: Some(vec![here(Component::Engine), here(Component::Scheduler)]),
+        ports: Some(vec![tcp(IntOrString::String("http".to_owned()))]),
+    };
+    policy(
+        meta::named(meta, SCHEDULER),
+        match_labels(Component::Scheduler, None).into_iter().collect(),
+        vec![ingress(callers)],
+        vec![layers, dns(), anywhere(&API_SERVER)],
+        site,
+    )
+}
+
+/// A model that is fetched reaches what it is fetched from.
+pub(super) fn fetch(
+    engine: &EngineWorkload,
+    name: &str,
+    meta: &ObjectMeta,
+    site: &ClusterSite,
+) -> Option<NetworkPolicy> {
+    let ports = egress_ports(&engine.spec);
+    (site.network_policies && !ports.is_empty()).then(|| NetworkPolicy {
+        metadata: meta::named(meta, name),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(
+                match_labels(Component::Engine, Some(&engine.owner.name)).into_iter().collect(),
+            )),
+            policy_types: Some(vec!["Egress".to_owned()]),
+            egress: Some(vec![dns(), anywhere(&ports)]),
+            ingress: None,
+        }),
+    })
+}
+
+fn policy(
+    metadata: ObjectMeta,
+    pods: Vec<(String, String)>,
+    mut ingress: Vec<NetworkPolicyIngressRule>,
+    egress: Vec<NetworkPolicyEgressRule>,
+    site: &ClusterSite,
+) -> NetworkPolicy {
+    // Metrics are on the one port that there is.
+    ingress.extend((!site.metrics_namespaces.is_empty()).then(|| NetworkPolicyIngressRule {
+        from: Some(
+            site.metrics_namespaces.iter().map(|namespace| peer(Some(namespace), Vec::new())).collect(),
+        ),
+        ports: Some(vec![tcp(IntOrString::String("http".to_owned()))]),
+    }));
+    NetworkPolicy {
+        metadata,
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(pods)),
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            ingress: Some(ingress),
+            egress: Some(egress),
+        }),
+    }
+}
+
+fn ingress(from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
+    // By number: while a model is fetched it is the container `fetch` that listens.
+    NetworkPolicyIngressRule {
+        from: Some(from),
+        ports: Some(vec![tcp(IntOrString::Int(crate::render::PORT))]),
+    }
+}
+
+fn tcp(port: IntOrString) -> NetworkPolicyPort {
+    NetworkPolicyPort { port: Some(port), protocol: Some("TCP".to_owned()), end_port: None }
+}
+
+fn dns() -> NetworkPolicyEgressRule {
+    let port = |protocol: &str| NetworkPolicyPort {
+        port: Some(IntOrString::Int(53)),
+        protocol: Some(protocol.to_owned()),
+        end_port: None,
+    };
+    NetworkPolicyEgressRule { to: None, ports: Some(vec![port("UDP"), port("TCP")]) }
+}
+
+fn anywhere(ports: &[u16]) -> NetworkPolicyEgressRule {
+    let ports = ports.iter().map(|port| tcp(IntOrString::Int(i32::from(*port)))).collect();
+    NetworkPolicyEgressRule { to: None, ports: Some(ports) }
+}
+
+/// A component in the same namespace.
+fn here(component: Component) -> NetworkPolicyPeer {
+    peer(None, match_labels(component, None).into_iter().collect())
+}
+
+/// A component in Strata's namespace.
+fn strata(component: &str, site: &ClusterSite) -> NetworkPolicyPeer {
+    let labels = [("app.kubernetes.io/name", "strata"), ("app.kubernetes.io/component", component)];
+    peer(Some(&site.namespace), labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into())
+}
+
+fn peer(namespace: Option<&str>, pods: Vec<(String, String)>) -> NetworkPolicyPeer {
+    NetworkPolicyPeer {
+        namespace_selector: namespace
+            .map(|name| selector(vec![("kubernetes.io/metadata.name".to_owned(), name.to_owned())])),
+        pod_selector: (!pods.is_empty()).then(|| selector(pods)),
+        ip_block: None,
+    }
+}
+
+fn selector(labels: Vec<(String, String)>) -> LabelSelector {
+    LabelSelector { match_labels: Some(labels.into_iter().collect()), ..LabelSelector::default() }
+}

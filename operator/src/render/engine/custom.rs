@@ -1,0 +1,16 @@
+//! Any server with the same HTTP interface. It is told where the model is by `STRATA_MODEL_PATH` and what
+//! it is called by `STRATA_MODEL_NAME`, and listens on port 8000.
+
+use strata_kinds::model_deployment::PodTemplate;
+
+use super::{empty_dir, foreign};
+use crate::render::pod::Parts;
+use crate::workload::EngineWorkload;
+
+pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Parts {
+    let mut main = foreign(engine, path, added);
+    let settings = engine.spec.engine.clone().unwrap_or_default();
+    main.command = (!settings.command.is_empty()).then_some(settings.command);
+    main.args = (!settings.args.is_empty()).then_some(settings.args);
+    Parts { main, init: Vec::new(), volumes: vec![empty_dir("tmp", None)] }
+}

@@ -1,0 +1,98 @@
+//! vLLM, by its own image and flags.
+
+use strata_kinds::ModelDeploymentSpec;
+use strata_kinds::model_deployment::{Device, PodTemplate};
+use strata_kinds::quantity;
+
+use super::{empty_dir, foreign, is_device, mount, set_env};
+use crate::render::PORT;
+use crate::render::pod::{Parts, quantities, variable};
+use crate::workload::EngineWorkload;
+
+/// The resource that a GPU is.
+const GPU: &str = "nvidia.com/gpu";
+
+pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Parts {
+    let spec = &engine.spec;
+    let mut main = foreign(engine, path, added);
+    // The image's entry point has changed over its versions; this has not.
+    main.command = Some(vec!["vllm".to_owned(), "serve".to_owned()]);
+    main.args = Some(args(spec, path));
+    let threads = spec.engine.as_ref().and_then(|e| e.threads);
+    set_env(
+        &mut main,
+        [
+            // The model is there: nothing is asked of a hub, and nothing is reported to anybody.
+            variable("HF_HUB_OFFLINE", "1"),
+            variable("TRANSFORMERS_OFFLINE", "1"),
+            variable("VLLM_NO_USAGE_STATS", "1"),
+            variable("DO_NOT_TRACK", "1"),
+            // The root is read-only, and the user has no entry in /etc/passwd.
+            variable("USER", "strata"),
+            variable("XDG_CACHE_HOME", "/tmp/cache"),
+            variable("XDG_CONFIG_HOME", "/tmp/config"),
+            variable("VLLM_CACHE_ROOT", "/tmp/cache/vllm"),
+            variable("TRITON_CACHE_DIR", "/tmp/cache/triton"),
+            variable("TORCHINDUCTOR_CACHE_DIR", "/tmp/cache/inductor"),
+        ]
+        .into_iter()
+        .chain(threads.map(|n| variable("OMP_NUM_THREADS", n.to_string()))),
+    );
+    let gpus = gpus(spec);
+    if gpus > 0 {
+        let limits = main.resources.get_or_insert_default().limits.get_or_insert_default();
+        limits.extend(quantities(&[(GPU, &gpus.to_string())]));
+    }
+    // Processes of one replica share tensors by /dev/shm, which is 64 MB by default.
+    main.volume_mounts.get_or_insert_default().push(mount("shm", "/dev/shm", false));
+    Parts { main, init: Vec::new(), volumes: vec![empty_dir("tmp", None), empty_dir("shm", Some("Memory"))] }
+}
+
+/// GPUs that Strata asks for: none on a CPU, and none where the user asked for devices.
+pub(super) fn gpus(spec: &ModelDeploymentSpec) -> u64 {
+    let on_cpu = spec.engine.as_ref().and_then(|e| e.device) == Some(Device::Cpu);
+    let limits = spec.pod_template.iter().flat_map(|t| t.resources.iter().flat_map(|r| r.limits.keys()));
+    if on_cpu || limits.into_iter().any(|name| is_device(name)) {
+        return 0;
+    }
+    spec.parallelism.as_ref().map_or(1, strata_kinds::model_deployment::Parallelism::devices)
+}
+
+fn args(spec: &ModelDeploymentSpec, path: &str) -> Vec<String> {
+    let mut args = vec![path.to_owned()];
+    let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+    add("--served-model-name", spec.model.name.clone());
+    add("--host", "0.0.0.0".to_owned());
+    add("--port", PORT.to_string());
+    let parallelism = spec.parallelism.clone().unwrap_or_default();
+    for (flag, size) in [
+        ("--tensor-parallel-size", parallelism.tensor),
+        ("--pipeline-parallel-size", parallelism.pipeline),
+        ("--data-parallel-size", parallelism.data),
+    ] {
+        if let Some(size) = size.filter(|n| *n > 1) {
+            add(flag, size.to_string());
+        }
+    }
+    let engine = spec.engine.clone().unwrap_or_default();
+    if let Some(length) = engine.max_model_len {
+        add("--max-model-len", length.to_string());
+    }
+    let kv_cache = engine.kv_cache.unwrap_or_default();
+    if let Some(bytes) = kv_cache.memory.as_deref().and_then(quantity::bytes) {
+        add("--kv-cache-memory-bytes", bytes.to_string());
+    }
+    if let Some(blocks) = kv_cache.blocks {
+        add("--num-gpu-blocks-override", blocks.to_string());
+    }
+    if parallelism.expert.is_some_and(|n| n > 1) {
+        args.push("--enable-expert-parallel".to_owned());
+    }
+    match kv_cache.prefix_caching {
+        Some(true) => args.push("--enable-prefix-caching".to_owned()),
+        Some(false) => args.push("--no-enable-prefix-caching".to_owned()),
+        None => {}
+    }
+    args.extend(engine.args);
+    args
+}
