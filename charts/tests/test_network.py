@@ -10,7 +10,7 @@ import pytest
 from conftest import values_of
 from network import Address, Pod
 
-PORTS = {"http": 8000}
+PORTS = {"http": 8000, "internal": 8443}
 
 
 def strata(component: str, namespace: str) -> Pod:
@@ -71,6 +71,17 @@ def test_only_the_entrances_are_reachable(helm, mode):
         reached = [t for t in installed(mode) if network.allowed(rules, source, OWN[t], 8000)]
         assert reached == ENTRANCES[mode], source.name
         assert not any(network.allowed(rules, source, OWN[t], 8001) for t in installed(mode)), source.name
+
+
+def test_with_tls_the_layer_above_has_a_port_of_its_own(helm):
+    rules = policies(helm, "enterprise", {"internalTls": True})
+    for caller in ("platform", "operator"):
+        assert network.allowed(rules, OWN[caller], OWN["gateway"], 8443)
+        assert not network.allowed(rules, OWN[caller], OWN["gateway"], 8000)
+    for source in OTHERS.values():
+        assert network.allowed(rules, source, OWN["gateway"], 8000)
+        assert not network.allowed(rules, source, OWN["gateway"], 8443)
+        assert not network.allowed(rules, source, OWN["platform"], 8443)
 
 
 @pytest.mark.parametrize("mode", FLOWS)

@@ -34,6 +34,12 @@ def test_both_helms_render_alike(helm, helm3, case):
     assert four == helm3.objects("strata", values_of(case), *arguments_of(case))
 
 
+def test_nothing_is_written_that_the_api_server_drops(helm, case):
+    """An empty list or map that it does not keep would be drift for ever. (A volume `emptyDir: {}` is kept.)"""
+    empty = [line for line in helm.template("strata", values_of(case)).splitlines() if line.rstrip().endswith(("[]", " null"))]
+    assert empty == []
+
+
 def test_rendering_twice_gives_the_same(helm, case):
     """GitOps compares renderings: no random value, nothing looked up in a cluster."""
     assert helm.template("strata", values_of(case)) == helm.template("strata", values_of(case))

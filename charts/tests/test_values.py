@@ -42,8 +42,8 @@ BAD = {
     ),
     "a route to nowhere": ({"gateway": {"httpRoute": {"enabled": True}}}, r"needs gateway.httpRoute.parentRefs"),
     "a grace that is used up": (
-        {"platform": {"terminationGracePeriodSeconds": 10}},
-        r"platform.terminationGracePeriodSeconds \(10\) must be more than platform.preStopSeconds \(15\)",
+        {"platform": {"terminationGracePeriodSeconds": 5}},
+        r"platform.terminationGracePeriodSeconds \(5\) must be more than platform.preStopSeconds \(5\)",
     ),
 }
 

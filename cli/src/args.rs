@@ -264,9 +264,15 @@ pub(crate) struct Gateway {
     /// Namespaces whose models are served [default: all]
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', requires = "kubernetes")]
     pub(crate) model_namespaces: Vec<String>,
+    /// Tenant that gets what the platform stored while there was no gateway
+    #[arg(long, value_name = "TENANT")]
+    pub(crate) adopt_local: Option<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
+    /// Where the platform and the operator are answered by mutual TLS; needs STRATA_HOP_DIR
+    #[arg(long, value_name = "ADDR", env = "STRATA_INTERNAL_LISTEN")]
+    pub(crate) internal_listen: Option<String>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }

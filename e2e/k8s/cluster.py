@@ -31,7 +31,7 @@ import image as images  # noqa: E402
 from driver import binaries, machine, volumes  # noqa: E402
 from driver.api import Api  # noqa: E402
 from driver.control_plane import ControlPlane, Place  # noqa: E402
-from driver.daemon import Daemons  # noqa: E402
+from driver.daemon import Daemons, identity  # noqa: E402
 from driver.errors import ClusterError  # noqa: E402
 from driver.network import Network, free_indexes  # noqa: E402
 from driver.node import PAUSE, Node  # noqa: E402
@@ -109,14 +109,25 @@ class Cluster:
         plane = ControlPlane(self.state, self.daemons, self.network, place, self.about["nodes"])
         self.nodes = [Node(self.state, self.daemons, plane, n, self.name) for n in range(1, self.about["nodes"] + 1)]
 
-    def up(self, tier: str = "auto", nodes: int = 1, archives: list[pathlib.Path] = (), rate: int = 100) -> None:
-        """Starts the cluster and returns when its nodes are Ready. `rate`: API calls a second of the controllers."""
+    def up(
+        self,
+        tier: str = "auto",
+        nodes: int = 1,
+        archives: list[pathlib.Path] = (),
+        rate: int = 100,
+        ends_with_owner: bool = False,
+    ) -> None:
+        """Starts the cluster and returns when its nodes are Ready.
+
+        `rate` is the API calls a second that each controller may make. A cluster that ends with its owner,
+        which is this process, may be swept once the process is no more.
+        """
         if self.exists:
             raise ClusterError(f"there is a cluster {self.name} already: stop it with `cluster.py down --name {self.name}`")
         tier = choose_tier(tier)
         binaries.ensure(NODE_BINARIES if tier == "node" else CONTROL_PLANE_BINARIES)
         self.state.mkdir(parents=True, exist_ok=True)
-        self._remember(tier=tier, nodes=nodes, index=0, pid=os.getpid())
+        self._remember(tier=tier, nodes=nodes, index=0, owner=identity(os.getpid()) if ends_with_owner else None)
         try:
             if tier == "node":
                 self._up_nodes(nodes, archives, rate)
@@ -222,6 +233,10 @@ class Cluster:
         for node in self.nodes:
             node.load(archive)
 
+    def keep(self) -> None:
+        """Lets the cluster outlive its owner."""
+        self._remember(owner=None)
+
     def down(self) -> None:
         self.daemons.kill_all()
         self._forget(keep_logs=False)
@@ -248,6 +263,17 @@ class Cluster:
 
     def status(self) -> dict[str, bool]:
         return {name: self.daemons.alive(name) for name in self.daemons.recorded()}
+
+
+def sweep() -> list[str]:
+    """Ends clusters whose owner died without ending them; gives their names."""
+    home, swept = folder_of_clusters(), []
+    for path in sorted(home.glob("*/cluster.json")):
+        owner = json.loads(path.read_text()).get("owner")
+        if owner and identity(owner["pid"]) != owner:
+            Cluster(path.parent.name).down()
+            swept.append(path.parent.name)
+    return swept
 
 
 def existing(name: str) -> Cluster:

@@ -111,7 +111,7 @@ def kube(request):
     wanted = "control-plane" if _marker(request, "control_plane") else request.config.getoption("--tier")
     nodes = _marker(request, "nodes")
     began = time.monotonic()
-    own.up(wanted, nodes.args[0] if nodes else 1)
+    own.up(wanted, nodes.args[0] if nodes else 1, ends_with_owner=True)
     note_once(request.config, f"kubernetes: {own.tier} tier")
     note(request.config, f"cluster of {request.module.__name__}: {own.tier}, ready in {time.monotonic() - began:.1f} s")
     kube = Kube(own.kubeconfig, own)
@@ -121,9 +121,16 @@ def kube(request):
         kube.close()
         failed = request.module.__name__ in request.session.stash.get(FAILED, set())
         if failed and request.config.getoption("--keep"):
+            own.keep()
             note(request.config, f"kept: export KUBECONFIG={own.kubeconfig}; end it with cluster.py down --name {own.name}")
         else:
             own.down()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sweep(request):
+    for name in clusters.sweep():
+        note(request.config, f"ended the cluster {name}, whose tests died before they could")
 
 
 def note_once(config, line: str) -> None:

@@ -1,7 +1,7 @@
 //! What an operator may say about one engine.
 
 use serde::{Deserialize, Serialize};
-use strata_hop::HopToken;
+use strata_hop::{HopToken, Mtls};
 use strata_wire::defaults;
 
 /// Everything that one engine process is told. The hop token is never written out.
@@ -42,6 +42,9 @@ pub struct EngineOptions {
     /// The token that callers must show. Without one everybody is served.
     #[serde(skip)]
     pub hop_token: Option<HopToken>,
+    /// The certificates of this process: with them it speaks TLS alone, and callers must show theirs.
+    #[serde(skip)]
+    pub mtls: Option<Mtls>,
 }
 
 /// Size of the KV cache, which is allocated once, at start.
@@ -95,6 +98,7 @@ impl EngineOptions {
             enable_prefix_cache: yes(),
             max_waiting: max_waiting(),
             hop_token: None,
+            mtls: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use strata_hop::{Bound, ListenError};
+use strata_hop::{Above, Bound, ListenError};
 use strata_wire::defaults;
 use tokio_util::sync::CancellationToken;
 
@@ -59,7 +59,7 @@ pub enum EngineError {
 /// [`defaults::DRAIN_GRACE`] long, and returns.
 pub async fn run(options: EngineOptions, shutdown: CancellationToken) -> Result<(), EngineError> {
     // A port in use should not cost the time that a large model takes to open.
-    let bound = Bound::bind(&options.listen).await?;
+    let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone());
     run_on(bound, options, shutdown).await
 }
 
@@ -70,7 +70,7 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> Result<(), EngineError> {
     tracing::info!(?options, "engine starts");
-    let hop_token = options.hop_token.clone();
+    let above = Above::new(options.hop_token.clone(), options.mtls.as_ref(), serve::CALLERS);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let engine = tokio::task::spawn_blocking(move || assemble(&options, now)).await.map_err(|error| {
         tracing::error!(%error, "the model could not be opened");
@@ -83,7 +83,7 @@ pub async fn run_on(
         "engine ready"
     );
     let stop = shutdown.child_token();
-    let server = bound.serve(serve::router(engine.clone(), hop_token), stop.clone(), defaults::DRAIN_GRACE);
+    let server = bound.serve(serve::router(engine.clone(), above), stop.clone(), defaults::DRAIN_GRACE);
     let watched = async {
         tokio::select! {
             () = engine.stopped() => {

@@ -1,13 +1,14 @@
 //! Counters and ledger together: what is reserved is written before it counts for anything, and what
 //! was used is written before the client has its last byte.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::identity::Opaque;
 use crate::ledger::{Ledger, LedgerError, UsageRow};
-use crate::quota::{Admitted, Amounts, Book, Refusal, Subject};
+use crate::quota::{Admitted, Amounts, Book, BudgetReading, CounterKey, Refusal, Subject};
 
 /// The counters of one gateway.
 #[derive(Debug)]
@@ -94,6 +95,12 @@ impl Accounts {
     pub(crate) fn settle(&self, id: u128, used: Amounts) -> bool {
         let now = self.clock.now_ms();
         self.book().settle(id, used, now)
+    }
+
+    /// Every budget of which anything is used in its current period.
+    pub(crate) fn budgets(&self) -> HashMap<CounterKey, BudgetReading> {
+        let now = self.clock.now_ms();
+        self.book().budgets(now)
     }
 
     /// Takes a reservation back.

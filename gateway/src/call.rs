@@ -113,7 +113,7 @@ impl Call {
             return;
         }
         let sent = {
-            let sending = self.place.pool.send(&self.inner.upstream, defaults::FIRST_BYTE_TIMEOUT, |base| {
+            let sending = self.place.pool.send(&self.place.upstream, defaults::FIRST_BYTE_TIMEOUT, |base| {
                 self.request(base, &outgoing)
             });
             let mut sending = std::pin::pin!(sending);
@@ -170,7 +170,7 @@ impl Call {
             .is_some_and(|v| v.trim_start().to_ascii_lowercase().starts_with("text/event-stream"));
         if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&parts.status) {
             // About this gateway, not about the client's key: passed on it would mislead.
-            tracing::error!(status = %parts.status, "the upstream refused this gateway; give both the same hop token");
+            tracing::error!(status = %parts.status, "the upstream takes this gateway for somebody else; give both the same hop token, or certificates of one authority");
             self.finish(502, Used::NOTHING).await;
             let _ = head.send(Err(Fault::new(
                 ErrorKind::BadGateway,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::tz::TimeZone;
 use strata_kinds::tenant::CacheSharing;
@@ -77,6 +77,8 @@ pub struct Directory {
     pub keys: Vec<Known>,
     /// The rules of all policies.
     pub rules: Arc<[Rule]>,
+    policies: Vec<quota::Policy>,
+    resolution: Arc<OnceLock<quota::Resolution>>,
 }
 
 impl Directory {
@@ -120,7 +122,14 @@ impl Directory {
             let created = policy.metadata.creation_timestamp.as_ref().map(|t| t.0.as_millisecond());
             let name = policy.metadata.name.as_deref().unwrap_or_default();
             match quota::compile(name, created, &policy.spec) {
-                Ok(compiled) => rules.extend(compiled),
+                Ok(compiled) => {
+                    rules.extend(compiled);
+                    directory.policies.push(quota::Policy {
+                        name: name.into(),
+                        created,
+                        selector: Arc::new(policy.spec.selector.clone()),
+                    });
+                }
                 Err(message) => {
                     problems.push(Problem { kind: "QuotaPolicy", object: name.to_owned(), message });
                 }
@@ -148,7 +157,10 @@ impl Directory {
                 (held.and_then(|k| k.id.as_deref()), held.and_then(|k| k.hash.as_deref()))
             else {
                 let label = manifests.key_label;
-                refuse(format!("the Secret {secret} with {label}the entries `id` and `hash` is missing"));
+                refuse(format!(
+                    "the Secret {secret} with {label}the entries `id` and `hash` is missing; \
+                     make it, or remove the key here"
+                ));
                 continue;
             };
             let id = id.trim();
@@ -201,6 +213,7 @@ impl Directory {
     pub fn without_newcomers(&self, before: &Self) -> Self {
         let mut less = self.clone();
         less.tenants.retain(|name, _| before.tenants.contains_key(name));
+        less.resolution = Arc::default();
         less
     }
 
@@ -229,6 +242,31 @@ impl Directory {
     pub fn permits(&self, tenant: &TenantEntry, model: &str) -> bool {
         tenant.spec.lists_model(model)
             && self.models.get(model).is_none_or(|entry| entry.spec.allows_tier(&tenant.tier))
+    }
+
+    /// Which policies apply to whom; worked out when it is first asked for, which takes time.
+    pub fn resolution(&self) -> &quota::Resolution {
+        self.resolution.get_or_init(|| {
+            let tenants = self.tenants.values().map(|tenant| quota::Selected {
+                name: tenant.name.clone(),
+                tier: tenant.tier.clone(),
+                zone: tenant.zone.clone(),
+            });
+            let models = std::iter::once("").chain(self.models.keys().map(String::as_str));
+            let permits = |tenant: &str, model: &str| {
+                self.tenants.get(tenant).is_some_and(|tenant| self.permits(tenant, model))
+            };
+            quota::resolve(&self.policies, &self.rules, tenants, models, permits)
+        })
+    }
+
+    /// The names of the tenants and of the policies, each in order.
+    pub fn names(&self) -> (Vec<&str>, Vec<&str>) {
+        let mut tenants: Vec<&str> = self.tenants.keys().map(|name| &**name).collect();
+        let mut policies: Vec<&str> = self.policies.iter().map(|policy| &*policy.name).collect();
+        tenants.sort_unstable();
+        policies.sort_unstable();
+        (tenants, policies)
     }
 
     /// Every time zone in use.
@@ -282,7 +320,7 @@ mod tests {
         ];
         insta::assert_snapshot!(shown.concat().join("\n"), @r#"
         Tenant a: `spec.timeZone` "Europe/Nowhere" is no time zone that this machine knows; write an IANA name such as Europe/Berlin
-        Tenant a: spec.apiKeys[0]: the Secret s with the entries `id` and `hash` is missing
+        Tenant a: spec.apiKeys[0]: the Secret s with the entries `id` and `hash` is missing; make it, or remove the key here
         Tenant a: spec.apiKeys[0]: `hash` in the Secret s is not v1$ and 64 hexadecimal digits; it is the SHA-256 of the key's id and secret one after the other
         Tenant b: spec.apiKeys[0]: another key has the id "k" of the Secret s already; make a key with an id of its own
         "#);

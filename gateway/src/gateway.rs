@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use strata_hop::{Bound, HopToken, Upstream};
+use strata_hop::{Above, Bound, Component, HopToken, Upstream};
 use strata_kinds::manifest::Folder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,6 +51,9 @@ pub(crate) struct Inner {
     pub(crate) places: Places,
     pub(crate) upstream: Upstream,
     pub(crate) hop_token: Option<HopToken>,
+    /// By which it knows the platform and the operator.
+    pub(crate) above: Above,
+    pub(crate) adopt_local: Option<String>,
     pub(crate) guard: Guard,
     pub(crate) metrics: Metrics,
     pub(crate) clock: Clock,
@@ -62,8 +65,8 @@ impl Gateway {
     /// Starts a gateway without a listener: opens the ledger, settles what a dead gateway left open,
     /// rebuilds the counters, and follows the folder and the keys.
     pub async fn start(options: &GatewayOptions, clock: Clock) -> Result<Self, GatewayError> {
-        let upstream = Upstream::new();
-        let place = |bases: Vec<String>| place(&upstream, bases, options.hop_token.as_ref(), &clock);
+        let upstream = Upstream::to(options.mtls.as_ref(), &[Component::Scheduler]);
+        let place = |bases: Vec<String>| place(upstream.clone(), bases, options.hop_token.as_ref(), &clock);
         let (directory, places, origin) = match &options.source {
             Source::Folder { upstream, folder } => {
                 let base = base(upstream)?;
@@ -101,6 +104,12 @@ impl Gateway {
             places,
             upstream: upstream.clone(),
             hop_token: options.hop_token.clone(),
+            above: Above::new(
+                options.hop_token.clone(),
+                options.mtls.as_ref(),
+                &[Component::Platform, Component::Operator],
+            ),
+            adopt_local: options.adopt_local.clone(),
             guard: Guard::default(),
             metrics: Metrics::default(),
             clock: clock.clone(),
@@ -142,10 +151,10 @@ enum Origin {
     Cluster(Box<watch::Api>),
 }
 
-fn place(upstream: &Upstream, bases: Vec<String>, hop_token: Option<&HopToken>, clock: &Clock) -> Place {
+fn place(upstream: Upstream, bases: Vec<String>, hop_token: Option<&HopToken>, clock: &Clock) -> Place {
     let pool = Arc::new(Pool::new(bases, clock.clone()));
     let catalog = Catalog::new(upstream.clone(), pool.clone(), hop_token.cloned(), clock.clone());
-    Place { pool, catalog: Arc::new(catalog) }
+    Place { pool, catalog: Arc::new(catalog), upstream }
 }
 
 impl Inner {
@@ -156,7 +165,8 @@ impl Inner {
 
     /// The schedulers of a namespace, known or not.
     pub(crate) fn place(&self, namespace: &Arc<str>) -> Arc<Place> {
-        self.places.of(namespace, || place(&self.upstream, Vec::new(), self.hop_token.as_ref(), &self.clock))
+        let upstream = || self.upstream.within(namespace);
+        self.places.of(namespace, || place(upstream(), Vec::new(), self.hop_token.as_ref(), &self.clock))
     }
 
     /// Reads the run-time keys again if any process has changed them. `true` when one has.
@@ -198,11 +208,18 @@ fn open_state(path: &std::path::Path, clock: Clock) -> Result<State, LedgerError
 /// Runs a gateway until `shutdown`, then lets open requests finish.
 pub async fn run(options: GatewayOptions, shutdown: CancellationToken) -> Result<(), GatewayError> {
     let bound = Bound::bind(&options.listen).await?;
+    let internal = match (&options.internal_listen, &options.mtls) {
+        (None, _) => None,
+        (Some(_), None) => return Err(GatewayError::InternalWithoutCertificates),
+        (Some(addr), mtls) => Some(Bound::bind(addr).await?.secured(mtls.clone())),
+    };
     let gateway = Gateway::start(&options, Clock::System).await?;
     let (tenants, models, rules) = gateway.0.directory.load().sizes();
     tracing::info!(
         listen = %bound.addr(),
         source = %options.source,
+        internal_listen = internal.as_ref().map(Bound::url),
+        mtls = ?options.mtls,
         state = %options.state.display(),
         hop_token = if options.hop_token.is_some() { "set, redacted" } else { "none" },
         grace_s = options.grace.as_secs(),
@@ -211,7 +228,12 @@ pub async fn run(options: GatewayOptions, shutdown: CancellationToken) -> Result
         rules,
         "gateway listens"
     );
-    bound.serve(gateway.router(), shutdown, options.grace).await;
+    let inside = async {
+        if let Some(internal) = internal {
+            internal.serve(gateway.router(), shutdown.clone(), options.grace).await;
+        }
+    };
+    tokio::join!(bound.serve(gateway.router(), shutdown.clone(), options.grace), inside);
     gateway.stop().await;
     Ok(())
 }

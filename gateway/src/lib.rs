@@ -29,6 +29,7 @@ mod refuse;
 mod routes;
 mod selfservice;
 mod session;
+mod status;
 mod usage_api;
 mod watch;
 

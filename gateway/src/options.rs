@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use strata_hop::{HopToken, ListenError};
+use strata_hop::{HopToken, ListenError, Mtls};
 
 use crate::ledger::LedgerError;
 
@@ -17,10 +17,16 @@ pub struct GatewayOptions {
     pub listen: String,
     /// The ledger's file, with counters, usage, audit and run-time keys; made when it is not there.
     pub state: PathBuf,
+    /// Where the layer above is answered by mutual TLS, such as `0.0.0.0:8443`. Needs `mtls`.
+    pub internal_listen: Option<String>,
     /// By which the layer below knows this one.
     pub hop_token: Option<HopToken>,
+    /// The certificates of this process, which take the token's place.
+    pub mtls: Option<Mtls>,
     /// How long open requests may go on after a stop.
     pub grace: Duration,
+    /// The tenant to which objects belong that were made while there was no gateway.
+    pub adopt_local: Option<String>,
 }
 
 /// Where the manifests are, and what is below.
@@ -69,8 +75,14 @@ impl fmt::Display for Source {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The upstream's address makes no sense.
-    #[error("the upstream {0:?} is no http URL; write one such as http://127.0.0.1:9000")]
+    #[error("the upstream {0:?} is no http or https URL; write one such as http://127.0.0.1:9000")]
     Upstream(String),
+    /// There is nothing to speak TLS with.
+    #[error(
+        "the internal listener needs certificates: name their folder in {}, or leave out --internal-listen",
+        strata_hop::tls::DIR_ENV
+    )]
+    InternalWithoutCertificates,
     /// The manifests are wrong.
     #[error("the manifests in {} cannot be used:\n  {}", folder.display(), problems.join("\n  "))]
     Manifests {
@@ -96,9 +108,9 @@ pub(crate) fn base(upstream: &str) -> Result<String, GatewayError> {
     let trimmed = upstream.trim_end_matches('/');
     let trimmed = trimmed.strip_suffix("/v1").unwrap_or(trimmed);
     let uri: http::Uri = trimmed.parse().map_err(|_| wrong())?;
-    let plain = uri.scheme_str() == Some("http") && uri.path().len() <= 1 && uri.query().is_none();
-    match uri.authority() {
-        Some(authority) if plain => Ok(format!("http://{authority}")),
+    let bare = uri.path().len() <= 1 && uri.query().is_none();
+    match (uri.scheme_str(), uri.authority()) {
+        (Some(scheme @ ("http" | "https")), Some(authority)) if bare => Ok(format!("{scheme}://{authority}")),
         _ => Err(wrong()),
     }
 }
@@ -114,7 +126,7 @@ mod tests {
         {
             assert_eq!(base(good).unwrap(), "http://127.0.0.1:1");
         }
-        for bad in ["", "127.0.0.1:1", "https://x", "http://x/y", "ftp://x"] {
+        for bad in ["", "127.0.0.1:1", "https://x/y", "http://x/y", "ftp://x"] {
             assert!(base(bad).is_err(), "{bad}");
         }
     }

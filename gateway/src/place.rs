@@ -97,7 +97,7 @@ impl Pool {
     }
 
     /// Sends what `request` makes for a base URL to the endpoint with the fewest requests in flight. One
-    /// that cannot be connected to has seen nothing, so the next is tried, all within `limit`.
+    /// that cannot be connected to, or is not trusted, has seen nothing, so the next is tried, all within `limit`.
     pub(crate) async fn send(
         &self,
         upstream: &Upstream,
@@ -120,10 +120,14 @@ impl Pool {
                     endpoint.shunned_until.store(i64::MIN, Ordering::Relaxed);
                     return Ok((response, in_flight));
                 }
-                Err(error @ SendError::Connect { .. }) => {
+                Err(error @ (SendError::Connect { .. } | SendError::Untrusted { .. })) => {
                     let until = self.clock.now_ms().saturating_add(SHUNNED_MS);
                     endpoint.shunned_until.store(until, Ordering::Relaxed);
-                    tracing::debug!(%error, "trying another endpoint if there is one");
+                    if matches!(error, SendError::Untrusted { .. }) {
+                        tracing::warn!(%error, "trying another endpoint if there is one");
+                    } else {
+                        tracing::debug!(%error, "trying another endpoint if there is one");
+                    }
                     failure = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -143,6 +147,8 @@ pub(crate) struct Place {
     pub(crate) pool: Arc<Pool>,
     /// What they list.
     pub(crate) catalog: Arc<Catalog>,
+    /// The way there: to schedulers of this place's namespace, where each proves who it is.
+    pub(crate) upstream: Upstream,
 }
 
 /// Every place that serves models.

@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::json;
-use strata_hop::{Fault, Peer, fault};
+use strata_hop::{Fault, Peer, caller, fault};
+use strata_wire::governance::STATUS_PATH;
 use strata_wire::models::Model;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ use crate::directory::ModelEntry;
 use crate::gateway::{Gateway, Inner};
 use crate::place::Places;
 use crate::session::Session;
-use crate::{inference, refuse, selfservice, usage_api};
+use crate::{inference, refuse, selfservice, status, usage_api};
 
 pub(crate) fn router(gateway: Gateway) -> Router {
     let inference = |endpoint: Endpoint| {
@@ -38,11 +39,15 @@ pub(crate) fn router(gateway: Gateway) -> Router {
         .route("/v1/keys/{id}/rotate", post(selfservice::rotate))
         .route("/v1/organization/usage/completions", get(usage_api::completions))
         .route("/internal/v1/whoami", get(selfservice::whoami))
+        .route(STATUS_PATH, get(status::status))
         .route("/health", get(|| async { "ok" }))
         .route("/ready", get(ready))
         .route("/version", get(|| async { axum::Json(json!({"version": env!("CARGO_PKG_VERSION")})) }))
         .route("/metrics", get(metrics));
-    fault::with_openai_fallbacks(router).with_state(gateway.0)
+    let above = gateway.0.above.clone();
+    fault::with_openai_fallbacks(router)
+        .layer(axum::middleware::from_fn_with_state(above, caller::require_inside))
+        .with_state(gateway.0)
 }
 
 async fn ready(State(inner): State<Arc<Inner>>) -> Response {
@@ -60,7 +65,7 @@ async fn ready(State(inner): State<Arc<Inner>>) -> Response {
 /// Prometheus has no token, and a NetworkPolicy says who reaches the port.
 async fn metrics(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     let local = request.extensions().get::<Peer>().is_some_and(|peer| peer.is_loopback());
-    let known = inner.hop_token.as_ref().is_some_and(|token| token.matches(request.headers()));
+    let known = inner.above.knows(request.extensions(), request.headers());
     if !local && !known && inner.watched.is_none() {
         return fault::no_such_path(request).await.into_response();
     }

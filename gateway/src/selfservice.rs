@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use strata_hop::{Fault, spool};
 use strata_wire::ErrorKind;
+use strata_wire::identity::{LOCAL_OWNER, WhoAmI};
 use uuid::Uuid;
 
 use crate::gateway::Inner;
@@ -87,11 +88,16 @@ async fn admin(inner: &Arc<Inner>, headers: &HeaderMap, extensions: &Extensions)
     Ok(session)
 }
 
-/// `GET /internal/v1/whoami`: an opaque owner that outlives every key, and the caller's roles.
-pub(crate) async fn whoami(State(inner): State<Arc<Inner>>, request: Request) -> Result<Json<Value>, Fault> {
+/// `GET /internal/v1/whoami`: an opaque owner that outlives every key, the caller's roles, and the owners
+/// whose objects are this one's from now on.
+pub(crate) async fn whoami(State(inner): State<Arc<Inner>>, request: Request) -> Result<Json<WhoAmI>, Fault> {
     let session = inner.session(Uuid::now_v7(), request.headers(), request.extensions()).await?;
-    let owner = inner.opaque.owner(&session.tenant.name);
-    Ok(Json(json!({"owner": owner, "roles": [session.caller.role.name()]})))
+    let adopts = inner.adopt_local.as_deref() == Some(&*session.tenant.name);
+    Ok(Json(WhoAmI {
+        owner: inner.opaque.owner(&session.tenant.name),
+        roles: vec![session.caller.role.name().to_owned()],
+        adopts: if adopts { vec![LOCAL_OWNER.to_owned()] } else { Vec::new() },
+    }))
 }
 
 /// `GET /v1/keys`

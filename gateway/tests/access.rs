@@ -204,6 +204,21 @@ async fn an_owner_outlives_its_keys_and_names_nobody() {
 }
 
 #[tokio::test]
+async fn one_tenant_adopts_what_was_made_without_a_gateway() {
+    let other = TENANT.replace("acme", "zeta");
+    let mut world = World::new(&format!("{TENANT}---{other}")).await;
+    let (acme, zeta) = (world.key("acme", Role::Member).await, world.key("zeta", Role::Admin).await);
+    let whoami = async |world: &World, key: &str| world.get("/internal/v1/whoami", key).await.json();
+    assert!(whoami(&world, &acme).await.get("adopts").is_none());
+    let owner = whoami(&world, &acme).await["owner"].clone();
+    world.adopt_local = Some("acme".to_owned());
+    world.restart().await;
+    assert_eq!(whoami(&world, &acme).await["adopts"], json!(["local"]));
+    assert_eq!(whoami(&world, &acme).await["owner"], owner);
+    assert!(whoami(&world, &zeta).await.get("adopts").is_none());
+}
+
+#[tokio::test]
 async fn edits_of_the_folder_are_taken_over_and_broken_ones_are_not() {
     let hash = KeyHash::of("team1", "s3cret").to_text();
     let with_key =

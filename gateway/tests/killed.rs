@@ -37,7 +37,10 @@ async fn kuadrant_rfc_0021_a_killed_gateway_forgets_nothing() {
             listen,
             state,
             hop_token: None,
+            internal_listen: None,
+            mtls: None,
             grace: Duration::ZERO,
+            adopt_local: None,
         })
         .await;
     }

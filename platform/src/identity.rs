@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use axum::response::IntoResponse;
 use http::{HeaderMap, Request, StatusCode, header};
-use serde::Deserialize;
 use strata_hop::{Body, Fault, forward};
+use strata_wire::identity::{LOCAL_OWNER, WhoAmI};
 use strata_wire::{ErrorKind, defaults, headers};
 
 use crate::app::App;
@@ -20,7 +20,7 @@ const CACHE_ENTRIES: usize = 4096;
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// An opaque, stable owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Owner(Arc<str>);
 
 impl Owner {
@@ -58,16 +58,32 @@ impl Owners {
     }
 }
 
-#[derive(Deserialize)]
-struct WhoAmI {
-    owner: String,
+/// Makes the objects of earlier owners this one's, before it sees any. Once for each, as long as this
+/// process lives: behind a gateway nothing new is made for an owner that is to be adopted.
+async fn adopt(app: &App, owner: &Owner, earlier: &[String]) -> Result<(), Refusal> {
+    for from in earlier.iter().filter(|from| !from.is_empty() && **from != *owner.0) {
+        let pair = (Owner::new(from), owner.clone());
+        if app.adopted.lock().unwrap_or_else(PoisonError::into_inner).contains(&pair) {
+            continue;
+        }
+        let objects = app.store.adopt(&pair.0, owner).await?;
+        if objects > 0 {
+            tracing::info!(
+                objects,
+                from,
+                "gave an earlier owner's objects to the one that the gateway names"
+            );
+        }
+        app.adopted.lock().unwrap_or_else(PoisonError::into_inner).insert(pair);
+    }
+    Ok(())
 }
 
 /// The owner of what a request with these headers makes or asks for. A gateway's refusal is passed on
 /// as it came.
 pub(crate) async fn owner(app: &App, received: &HeaderMap, explain: bool) -> Result<Owner, Refusal> {
     if app.options.upstream_kind == UpstreamKind::Ungoverned {
-        return Ok(Owner::new("local"));
+        return Ok(Owner::new(LOCAL_OWNER));
     }
     let key = received.get(header::AUTHORIZATION).map(|v| blake3::hash(v.as_bytes()));
     if let Some(owner) = key.and_then(|key| app.owners.get(&key, Instant::now())) {
@@ -104,6 +120,7 @@ pub(crate) async fn owner(app: &App, received: &HeaderMap, explain: bool) -> Res
         return Err(bad("the owner is empty".to_owned()).into());
     }
     let owner = Owner::new(&answer.owner);
+    adopt(app, &owner, &answer.adopts).await?;
     if let Some(key) = key {
         app.owners.put(key, owner.clone(), asked);
     }

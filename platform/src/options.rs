@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
-use strata_hop::{HopToken, ListenError};
+use strata_hop::{Component, HopToken, ListenError, Mtls};
 use strata_wire::defaults;
 use strata_wire::hops::Hop;
 
@@ -24,6 +24,14 @@ impl UpstreamKind {
         match self {
             Self::Gateway => Hop::PlatformToGateway,
             Self::Ungoverned => Hop::PlatformToUngoverned,
+        }
+    }
+
+    /// Which components may stand there.
+    pub(crate) fn callees(self) -> &'static [Component] {
+        match self {
+            Self::Gateway => &[Component::Gateway],
+            Self::Ungoverned => &[Component::Scheduler, Component::Engine],
         }
     }
 
@@ -49,6 +57,8 @@ pub struct PlatformOptions {
     pub state: PathBuf,
     /// The token that shows the next layer who calls it.
     pub hop_token: Option<HopToken>,
+    /// The certificates of this process, for an upstream whose URL is https.
+    pub mtls: Option<Mtls>,
     /// Listen beyond loopback although nothing checks who calls.
     pub insecure_no_auth: bool,
     /// Largest request body, in bytes.
@@ -66,6 +76,7 @@ impl PlatformOptions {
             upstream_kind,
             state: state.into(),
             hop_token: None,
+            mtls: None,
             insecure_no_auth: false,
             max_body_bytes: defaults::MAX_BODY_BYTES,
             drain_grace: defaults::DRAIN_GRACE,
@@ -78,15 +89,19 @@ impl PlatformOptions {
         let uri: Uri = self.upstream.parse().map_err(|_| wrong("it is not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
-            Some("https") => return Err(wrong("https between layers is not built yet; use http")),
-            _ => return Err(wrong("it must start with http://")),
+            Some("https") if self.mtls.is_some() => {}
+            Some("https") => {
+                return Err(wrong("https needs certificates; name their folder in STRATA_HOP_DIR"));
+            }
+            _ => return Err(wrong("it must start with http:// or https://")),
         }
         match uri.path().trim_end_matches('/') {
             "" if uri.query().is_none() => {}
             "/v1" => return Err(wrong("leave out the /v1 at its end")),
             _ => return Err(wrong("it must be a host and a port, without a path or a query")),
         }
-        uri.authority().map(|a| format!("http://{a}")).ok_or_else(|| wrong("it names no host"))
+        let scheme = uri.scheme_str().unwrap_or("http");
+        uri.authority().map(|a| format!("{scheme}://{a}")).ok_or_else(|| wrong("it names no host"))
     }
 }
 
@@ -137,8 +152,8 @@ mod tests {
             .join("\n");
         insta::assert_snapshot!(errors, @r"
         the upstream `http://h/v1` cannot be used: leave out the /v1 at its end
-        the upstream `https://h` cannot be used: https between layers is not built yet; use http
-        the upstream `h:80` cannot be used: it must start with http://
+        the upstream `https://h` cannot be used: https needs certificates; name their folder in STRATA_HOP_DIR
+        the upstream `h:80` cannot be used: it must start with http:// or https://
         the upstream `http://h/x?y` cannot be used: it must be a host and a port, without a path or a query
         the upstream `no url` cannot be used: it is not a URL
         ");

@@ -44,6 +44,7 @@ impl Platform {
             upstream_kind = ?options.upstream_kind,
             state = %options.state.display(),
             hop_token = options.hop_token.is_some(),
+            mtls = ?options.mtls,
             insecure_no_auth = options.insecure_no_auth,
             max_body_bytes = options.max_body_bytes,
             drain_grace_s = options.drain_grace.as_secs(),

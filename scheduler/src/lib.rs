@@ -24,16 +24,22 @@ pub mod telemetry;
 
 use axum::Router;
 use axum::routing::{get, post};
-use strata_hop::{Bound, fault, token};
+use strata_hop::{Above, Bound, Component, caller, fault};
 use tokio_util::sync::CancellationToken;
 
 pub use options::{SchedulerError, SchedulerOptions};
 pub use pick::Policy;
 pub use scheduler::Scheduler;
 
+/// Who may call a scheduler: the gateway; in production mode, without one, the platform; the operator,
+/// which asks how the replicas are; and other schedulers of the namespace.
+pub const CALLERS: &[Component] =
+    &[Component::Gateway, Component::Platform, Component::Operator, Component::Scheduler];
+
 /// The scheduler's routes.
 pub fn router(scheduler: Scheduler) -> Router {
-    let token = scheduler.options.hop_token.clone();
+    let options = &scheduler.options;
+    let above = Above::new(options.hop_token.clone(), options.mtls.as_ref(), CALLERS);
     let mut router = Router::new()
         .route("/v1/models", get(report::models))
         .route("/v1/models/{*name}", get(report::model))
@@ -46,14 +52,14 @@ pub fn router(scheduler: Scheduler) -> Router {
         router = router.route(path, post(proxy::handle));
     }
     fault::with_openai_fallbacks(router)
-        .layer(axum::middleware::from_fn_with_state(token, token::require))
+        .layer(axum::middleware::from_fn_with_state(above, caller::require))
         .with_state(scheduler)
 }
 
 /// Runs a scheduler until `shutdown`, then lets open requests finish.
 pub async fn run(options: SchedulerOptions, shutdown: CancellationToken) -> Result<(), SchedulerError> {
     options.check()?;
-    let bound = Bound::bind(&options.listen).await?;
+    let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone());
     run_on(bound, options, shutdown).await
 }
 
@@ -69,6 +75,7 @@ pub async fn run_on(
     tracing::info!(
         address = %bound.addr(),
         options = %serde_json::to_string(&options).unwrap_or_default(),
+        mtls = ?options.mtls,
         hop_token = if options.hop_token.is_some() { "set" } else { "none" },
         "scheduler listens"
     );

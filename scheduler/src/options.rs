@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use strata_hop::{HopToken, ListenError};
+use strata_hop::{HopToken, ListenError, Mtls};
 use strata_wire::defaults;
 
 use crate::pick::Policy;
@@ -27,6 +27,11 @@ pub struct SchedulerOptions {
     /// Callers must show this token, and engines are shown it. Never written or shown.
     #[serde(skip)]
     pub hop_token: Option<HopToken>,
+    /// The certificates of this process: with them it speaks TLS alone, callers must show theirs, and
+    /// replicas whose address is https are shown its own. One whose address is http (an image that is
+    /// not ours) is called plainly.
+    #[serde(skip)]
+    pub mtls: Option<Mtls>,
     /// How often to read a replica's metrics.
     #[serde(with = "millis")]
     pub scrape_interval: Duration,
@@ -64,6 +69,7 @@ impl Default for SchedulerOptions {
             endpoints: None,
             policy: Policy::default(),
             hop_token: None,
+            mtls: None,
             scrape_interval: defaults::SCRAPE_INTERVAL,
             scrape_timeout: Duration::from_secs(1),
             queue_per_replica: defaults::QUEUE_PER_REPLICA,
@@ -126,17 +132,17 @@ impl SchedulerOptions {
     }
 }
 
-/// A replica's base URL, checked: `http://HOST:PORT`.
+/// A replica's base URL, checked: `http://HOST:PORT`, or https for one that speaks mutual TLS.
 pub fn base_url(url: &str) -> Result<String, String> {
     let wrong = |what: &str| Err(format!("`{url}` is no replica's address: {what}; write http://HOST:PORT"));
     let Ok(uri) = url.trim().parse::<http::Uri>() else {
         return wrong("it is no URL");
     };
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some(_) => return wrong("replicas are reached by http"),
+    let scheme = match uri.scheme_str() {
+        Some(scheme @ ("http" | "https")) => scheme,
+        Some(_) => return wrong("replicas are reached by http or https"),
         None => return wrong("it has no http:// in front"),
-    }
+    };
     if uri.path() != "/" || uri.query().is_some() {
         return wrong("it has a path");
     }
@@ -144,7 +150,7 @@ pub fn base_url(url: &str) -> Result<String, String> {
     else {
         return wrong("it has no host");
     };
-    Ok(format!("http://{authority}"))
+    Ok(format!("{scheme}://{authority}"))
 }
 
 mod millis {
@@ -174,12 +180,12 @@ mod tests {
 
     #[test]
     fn replicas_are_checked() {
-        let urls = with(&["http://127.0.0.1:1/", " http://engine:8000"]).check().unwrap();
-        assert_eq!(urls, ["http://127.0.0.1:1", "http://engine:8000"]);
+        let urls = with(&["http://127.0.0.1:1/", " https://engine:8000"]).check().unwrap();
+        assert_eq!(urls, ["http://127.0.0.1:1", "https://engine:8000"]);
         let message = |o: SchedulerOptions| o.check().unwrap_err().to_string();
         insta::assert_snapshot!(message(with(&[])), @"no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints");
         insta::assert_snapshot!(message(with(&["127.0.0.1:1"])), @"`127.0.0.1:1` is no replica's address: it has no http:// in front; write http://HOST:PORT");
-        insta::assert_snapshot!(message(with(&["https://a"])), @"`https://a` is no replica's address: replicas are reached by http; write http://HOST:PORT");
+        insta::assert_snapshot!(message(with(&["ftp://a"])), @"`ftp://a` is no replica's address: replicas are reached by http or https; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["http://a/v1"])), @"`http://a/v1` is no replica's address: it has a path; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["http://a:1", "http://a:1/"])), @"--replicas names http://a:1 twice; name it once");
         let both = SchedulerOptions { endpoints: Some("x".into()), ..with(&["http://a"]) };

@@ -157,7 +157,9 @@ fn bad_header(name: &str, wanted: &str) -> Fault {
 
 /// The gateway's id for this call, where the caller has proven to be the layer above; else a new one.
 fn minted_id(scheduler: &Scheduler, received: &HeaderMap) -> HeaderValue {
-    let given = scheduler.options.hop_token.is_some().then(|| received.get(headers::MINTED_ID)).flatten();
+    let options = &scheduler.options;
+    let proven = options.hop_token.is_some() || options.mtls.is_some();
+    let given = proven.then(|| received.get(headers::MINTED_ID)).flatten();
     given.cloned().unwrap_or_else(|| {
         HeaderValue::from_str(&uuid::Uuid::now_v7().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
@@ -229,7 +231,7 @@ async fn attempt(scheduler: &Scheduler, call: &Call, lease: &Lease) -> Result<Be
         tracing::error!(
             replica = lease.replica.name(),
             status = head.status.as_u16(),
-            "the replica wants another hop token than this scheduler has"
+            "the replica takes this scheduler for somebody else; give both the same hop token, or certificates of one authority"
         );
         let fault =
             Fault::new(ErrorKind::BadGateway, "the replica refuses this scheduler; see the scheduler's log");
@@ -285,6 +287,7 @@ fn not_sent(error: &SendError) -> Failure {
     let reason = match error {
         SendError::Timeout { .. } => return Failure::Final(fault),
         SendError::Connect { .. } => "connect",
+        SendError::Untrusted { .. } => "untrusted",
         SendError::Broken { .. } => "broken",
     };
     Failure::Elsewhere { reason, detail: error.to_string(), answer: Box::new(fault.into_response()) }

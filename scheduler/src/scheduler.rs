@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use strata_hop::Upstream;
+use strata_hop::{Component, Upstream};
 use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints};
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +54,7 @@ impl Scheduler {
         let budget = RetryBudget::new(f64::from(options.retry_burst));
         let scheduler = Self(Arc::new(Shared {
             registry: Registry::default(),
-            upstream: Upstream::new(),
+            upstream: Upstream::to(options.mtls.as_ref(), &[Component::Engine]),
             metrics: Metrics::new(),
             stop,
             budget: Mutex::new(budget),
@@ -125,7 +125,7 @@ impl Shared {
 
 /// Replicas from the command line are named by their address.
 fn named(urls: &[String]) -> Vec<Endpoint> {
-    let name = |url: &String| url.trim_start_matches("http://").to_owned();
+    let name = |url: &String| url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).to_owned();
     urls.iter().map(|url| Endpoint::new(name(url), url.clone())).collect()
 }
 

@@ -116,10 +116,11 @@ async fn models(scheduler: &Scheduler, replica: &Arc<Replica>) -> Result<(), Scr
 
 fn refuses_token(replica: &Replica, path: &str, status: StatusCode) -> ScrapeFailure {
     ScrapeFailure::Certain(format!(
-        "GET {path} answered {}: {} wants another token than {} holds",
+        "GET {path} answered {}: {} takes this scheduler for somebody else; see its log, and {} or {} of both",
         status.as_u16(),
         replica.name(),
-        strata_hop::token::ENV
+        strata_hop::token::ENV,
+        strata_hop::tls::DIR_ENV
     ))
 }
 
@@ -138,7 +139,9 @@ async fn get(
     }
     let response: Response<_> = match scheduler.upstream.send(request, limit).await {
         Ok(response) => response,
-        Err(error @ SendError::Connect { .. }) => return Err(ScrapeFailure::Certain(error.to_string())),
+        Err(error @ (SendError::Connect { .. } | SendError::Untrusted { .. })) => {
+            return Err(ScrapeFailure::Certain(error.to_string()));
+        }
         Err(SendError::Timeout { .. }) => {
             return Err(passing(format!("GET {path} took longer than {} ms", limit.as_millis())));
         }

@@ -1,20 +1,45 @@
 //! The way to the next layer.
 
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use strata_wire::{ErrorKind, defaults};
+use strata_wire::ErrorKind;
 
+use crate::tls::{self, Callee, Component, Connector, Mismatch, Mtls};
 use crate::{Body, Fault};
 
 /// A pooled HTTP client. Cloning shares the pool.
+///
+/// The URL's scheme decides how it speaks: `http` is plain; `https` is mutual TLS with the component
+/// that this client was made for, and an error on a client without certificates.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    client: Client<HttpConnector, Body>,
+    plain: Pool,
+    secure: Option<Arc<Secure>>,
+    namespace: Option<Arc<str>>,
+}
+
+type Pool = Client<Connector, Body>;
+
+/// The TLS side of a client: one pool for each namespace that is called, made anew when this
+/// component's certificates change. What runs on an old one goes on to its end.
+#[derive(Debug)]
+struct Secure {
+    mtls: Mtls,
+    components: Arc<[Component]>,
+    pools: Mutex<Pools>,
+}
+
+#[derive(Debug, Default)]
+struct Pools {
+    generation: u64,
+    by_namespace: HashMap<Option<Arc<str>>, Pool>,
 }
 
 /// Why a request got no response. Nothing of a response has been seen in any of these cases, so a
@@ -37,6 +62,14 @@ pub enum SendError {
         /// The limit.
         limit: Duration,
     },
+    /// One end does not accept the other's certificate.
+    #[error("{to} and this component do not trust each other: {message}")]
+    Untrusted {
+        /// The authority that was called.
+        to: String,
+        /// Who refuses whom, and why.
+        message: String,
+    },
     /// The connection broke before a response came.
     #[error("{to} closed the connection without an answer: {message}")]
     Broken {
@@ -58,6 +91,13 @@ impl SendError {
                 Fault::new(ErrorKind::Overloaded, format!("{layer} cannot be reached; try again shortly"))
                     .retry_after(Duration::from_secs(1))
             }
+            Self::Untrusted { .. } => Fault::new(
+                ErrorKind::BadGateway,
+                format!(
+                    "{layer} and the layer before it do not accept each other's certificates; nothing is \
+                     wrong with the request: tell whoever runs Strata, whose logs say why"
+                ),
+            ),
             Self::Broken { .. } => {
                 Fault::new(ErrorKind::BadGateway, format!("{layer} broke off before it answered; try again"))
             }
@@ -72,16 +112,29 @@ impl Default for Upstream {
 }
 
 impl Upstream {
-    /// A client with an empty pool.
+    /// A client with an empty pool that speaks plain HTTP alone.
     pub fn new() -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(defaults::CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .build(connector);
-        Self { client }
+        Self { plain: pool(Connector::plain()), secure: None, namespace: None }
+    }
+
+    /// The same that calls these components by mutual TLS too, where this process has certificates.
+    pub fn to(mtls: Option<&Mtls>, components: &[Component]) -> Self {
+        let secure = mtls.map(|mtls| {
+            Arc::new(Secure { mtls: mtls.clone(), components: components.into(), pools: Mutex::default() })
+        });
+        Self { secure, ..Self::new() }
+    }
+
+    /// The same for callees of this namespace alone. Without it a callee may be of any, but for those
+    /// that stand where this component does: a scheduler calls engines of its own namespace.
+    #[must_use]
+    pub fn within(&self, namespace: &str) -> Self {
+        Self { namespace: Some(Arc::from(namespace)), ..self.clone() }
+    }
+
+    /// Whether it can call by mutual TLS.
+    pub fn is_secured(&self) -> bool {
+        self.secure.is_some()
     }
 
     /// Sends a request whose URI is absolute, and waits at most `first_byte` for the response's head.
@@ -91,19 +144,69 @@ impl Upstream {
         first_byte: Duration,
     ) -> Result<Response<Incoming>, SendError> {
         let to = request.uri().authority().map_or_else(|| request.uri().to_string(), ToString::to_string);
-        match tokio::time::timeout(first_byte, self.client.request(request)).await {
+        let pool = match &self.secure {
+            Some(secure) if request.uri().scheme_str() == Some("https") => secure
+                .pool(self.namespace.as_ref())
+                .map_err(|error| SendError::Untrusted { to: to.clone(), message: error.to_string() })?,
+            _ => self.plain.clone(),
+        };
+        match tokio::time::timeout(first_byte, pool.request(request)).await {
             Err(_) => Err(SendError::Timeout { to, limit: first_byte }),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => {
-                let message = root_cause(&error);
-                Err(if error.is_connect() {
-                    SendError::Connect { to, message }
-                } else {
-                    SendError::Broken { to, message }
-                })
-            }
+            Ok(Err(error)) => Err(if let Some(message) = distrust(&error) {
+                SendError::Untrusted { to, message }
+            } else if error.is_connect() {
+                SendError::Connect { to, message: root_cause(&error) }
+            } else {
+                SendError::Broken { to, message: root_cause(&error) }
+            }),
         }
     }
+}
+
+fn pool(connector: Connector) -> Pool {
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(30))
+        .build(connector)
+}
+
+impl Secure {
+    fn pool(&self, namespace: Option<&Arc<str>>) -> Result<Pool, rustls::Error> {
+        let current = self.mtls.current();
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        if pools.generation != current.generation {
+            *pools = Pools { generation: current.generation, ..Pools::default() };
+        }
+        let namespace = namespace.cloned();
+        if let Some(pool) = pools.by_namespace.get(&namespace) {
+            return Ok(pool.clone());
+        }
+        let own = &current.credentials.certificate.identity;
+        let usual = self.components.first().and_then(|callee| own.namespace_of(*callee)).map(Arc::from);
+        let callee = Callee { components: self.components.clone(), namespace: namespace.clone().or(usual) };
+        let made = pool(Connector::secured(&current.credentials, callee)?);
+        pools.by_namespace.insert(namespace, made.clone());
+        Ok(made)
+    }
+}
+
+/// Why the two ends do not trust each other, if that is what went wrong.
+fn distrust(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(mismatch) = error.downcast_ref::<Mismatch>() {
+            return Some(mismatch.to_string());
+        }
+        // An I/O error hides what it wraps from `source`.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if let Some(tls) = tls.or_else(|| error.downcast_ref::<rustls::Error>()) {
+            return Some(tls::reason(tls));
+        }
+        cause = error.source();
+    }
+    None
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {

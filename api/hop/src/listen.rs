@@ -15,11 +15,14 @@ use http::{HeaderValue, header};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use strata_wire::defaults;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+
+use crate::tls::{self, Mtls, PeerIdentity, Refused, Sparse};
 
 /// Who is at the other end of the connection; an extension of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub enum ListenError {
 pub struct Bound {
     listener: TcpListener,
     addr: SocketAddr,
+    mtls: Option<Mtls>,
+    handshake: Duration,
 }
 
 impl Bound {
@@ -67,7 +72,20 @@ impl Bound {
         };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, addr })
+        Ok(Self { listener, addr, mtls: None, handshake: defaults::HANDSHAKE_TIMEOUT })
+    }
+
+    /// The same speaking TLS alone, where this process has certificates. Clients are asked for theirs,
+    /// and each request carries [`PeerIdentity`] if one was shown.
+    #[must_use]
+    pub fn secured(self, mtls: Option<Mtls>) -> Self {
+        Self { mtls, ..self }
+    }
+
+    /// The same where a TLS handshake may take this long.
+    #[must_use]
+    pub fn handshake_within(self, limit: Duration) -> Self {
+        Self { handshake: limit, ..self }
     }
 
     /// Where it listens.
@@ -77,7 +95,8 @@ impl Bound {
 
     /// Its base URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        let scheme = if self.mtls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.addr)
     }
 
     /// Serves until `shutdown`, then takes no new connection and gives the open requests `grace` to
@@ -88,6 +107,7 @@ impl Bound {
         http.timer(TokioTimer::new())
             .header_read_timeout(defaults::HEADER_READ_TIMEOUT)
             .max_buf_size(defaults::MAX_HEADER_BYTES);
+        let complaints = Arc::new(Sparse::default());
         loop {
             let (stream, peer) = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -103,31 +123,71 @@ impl Bound {
                 },
             };
             let _ = stream.set_nodelay(true);
-            let router = router.clone();
-            let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-                request.extensions_mut().insert(Peer(peer));
-                let router = router.clone();
-                async move {
-                    let (request, is_read) = watched(request);
-                    let Ok(mut response) = router.oneshot(request).await;
-                    if !is_read.load(Ordering::Relaxed) {
-                        // The rest of it stands in the way of the next request: the connection ends
-                        // here, and the client is told, so that it sends the next on another.
-                        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    Ok::<_, Infallible>(response)
-                }
-            });
-            let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+            let connection =
+                Served { http: http.clone(), router: router.clone(), watcher: graceful.watcher(), peer };
+            let Some(mtls) = self.mtls.clone() else {
+                tokio::spawn(connection.run(stream, None));
+                continue;
+            };
+            let (shutdown, limit, complaints) = (shutdown.clone(), self.handshake, complaints.clone());
             tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, %peer, "connection ended");
+                let shaken = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    shaken = tls::accept(&mtls, stream, peer, limit) => shaken,
+                };
+                match shaken {
+                    Ok((stream, identity)) => connection.run(stream, identity).await,
+                    Err(refused @ (Refused::Left(_) | Refused::Handshake(_))) => {
+                        tracing::debug!(%peer, why = %refused, "connection refused");
+                    }
+                    Err(refused) => {
+                        if let Some(unsaid) = complaints.may_speak() {
+                            tracing::warn!(%peer, why = %refused, unsaid, "connection refused");
+                        }
+                    }
                 }
             });
         }
         drop(self.listener);
         if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
             tracing::warn!(grace_s = grace.as_secs(), "stopped before all requests had finished");
+        }
+    }
+}
+
+/// One connection and what answers its requests.
+struct Served {
+    http: hyper::server::conn::http1::Builder,
+    router: Router,
+    watcher: Watcher,
+    peer: SocketAddr,
+}
+
+impl Served {
+    async fn run<S>(self, stream: S, identity: Option<PeerIdentity>)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let Self { http, router, watcher, peer } = self;
+        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            if let Some(identity) = &identity {
+                request.extensions_mut().insert(identity.clone());
+            }
+            let router = router.clone();
+            async move {
+                let (request, is_read) = watched(request);
+                let Ok(mut response) = router.oneshot(request).await;
+                if !is_read.load(Ordering::Relaxed) {
+                    // The rest of it stands in the way of the next request: the connection ends
+                    // here, and the client is told, so that it sends the next on another.
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response)
+            }
+        });
+        if let Err(error) = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await {
+            tracing::debug!(%error, %peer, "connection ended");
         }
     }
 }

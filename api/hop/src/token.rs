@@ -1,16 +1,11 @@
 //! The per-run token by which a layer on one host knows that its caller is the layer above it. On a
-//! cluster mTLS takes its place.
+//! cluster mutual TLS takes its place ([`crate::tls`]); [`crate::caller`] asks for either.
 
 use std::fmt;
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderValue};
-use strata_wire::{ErrorKind, headers};
-
-use crate::Fault;
+use strata_wire::headers;
 
 /// The environment variable that carries the token to a component.
 pub const ENV: &str = "STRATA_HOP_TOKEN";
@@ -55,20 +50,5 @@ impl HopToken {
         let wanted = self.0.as_bytes();
         given.len() == wanted.len()
             && given.iter().zip(wanted).fold(0u8, |differ, (a, b)| differ | (a ^ b)) == 0
-    }
-}
-
-/// Middleware: refuses callers without the token, but for health, version, readiness and metrics, which
-/// probes and Prometheus read without one (on a cluster a NetworkPolicy says who reaches them). Use it as
-/// `axum::middleware::from_fn_with_state(token, token::require)`; without a token everyone passes.
-pub async fn require(State(token): State<Option<HopToken>>, request: Request, next: Next) -> Response {
-    let open = matches!(request.uri().path(), "/health" | "/version" | "/ready" | "/ping" | "/metrics");
-    match token {
-        Some(token) if !open && !token.matches(request.headers()) => Fault::new(
-            ErrorKind::InvalidApiKey,
-            "this layer answers only the layer above it; send requests to the entrance that `strata status` shows",
-        )
-        .into_response(),
-        _ => next.run(request).await,
     }
 }

@@ -10,7 +10,9 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, Request, StatusCode};
-use strata_hop::{Bound, Fault, HopToken, ListenError, SendError, Upstream, fault, forward, spool, token};
+use strata_hop::{
+    Above, Bound, Fault, HopToken, ListenError, SendError, Upstream, caller, fault, forward, spool,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -84,7 +86,7 @@ async fn the_token_guards_all_but_health() {
     let router = fault::with_openai_fallbacks(
         Router::new().route("/health", get(|| async { "ok" })).route("/x", get(|| async { "x" })),
     )
-    .layer(axum::middleware::from_fn_with_state(Some(token.clone()), token::require));
+    .layer(axum::middleware::from_fn_with_state(Above::new(Some(token.clone()), None, &[]), caller::require));
     let (url, _stop, _task) = start(router).await;
     let client = Upstream::new();
     let status = async |path: &str, with: Option<&HopToken>| {

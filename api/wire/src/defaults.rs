@@ -8,6 +8,8 @@ pub const MAX_BODY_BYTES: usize = 32 * 1024 * 1024;
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Time to establish a connection to the next layer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time that a TLS handshake may take, on either side.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time until the first byte of an upstream response.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest silence between two chunks of a stream.

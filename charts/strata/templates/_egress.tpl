@@ -43,13 +43,20 @@ in this mode; the operator all whose readiness it asks for.
 {{- else if eq $root.Values.mode "production" -}}{{ $layers = list "scheduler" }}
 {{- else -}}{{ $layers = list "engine" }}
 {{- end -}}
+{{- with $here }}
 - to:
-    {{- range $here }}
+    {{- range . }}
     - podSelector:
         matchLabels:
           {{- include "strata.selector" . | nindent 10 }}
     {{- end }}
-    {{- range $layers }}
+  ports:
+    - port: {{ include "strata.internalPort" $root }}
+      protocol: TCP
+{{- end }}
+{{- with $layers }}
+- to:
+    {{- range . }}
     - namespaceSelector:
         {{- if $root.Values.modelNamespaces }}
         matchExpressions:
@@ -65,4 +72,5 @@ in this mode; the operator all whose readiness it asks for.
   ports:
     - port: 8000
       protocol: TCP
+{{- end }}
 {{- end -}}

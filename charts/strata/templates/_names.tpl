@@ -56,17 +56,23 @@ annotations:
 {{- if .Values.platform.enabled }}true{{ end -}}
 {{- end -}}
 
+{{- /* The gateway's port for the layer above it. */ -}}
+{{- define "strata.internalPort" -}}
+{{- ternary 8443 8000 .Values.internalTls -}}
+{{- end -}}
+
 {{- /* What the platform calls. */ -}}
 {{- define "strata.upstream" -}}
 {{- $models := .Values.platform.modelNamespace | default .Release.Namespace -}}
+{{- $scheme := ternary "https" "http" .Values.internalTls -}}
 {{- if .Values.platform.upstream -}}
 {{ .Values.platform.upstream }}
 {{- else if include "strata.hasGateway" . -}}
-http://strata-gateway.{{ .Release.Namespace }}.svc:8000
+{{ $scheme }}://strata-gateway.{{ .Release.Namespace }}.svc:{{ include "strata.internalPort" . }}
 {{- else if eq .Values.mode "production" -}}
-http://strata-scheduler.{{ $models }}.svc:8000
+{{ $scheme }}://strata-scheduler.{{ $models }}.svc:8000
 {{- else -}}
-http://strata-model.{{ $models }}.svc:8000
+{{ $scheme }}://strata-model.{{ $models }}.svc:8000
 {{- end -}}
 {{- end -}}
 

@@ -1,13 +1,15 @@
 {{- /*
 A component's pod template.
 Argument: dict "root" $, "component" NAME, "args" LIST, "env" LIST of what it needs, "ready" PATH, and
-"state": the name of its claim, "-" for a state that is lost with the pod, nothing for no state.
+"state": the name of its claim, "-" for a state that is lost with the pod, nothing for no state; "hop":
+whether it needs the credential of internal hops, which the operator makes.
 Nothing of another component, of the chart's version or of the release is in it: it changes, and pods
 restart, only when the component itself does.
 */ -}}
 {{- define "strata.podTemplate" -}}
 {{- $component := index .root.Values .component -}}
 {{- $stateful := ne (.state | default "") "" -}}
+{{- $tls := and .hop .root.Values.internalTls -}}
 metadata:
   labels:
     {{- include "strata.selector" .component | nindent 4 }}
@@ -62,6 +64,16 @@ spec:
         - name: STRATA_STATE
           value: /var/lib/strata
         {{- end }}
+        {{- if $tls }}
+        - name: STRATA_HOP_DIR
+          value: /var/run/strata/hop
+        {{- else if .hop }}
+        - name: STRATA_HOP_TOKEN
+          valueFrom:
+            secretKeyRef:
+              name: strata-hop
+              key: token
+        {{- end }}
         {{- with .env }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -72,6 +84,11 @@ spec:
         - name: http
           containerPort: 8000
           protocol: TCP
+        {{- if and $tls (eq .component "gateway") }}
+        - name: internal
+          containerPort: 8443
+          protocol: TCP
+        {{- end }}
       startupProbe:
         httpGet:
           path: /health
@@ -108,13 +125,34 @@ spec:
         readOnlyRootFilesystem: true
         capabilities:
           drop: [ALL]
-      {{- if $stateful }}
+      {{- if or $stateful $tls }}
       volumeMounts:
+        {{- if $stateful }}
         - name: state
           mountPath: /var/lib/strata
+        {{- end }}
+        {{- if $tls }}
+        - name: hop
+          mountPath: /var/run/strata/hop
+          readOnly: true
+        {{- end }}
       {{- end }}
-  {{- if $stateful }}
+  {{- if or $stateful $tls }}
   volumes:
+    {{- if $tls }}
+    - name: hop
+      secret:
+        secretName: strata-hop-{{ .component }}
+        # 0440, which not every reader of YAML takes for octal.
+        defaultMode: 288
+        # Named one by one, so that the pod waits until the operator has filled the Secret.
+        items:
+          {{- range list "ca.crt" "tls.crt" "tls.key" }}
+          - key: {{ . }}
+            path: {{ . }}
+          {{- end }}
+    {{- end }}
+    {{- if $stateful }}
     - name: state
       {{- if eq .state "-" }}
       emptyDir: {}
@@ -122,6 +160,7 @@ spec:
       persistentVolumeClaim:
         claimName: {{ .state }}
       {{- end }}
+    {{- end }}
   {{- end }}
   {{- with .spread }}
   topologySpreadConstraints:
@@ -139,15 +178,6 @@ spec:
   affinity:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-{{- end -}}
-
-{{- /* The credential of internal hops, which the operator makes. */ -}}
-{{- define "strata.hopEnv" -}}
-- name: STRATA_HOP_TOKEN
-  valueFrom:
-    secretKeyRef:
-      name: strata-hop
-      key: token
 {{- end -}}
 
 {{- /* The claim of a component's state, as "strata.podTemplate" takes it. Argument as there. */ -}}

@@ -21,7 +21,7 @@
     {{- fail (printf "\n\n%s.httpRoute.enabled needs %s.httpRoute.parentRefs: the name of the Gateway that the route hangs from.\n" $name $name) -}}
   {{- end -}}
   {{- if le (int $component.terminationGracePeriodSeconds) (int $component.preStopSeconds) -}}
-    {{- fail (printf "\n\n%s.terminationGracePeriodSeconds (%d) must be more than %s.preStopSeconds (%d), or open streams are cut. Try 75 and 15.\n" $name (int $component.terminationGracePeriodSeconds) $name (int $component.preStopSeconds)) -}}
+    {{- fail (printf "\n\n%s.terminationGracePeriodSeconds (%d) must be more than %s.preStopSeconds (%d), or open streams are cut. Try 65 and 5.\n" $name (int $component.terminationGracePeriodSeconds) $name (int $component.preStopSeconds)) -}}
   {{- end -}}
 {{- end -}}
 {{- end -}}

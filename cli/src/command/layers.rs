@@ -5,7 +5,7 @@ use std::future::Future;
 use anyhow::Context;
 use strata_engine::{EngineOptions, KvCache};
 use strata_gateway::{Cluster, GatewayOptions, Source};
-use strata_hop::{HopToken, process};
+use strata_hop::{Component, HopToken, Mtls, process};
 use strata_kinds::crd;
 use strata_operator::kube_backend::{self, ClusterOptions};
 use strata_platform::PlatformOptions;
@@ -30,6 +30,12 @@ where
     })
 }
 
+/// This process's certificates, where it has any. Logs are set up first, for it says which.
+fn mtls(component: Component) -> anyhow::Result<Option<Mtls>> {
+    process::init_logs();
+    Ok(Mtls::from_env(component)?)
+}
+
 /// Prints the definitions as one YAML stream.
 pub(super) fn crds() -> anyhow::Result<()> {
     let documents: Vec<String> = crd::all().iter().map(crd::yaml).collect();
@@ -50,6 +56,7 @@ pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
         max_sequences: args.max_sequences,
         step_tokens: args.step_tokens,
         enable_prefix_cache: !args.no_prefix_cache,
+        mtls: mtls(Component::Engine)?,
         hop_token: HopToken::from_env(),
         ..EngineOptions::new(args.model)
     };
@@ -65,6 +72,7 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
             args::Policy::Prefix => strata_scheduler::Policy::Prefix,
             args::Policy::RoundRobin => strata_scheduler::Policy::RoundRobin,
         },
+        mtls: mtls(Component::Scheduler)?,
         hop_token: HopToken::from_env(),
         ..SchedulerOptions::default()
     };
@@ -78,6 +86,7 @@ pub(super) fn platform(args: args::Platform) -> anyhow::Result<()> {
     };
     let options = PlatformOptions {
         listen: args.listen,
+        mtls: mtls(Component::Platform)?,
         hop_token: HopToken::from_env(),
         insecure_no_auth: args.insecure_no_auth,
         ..PlatformOptions::new(args.upstream, kind, args.state.folder()?)
@@ -99,9 +108,12 @@ pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
     let options = GatewayOptions {
         source,
         listen: args.listen,
+        internal_listen: args.internal_listen,
         state: crate::state::ledger(&state),
+        mtls: mtls(Component::Gateway)?,
         hop_token: HopToken::from_env(),
         grace: defaults::DRAIN_GRACE,
+        adopt_local: args.adopt_local,
     };
     serve(|shutdown| strata_gateway::run(options, shutdown))
 }

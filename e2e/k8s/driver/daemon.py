@@ -35,6 +35,11 @@ def _started_at(pid: int) -> str | None:
         return None
 
 
+def identity(pid: int) -> dict:
+    """What names one process for ever, as JSON."""
+    return {"pid": pid, "started": _started_at(pid)}
+
+
 class Daemons:
     """The processes of one cluster, recorded in `pids.json` of its folder as they start."""
 
@@ -59,7 +64,7 @@ class Daemons:
             )
         self._children[name] = child
         record = self.recorded()
-        record[name] = {"pid": child.pid, "started": _started_at(child.pid), "command": command, "env": environment}
+        record[name] = {**identity(child.pid), "command": command, "env": environment}
         part = self._record.with_suffix(".part")
         part.write_text(json.dumps(record, indent=1))
         part.replace(self._record)

@@ -20,13 +20,16 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use strata_hop::{HopToken, fault, token};
+use strata_hop::{Above, Component, caller, fault};
 
 use crate::runtime::Engine;
 
-/// The engine's routes. With a hop token, callers without it are refused everywhere but on `/health`,
-/// `/ready`, `/ping` and `/version`.
-pub fn router(engine: Arc<Engine>, hop_token: Option<HopToken>) -> Router {
+/// Who may call an engine: the scheduler; in development mode, without one, the platform.
+pub const CALLERS: &[Component] = &[Component::Scheduler, Component::Platform, Component::Operator];
+
+/// The engine's routes. Callers that are not the layer above are refused everywhere but on `/health`,
+/// `/ready`, `/ping`, `/version` and `/metrics`.
+pub fn router(engine: Arc<Engine>, above: Above) -> Router {
     let router = Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
@@ -40,7 +43,5 @@ pub fn router(engine: Arc<Engine>, hop_token: Option<HopToken>) -> Router {
         .route("/version", get(operate::version))
         .route("/metrics", get(operate::metrics))
         .route("/internal/v1/abort/{id}", post(operate::abort));
-    fault::with_openai_fallbacks(router)
-        .layer(from_fn_with_state(hop_token, token::require))
-        .with_state(engine)
+    fault::with_openai_fallbacks(router).layer(from_fn_with_state(above, caller::require)).with_state(engine)
 }

@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use strata_engine::runtime::Engine;
 use strata_engine::serve::router;
-use strata_hop::{Bound, HopToken};
+use strata_hop::{Above, Bound, HopToken};
 use tokio::io::AsyncWriteExt;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ fn chat(more: Value) -> Value {
 
 fn serve(backend: FakeBackend) -> (Router, Arc<Engine>) {
     let engine = engine(backend, config());
-    (router(engine.clone(), None), engine)
+    (router(engine.clone(), Above::default()), engine)
 }
 
 fn says(text: &str) -> Vec<u32> {
@@ -274,7 +274,7 @@ async fn too_much_waiting_is_refused() {
     let (backend, gate) = FakeBackend::new(256).gated();
     let small = strata_engine::runtime::EngineConfig { max_waiting: 2, ..config() };
     let engine = engine(backend, small);
-    let router = router(engine.clone(), None);
+    let router = router(engine.clone(), Above::default());
     let many = post(&router, "/v1/chat/completions", &chat(json!({"n": 3}))).await;
     assert_eq!(many.status, StatusCode::BAD_REQUEST);
     let running: Vec<_> = (0..2)
@@ -384,7 +384,7 @@ async fn models_health_version_and_metrics() {
 #[tokio::test]
 async fn callers_without_the_hop_token_are_refused() {
     let engine = engine(FakeBackend::new(256), config());
-    let router = router(engine, HopToken::new("between-us"));
+    let router = router(engine, Above::new(HopToken::new("between-us"), None, &[]));
     for path in ["/metrics/more", "/v1/models", "/nowhere"] {
         let refused = get(&router, path).await;
         assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{path}");
@@ -393,7 +393,7 @@ async fn callers_without_the_hop_token_are_refused() {
             "invalid_api_key"
         );
     }
-    for path in ["/health", "/version", "/metrics"] {
+    for path in ["/health", "/ready", "/ping", "/version", "/metrics"] {
         assert_eq!(get(&router, path).await.status, StatusCode::OK);
     }
     let answer =

@@ -6,6 +6,7 @@ use serde_json::json;
 use strata_engine::runtime::Engine;
 use strata_engine::serve::router;
 use strata_engine::{EngineOptions, KvCache, assemble};
+use strata_hop::Above;
 
 use crate::client::{metric, post, streamed_text};
 use crate::support::real_model;
@@ -22,7 +23,7 @@ fn start() -> Option<Arc<Engine>> {
 #[tokio::test]
 async fn a_chat_and_its_second_turn() {
     let Some(engine) = start() else { return };
-    let router = router(engine.clone(), None);
+    let router = router(engine.clone(), Above::default());
     let question = json!({"role": "user", "content": "What is the capital of France?"});
     let ask = |messages, stream| json!({"model": "smollm2", "messages": messages, "temperature": 0, "max_tokens": 40, "stream": stream});
     let first = post(&router, "/v1/chat/completions", &ask(json!([question]), false)).await.json().await;
@@ -46,7 +47,7 @@ async fn a_chat_and_its_second_turn() {
 #[tokio::test]
 async fn two_requests_that_share_384_tokens_share_their_blocks() {
     let Some(engine) = start() else { return };
-    let router = router(engine.clone(), None);
+    let router = router(engine.clone(), Above::default());
     let shared: Vec<u32> = (0..384u32).map(|i| 1000 + i * 37 % 20_000).collect();
     let ask = |own: u32| {
         let prompt: Vec<u32> = shared.iter().copied().chain((0..32).map(|i| 500 + own * 100 + i)).collect();

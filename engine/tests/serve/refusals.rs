@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use strata_engine::runtime::MAX_TEXT_BYTES;
 use strata_engine::serve::router;
+use strata_hop::Above;
 
 use crate::backend::FakeBackend;
 use crate::client::{get, post, send};
@@ -21,7 +22,7 @@ fn with(base: &Value, more: Value) -> String {
 
 #[tokio::test]
 async fn bad_requests() {
-    let router = router(engine(FakeBackend::new(256), config()), None);
+    let router = router(engine(FakeBackend::new(256), config()), Above::default());
     let chat = json!({"model": "test-model", "messages": [{"role": "user", "content": "Hi"}]});
     let completion = json!({"model": "test-model", "prompt": "Hi"});
     let mut cases: Vec<(&str, String)> = Vec::new();
@@ -187,7 +188,7 @@ fn note(table: &mut String, request: &str, status: u16, body: &str) {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_413() {
-    let router = router(engine(FakeBackend::new(256), config()), None);
+    let router = router(engine(FakeBackend::new(256), config()), Above::default());
     let body = format!("{{\"model\": \"test-model\", \"prompt\": \"{}\"}}", "x".repeat(50_000_000));
     let answer = send(&router, "POST", COMPLETIONS, &[], body).await;
     assert_eq!(answer.status.as_u16(), 413);
@@ -197,7 +198,7 @@ async fn a_body_over_the_limit_is_413() {
 
 #[tokio::test]
 async fn what_others_send_and_has_no_effect_is_accepted() {
-    let router = router(engine(FakeBackend::new(256), config()), None);
+    let router = router(engine(FakeBackend::new(256), config()), Above::default());
     let body = json!({
         "model": "test-model", "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi", "name": "x"}],
         "max_tokens": 2, "user": "u", "metadata": {}, "store": false, "service_tier": "auto", "parallel_tool_calls": true,
@@ -212,7 +213,7 @@ async fn what_others_send_and_has_no_effect_is_accepted() {
 
 #[tokio::test]
 async fn a_limit_beyond_the_context_is_cut_to_the_room_that_the_prompt_leaves() {
-    let router = router(engine(FakeBackend::new(256), config()), None);
+    let router = router(engine(FakeBackend::new(256), config()), Above::default());
     let body =
         json!({"model": "test-model", "prompt": vec![1; 1000], "max_tokens": 5000, "ignore_eos": true});
     let answer = post(&router, COMPLETIONS, &body).await;

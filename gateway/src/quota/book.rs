@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::calendar::Span;
 use super::counter::{Counter, CounterKey, Owner, Room};
 use super::rule::{Amounts, Measure, Rule, Subject, in_force};
 use super::standing::{Meter, Standing};
@@ -72,6 +73,17 @@ pub struct Refusal {
     pub may_wait: bool,
     /// Where the caller stands.
     pub standing: Standing,
+}
+
+/// How far a budget is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetReading {
+    /// The current period.
+    pub span: Span,
+    /// Tokens counted as used, those that are only held included.
+    pub used: u64,
+    /// Tokens of these that are held for requests in flight.
+    pub held: u64,
 }
 
 /// Why a request was not let through.
@@ -319,6 +331,29 @@ impl Book {
             Measure::InFlight => now,
         };
         self.rules.iter().map(back).min().unwrap_or(now)
+    }
+
+    /// Every budget of which anything is used in its current period.
+    pub fn budgets(&mut self, now: i64) -> HashMap<CounterKey, BudgetReading> {
+        let now = self.tick(now);
+        let mut readings = HashMap::new();
+        for (key, counter) in &mut self.counters {
+            counter.turn(now);
+            if let (Counter::Budget(budget), true) = (&*counter, counter.used() > 0) {
+                readings.insert(
+                    key.clone(),
+                    BudgetReading { span: budget.span(), used: counter.used(), held: 0 },
+                );
+            }
+        }
+        for charge in self.open.values().flat_map(|open| &open.charges) {
+            if let Some(reading) = readings.get_mut(&charge.key)
+                && self.counters.get(&charge.key).is_some_and(|c| c.is_of_this_period(charge.slot))
+            {
+                reading.held = reading.held.saturating_add(charge.amount);
+            }
+        }
+        readings
     }
 
     fn sweep_sometimes(&mut self, now: i64) {

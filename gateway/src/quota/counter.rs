@@ -73,6 +73,11 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// The current period.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
     fn turn(&mut self, now: i64) {
         if now >= self.span.end {
             let next = span(self.period, &self.zone, now);

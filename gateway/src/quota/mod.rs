@@ -8,11 +8,14 @@ pub mod book;
 pub mod calendar;
 pub mod counter;
 pub mod policy;
+pub mod resolve;
 pub mod rule;
 pub mod standing;
 pub mod window;
 
-pub use book::{Admitted, Book, Refusal, Why};
+pub use book::{Admitted, Book, BudgetReading, Refusal, Why};
+pub use counter::{CounterKey, Owner};
 pub use policy::compile;
-pub use rule::{Amounts, Measure, Rule, Subject};
+pub use resolve::{Policy, Resolution, Selected, resolve};
+pub use rule::{Amounts, Measure, Rule, Subject, exactness, in_force};
 pub use standing::{Meter, Standing};

@@ -17,7 +17,7 @@ const BURST_WINDOWS: u64 = 10;
 pub fn compile(name: &str, created: Option<i64>, spec: &QuotaPolicySpec) -> Result<Vec<Rule>, String> {
     let policy: Arc<str> = name.into();
     let selector = Arc::new(spec.selector.clone());
-    let rule = |measure, ceiling, enforced| Rule {
+    let rule = |field: &str, measure, ceiling, enforced| Rule {
         policy: policy.clone(),
         created,
         selector: selector.clone(),
@@ -25,6 +25,7 @@ pub fn compile(name: &str, created: Option<i64>, spec: &QuotaPolicySpec) -> Resu
         ceiling,
         enforced,
         waits: false,
+        field: field.into(),
     };
     let mut rules = Vec::new();
     for (i, limit) in spec.limits.iter().enumerate() {
@@ -45,7 +46,8 @@ pub fn compile(name: &str, created: Option<i64>, spec: &QuotaPolicySpec) -> Resu
         let enforced = limit.enforce.unwrap_or(true);
         let burst = limit.burst.unwrap_or(0);
         let waits = limit.on_exceed == Some(OnExceed::Wait);
-        let rule = |measure, ceiling, enforced| Rule { waits, ..rule(measure, ceiling, enforced) };
+        let field = format!("spec.limits[{i}]");
+        let rule = |measure, ceiling, enforced| Rule { waits, ..rule(&field, measure, ceiling, enforced) };
         rules.push(rule(measure(length_ms), limit.limit.saturating_add(burst), enforced));
         if burst > 0 {
             let long = measure(length_ms.saturating_mul(BURST_WINDOWS));
@@ -55,10 +57,11 @@ pub fn compile(name: &str, created: Option<i64>, spec: &QuotaPolicySpec) -> Resu
     if let Some(budget) = &spec.budget
         && let Some(tokens) = budget.tokens
     {
-        rules.push(rule(Measure::Budget(budget.period), tokens, true));
+        rules.push(rule("spec.budget", Measure::Budget(budget.period), tokens, true));
     }
     if let Some(concurrency) = &spec.concurrency {
-        rules.push(rule(Measure::InFlight, u64::from(concurrency.requests), true));
+        let requests = u64::from(concurrency.requests);
+        rules.push(rule("spec.concurrency", Measure::InFlight, requests, true));
     }
     Ok(rules)
 }

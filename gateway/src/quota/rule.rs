@@ -111,6 +111,25 @@ pub struct Rule {
     pub enforced: bool,
     /// Whether a request that does not fit may be held until it does.
     pub waits: bool,
+    /// Where it stands in its policy, such as `spec.limits[0]`.
+    pub field: Arc<str>,
+}
+
+/// How exactly a selector names a tenant and a model; more is more exact.
+pub fn exactness(selector: &Selector, tenant: &str, model: &str) -> (u8, u8) {
+    let named = |patterns: &[String], name: &str| {
+        patterns
+            .iter()
+            .filter(|p| glob::matches(p, name))
+            .map(|p| if p.contains('*') { 1 } else { 2 })
+            .max()
+            .unwrap_or(0)
+    };
+    let whom = match named(&selector.tenants, tenant) {
+        0 => u8::from(!selector.tiers.is_empty()),
+        by => by + 1,
+    };
+    (whom, named(&selector.models, model))
 }
 
 impl Rule {
@@ -122,19 +141,19 @@ impl Rule {
     /// How exactly the rule names the subject: the tenant by name, by pattern, by tier, not at all;
     /// then the model by name, by pattern, not at all.
     fn exactness(&self, subject: &Subject) -> (u8, u8) {
-        let named = |patterns: &[String], name: &str| {
-            patterns
-                .iter()
-                .filter(|p| glob::matches(p, name))
-                .map(|p| if p.contains('*') { 1 } else { 2 })
-                .max()
-                .unwrap_or(0)
-        };
-        let whom = match named(&self.selector.tenants, &subject.tenant) {
-            0 => u8::from(!self.selector.tiers.is_empty()),
-            by => by + 1,
-        };
-        (whom, named(&self.selector.models, &subject.model))
+        exactness(&self.selector, &subject.tenant, &subject.model)
+    }
+
+    /// Whether of the two only one counts for a subject that both apply to.
+    pub fn is_same_limit(&self, other: &Self) -> bool {
+        other.measure == self.measure
+            && other.enforced == self.enforced
+            && (self.enforced || other.policy == self.policy)
+    }
+
+    /// Whether both name the subject equally exactly.
+    pub fn ties_with(&self, other: &Self, subject: &Subject) -> bool {
+        self.exactness(subject) == other.exactness(subject)
     }
 
     /// Whether this rule counts for `subject` instead of `other`, which measures the same: the more
@@ -161,12 +180,7 @@ impl Rule {
 pub fn in_force(rules: &[Rule], subject: &Subject) -> Vec<usize> {
     let mut chosen: Vec<usize> = Vec::new();
     for (i, rule) in rules.iter().enumerate().filter(|(_, r)| r.applies(subject)) {
-        let rival = chosen.iter().position(|j| {
-            let other = &rules[*j];
-            other.measure == rule.measure
-                && other.enforced == rule.enforced
-                && (rule.enforced || other.policy == rule.policy)
-        });
+        let rival = chosen.iter().position(|j| rules[*j].is_same_limit(rule));
         match rival {
             None => chosen.push(i),
             Some(place) if rule.outranks(&rules[chosen[place]], subject) => chosen[place] = i,
@@ -204,6 +218,7 @@ pub(crate) mod tests {
             ceiling,
             enforced: true,
             waits: false,
+            field: "spec.limits[0]".into(),
         }
     }
 

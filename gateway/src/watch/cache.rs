@@ -8,6 +8,7 @@ use kube::api::ObjectMeta;
 use kube::core::DeserializeGuard;
 
 use super::object::Object;
+use crate::status::Known;
 
 /// An object by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,14 +29,14 @@ impl Key {
 }
 
 /// One object.
-pub(crate) struct Held<K> {
+struct Held<K> {
     uid: Option<String>,
     /// The generation that was seen last, good or not.
-    pub generation: Option<i64>,
+    generation: Option<i64>,
     /// The last good version.
     good: Option<K>,
     /// What is wrong with the version that was seen last.
-    pub problems: Vec<String>,
+    problems: Vec<String>,
 }
 
 /// The objects of one kind.
@@ -55,7 +56,7 @@ impl<O: Object> fmt::Debug for Cache<O> {
 
 impl<O: Object> Cache<O> {
     /// Takes an object that was added or changed. `true` when that changes what is in force, or what is
-    /// wrong.
+    /// to be told of it.
     pub(super) fn apply(&mut self, object: DeserializeGuard<O>) -> bool {
         let meta = kube::Resource::meta(&object);
         let key = Key::of(meta);
@@ -76,7 +77,8 @@ impl<O: Object> Cache<O> {
         };
         // The last good version of another object of the same name is nothing to go by.
         let previous = self.0.remove(&key).filter(|held| held.uid == uid);
-        let existed = previous.is_some();
+        let is_old_news =
+            previous.as_ref().is_some_and(|h| !O::SAME_BY_GENERATION || h.generation == generation);
         let (old, told) = previous.map_or((None, Vec::new()), |held| (held.good, held.problems));
         let (good, problems, changed) = match judged {
             Ok(kept) => {
@@ -84,13 +86,14 @@ impl<O: Object> Cache<O> {
                 (Some(kept), Vec::new(), changed)
             }
             Err(problems) => {
+                let had = old.is_some();
                 let good = old.filter(|_| O::LAST_GOOD_STAYS);
-                let changed = !existed || told != problems;
+                let changed = told != problems || had != good.is_some();
                 (good, problems, changed)
             }
         };
         self.0.insert(key, Held { uid, generation, good, problems });
-        changed || !existed
+        changed || !is_old_news
     }
 
     /// Takes an object away. `true` when it was there.
@@ -107,6 +110,16 @@ impl<O: Object> Cache<O> {
             self.0.remove(key);
         }
         gone
+    }
+
+    /// What is to be told of each object, by name.
+    pub(super) fn known(&self) -> impl Iterator<Item = Known> {
+        self.0.iter().map(|(key, held)| Known {
+            name: key.name.clone(),
+            generation: held.generation,
+            in_force: held.good.is_some(),
+            problems: held.problems.clone(),
+        })
     }
 
     /// The last good versions, by name.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -28,6 +29,7 @@ use crate::gateway::{Gateway, Inner};
 use crate::ledger::LedgerError;
 use crate::manifests::Manifests;
 use crate::options::{Cluster, GatewayError};
+use crate::status::{Known, Objects};
 
 /// Label of the Secrets that hold keys; others are never asked for.
 const KEY_LABEL: &str = "strata.dev/api-key=true";
@@ -100,6 +102,23 @@ impl Seen {
             key_label: "the label strata.dev/api-key=true and ",
         }
     }
+
+    /// What is to be told of tenants and policies, with what is wrong with them beside others.
+    fn objects(&self, problems: &[Problem]) -> Objects {
+        let mut more: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for problem in problems {
+            more.entry((problem.kind, &problem.object)).or_default().push(&problem.message);
+        }
+        let known = |kind: &str, mut known: Known| {
+            let found = more.get(&(kind, known.name.as_str()));
+            known.problems.extend(found.into_iter().flatten().map(ToString::to_string));
+            known
+        };
+        Objects {
+            tenants: self.tenants.known().map(|k| known("Tenant", k)).collect(),
+            policies: self.policies.known().map(|k| known("QuotaPolicy", k)).collect(),
+        }
+    }
 }
 
 /// How one kind in one place is being followed.
@@ -116,7 +135,8 @@ pub(crate) struct Watched {
     changed: Notify,
     following: Mutex<BTreeMap<String, Following>>,
     taken_over: AtomicBool,
-    problems: Mutex<Vec<Problem>>,
+    /// What was seen of the objects of which the directory in force was made.
+    told: Mutex<Objects>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,6 +147,12 @@ impl Watched {
     /// Whether the first full list of everything is in force.
     pub(crate) fn is_taken_over(&self) -> bool {
         self.taken_over.load(Ordering::Acquire)
+    }
+
+    /// A directory in force, and what was seen of the objects of which it was made.
+    pub(crate) fn in_force(&self, directory: &ArcSwap<Directory>) -> (Arc<Directory>, Objects) {
+        let told = lock(&self.told);
+        (directory.load_full(), told.clone())
     }
 
     /// What is still missing before the gateway can serve, in words.
@@ -223,15 +249,15 @@ async fn take_over(inner: Arc<Inner>) {
 fn rebuild(inner: &Inner) -> Result<(), LedgerError> {
     let Some(watched) = &inner.watched else { return Ok(()) };
     let _one_at_a_time = lock(&inner.replacing);
-    let (directory, problems) = Directory::new(&lock(&watched.seen).manifests());
+    let (directory, objects) = {
+        let seen = lock(&watched.seen);
+        let (directory, problems) = Directory::new(&seen.manifests());
+        (directory, seen.objects(&problems))
+    };
     follow::replace(inner, directory)?;
-    {
-        let mut before = lock(&watched.problems);
-        for problem in problems.iter().filter(|p| !before.contains(p)) {
-            tracing::warn!(%problem, "an object does not take full effect");
-        }
-        *before = problems;
-    }
+    let before = std::mem::replace(&mut *lock(&watched.told), objects.clone());
+    warn_of_new(inner, "Tenant", &objects.tenants, &before.tenants);
+    warn_of_new(inner, "QuotaPolicy", &objects.policies, &before.policies);
     let (tenants, models, rules) = inner.directory.load().sizes();
     if watched.taken_over.swap(true, Ordering::AcqRel) {
         tracing::debug!(tenants, models, rules, "took over a change");
@@ -239,6 +265,23 @@ fn rebuild(inner: &Inner) -> Result<(), LedgerError> {
         tracing::info!(tenants, models, rules, "read the cluster for the first time");
     }
     Ok(())
+}
+
+fn warn_of_new(inner: &Inner, kind: &str, now: &[Known], before: &[Known]) {
+    let known: BTreeMap<&str, &Known> = before.iter().map(|k| (k.name.as_str(), k)).collect();
+    for object in now {
+        let told = known.get(object.name.as_str()).map(|k| k.problems.as_slice()).unwrap_or_default();
+        for problem in object.problems.iter().filter(|p| !told.contains(p)) {
+            inner.metrics.config_rejected.inc();
+            tracing::warn!(
+                kind,
+                object = object.name,
+                problem,
+                in_force = object.in_force,
+                "an object does not take full effect"
+            );
+        }
+    }
 }
 
 /// Makes the endpoints of a namespace's schedulers known. Addresses of another family are left out where
@@ -249,13 +292,16 @@ fn set_endpoints(inner: &Inner, watched: &Watched, namespace: &str) {
     for (key, targets) in seen.slices.good() {
         if key.namespace == namespace {
             for target in targets {
-                let url = by_pod.entry(&target.pod).or_insert(&target.url);
+                let address = by_pod.entry(&target.pod).or_insert(&target.authority);
                 // The same whichever slice comes first.
-                *url = (*url).min(&target.url);
+                *address = (*address).min(&target.authority);
             }
         }
     }
-    let urls: BTreeSet<String> = by_pod.into_values().map(str::to_owned).collect();
+    // Schedulers of a Strata whose layers have certificates speak TLS alone.
+    let scheme = if inner.upstream.is_secured() { "https" } else { "http" };
+    let urls: BTreeSet<String> =
+        by_pod.into_values().map(|authority| format!("{scheme}://{authority}")).collect();
     tracing::debug!(namespace, endpoints = urls.len(), "a namespace's schedulers changed");
     // Set under the lock, so that of two changes the later one stays.
     inner.place(&namespace.into()).pool.set(&urls);

@@ -211,10 +211,10 @@ impl Object for SecretObject {
 /// One endpoint of a scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// Names the pod; its URL where the slice does not say.
+    /// Names the pod; its address where the slice does not say.
     pub pod: String,
-    /// Its base URL.
-    pub url: String,
+    /// Where it listens, such as `10.0.0.1:8000`.
+    pub authority: String,
 }
 
 impl Object for EndpointSlice {
@@ -257,8 +257,8 @@ fn targets(slice: &EndpointSlice) -> Vec<Target> {
         let address = endpoint.addresses.first()?;
         let host = if address.contains(':') { format!("[{address}]") } else { address.clone() };
         let pod = endpoint.target_ref.as_ref().and_then(|t| t.uid.clone().or_else(|| t.name.clone()));
-        let url = format!("http://{host}:{port}");
-        Some(Target { pod: pod.unwrap_or_else(|| url.clone()), url })
+        let authority = format!("{host}:{port}");
+        Some(Target { pod: pod.unwrap_or_else(|| authority.clone()), authority })
     };
     slice.endpoints.iter().filter(takes_requests).filter_map(target).collect()
 }
@@ -277,7 +277,7 @@ mod tests {
                 "metadata": {"name": "s", "namespace": "models"}, "ports": ports, "endpoints": endpoints,
             }))
             .unwrap();
-            targets(&slice).into_iter().map(|t| t.url).collect()
+            targets(&slice).into_iter().map(|t| t.authority).collect()
         };
         let http = json!([{"name": "metrics", "port": 9}, {"name": "http", "port": 8000}]);
         let some = json!([
@@ -287,11 +287,8 @@ mod tests {
             {"addresses": ["10.0.0.4"]},
             {"addresses": []},
         ]);
-        assert_eq!(
-            slice("IPv4", http.clone(), some.clone()),
-            ["http://10.0.0.1:8000", "http://10.0.0.4:8000"]
-        );
-        assert_eq!(slice("IPv6", http, json!([{"addresses": ["fd00::1"]}])), ["http://[fd00::1]:8000"]);
+        assert_eq!(slice("IPv4", http.clone(), some.clone()), ["10.0.0.1:8000", "10.0.0.4:8000"]);
+        assert_eq!(slice("IPv6", http, json!([{"addresses": ["fd00::1"]}])), ["[fd00::1]:8000"]);
         assert_eq!(slice("IPv4", json!([{"port": 80}]), some.clone()).len(), 2, "the only port, unnamed");
         for none in [json!([]), json!([{"name": "a", "port": 1}, {"name": "b", "port": 2}]), json!([{}])] {
             assert!(slice("IPv4", none, some.clone()).is_empty());

@@ -132,6 +132,7 @@ pub struct World {
     pub state: PathBuf,
     pub clock: Clock,
     pub keys: KeyStore,
+    pub adopt_local: Option<String>,
     client: Upstream,
     upstream_url: String,
     stop: CancellationToken,
@@ -200,6 +201,7 @@ impl World {
             state,
             clock,
             keys,
+            adopt_local: None,
             client: Upstream::new(),
             upstream_url,
             stop: CancellationToken::new(),
@@ -223,7 +225,10 @@ impl World {
             listen: "127.0.0.1:0".to_owned(),
             state: self.state.clone(),
             hop_token: HopToken::new("hop-secret"),
+            internal_listen: None,
+            mtls: None,
             grace: Duration::from_secs(5),
+            adopt_local: self.adopt_local.clone(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! hears of its write only after that. A failed disk fails the requests that needed it and nothing
 //! else.
 
+mod adopt;
 pub(crate) mod conversations;
 mod lane;
 pub(crate) mod responses;

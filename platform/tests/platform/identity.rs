@@ -88,6 +88,54 @@ async fn without_a_gateway_keys_end_here() {
 }
 
 #[tokio::test]
+async fn what_was_made_without_a_gateway_goes_to_the_tenant_that_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::in_folder(UpstreamKind::Ungoverned, folder.path()).await;
+    world.script([says(&["one"]), says(&["two"])]);
+    let (_, conversation) = world.post("/v1/conversations", json!({"metadata": {"a": "b"}})).await;
+    let conversation = conversation["id"].as_str().unwrap().to_owned();
+    let first = world.create(json!({"model": "m", "input": "1", "conversation": conversation})).await;
+    let second = world.create(json!({"model": "m", "input": "2"})).await;
+    let ids = [&first, &second].map(|r| r["id"].as_str().unwrap().to_owned());
+    drop(world);
+
+    let world = World::in_folder(UpstreamKind::Gateway, folder.path()).await;
+    let mut paths: Vec<String> = ids.iter().map(|id| format!("/v1/responses/{id}")).collect();
+    paths.extend(ids.iter().map(|id| format!("/v1/responses/{id}/input_items")));
+    paths.extend(["", "/items"].map(|end| format!("/v1/conversations/{conversation}{end}")));
+    let sees = async |world: &World, key: &str| {
+        let mut seen = Vec::new();
+        for path in &paths {
+            seen.push(as_user(world, key, "GET", path, Value::Null).await.0);
+        }
+        seen
+    };
+    let (all, none) = (vec![200; paths.len()], vec![404; paths.len()]);
+    assert_eq!(sees(&world, "bob").await, none, "another tenant came first");
+    // Many first requests at once.
+    let asked = (0..8).map(|n| {
+        let (world, path) = (&world, &paths[n % paths.len()]);
+        async move { as_user(world, "heir", "GET", path, Value::Null).await.0 }
+    });
+    assert_eq!(futures::future::join_all(asked).await, [200; 8]);
+    assert_eq!(sees(&world, "heir").await, all);
+    assert_eq!(sees(&world, "bob").await, none);
+    assert_eq!(sees(&world, "heir-of-nothing").await, none, "it was given away once");
+    world.script([says(&["three"]), says(&["four"])]);
+    for go_on in [json!({"previous_response_id": ids[1]}), json!({"conversation": conversation})] {
+        let mut body = json!({"model": "m", "input": "3"});
+        body.as_object_mut().unwrap().extend(go_on.as_object().unwrap().clone());
+        assert_eq!(as_user(&world, "heir", "POST", "/v1/responses", body).await.0, 200);
+    }
+    assert_eq!(world.chats()[0]["messages"].as_array().unwrap().len(), 3, "the chain goes on");
+    drop(world);
+
+    let world = World::in_folder(UpstreamKind::Gateway, folder.path()).await;
+    assert_eq!(sees(&world, "heir").await, all, "after a restart");
+    assert_eq!(sees(&world, "bob").await, none);
+}
+
+#[tokio::test]
 async fn an_open_address_needs_a_gateway_or_a_word() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = PlatformOptions::new("http://127.0.0.1:1", UpstreamKind::Ungoverned, folder.path());

@@ -79,7 +79,9 @@ async fn answer(State(script): State<Arc<Mutex<Script>>>, request: Request) -> R
         let key = parts.headers.get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
         return match key.strip_prefix("Bearer ") {
             Some(name) if !name.starts_with("bad") => {
-                axum::Json(json!({"owner": format!("owner-of-{name}"), "roles": []})).into_response()
+                let adopts: &[&str] = if name.starts_with("heir") { &["local"] } else { &[] };
+                axum::Json(json!({"owner": format!("owner-of-{name}"), "roles": [], "adopts": adopts}))
+                    .into_response()
             }
             _ => (
                 StatusCode::UNAUTHORIZED,
