@@ -26,17 +26,17 @@ mod trouble;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
 use k8s_openapi::api::core::v1::Pod;
-use serde::{Deserialize, Serialize};
 use strata_wire::replicas::ReplicaReport;
 
 pub use crate::plan::workload;
+pub use strata_wire::download::DownloadProgress as Progress;
+
 pub use child::{Child, ChildKey};
 pub use events::{EventNote, events};
-pub use governance::{GatewayView, Governed, policy_status, tenant_status};
+pub use governance::{GatewayView, policy_status, tenant_status};
 pub use judge::{judge, judge_policy, judge_tenant};
 pub use namespace::{NamespaceSeen, namespace_step};
 pub use scale::METRIC_LABEL;
@@ -91,23 +91,3 @@ pub struct SchedulerView {
     /// What `GET /replicas` returned, or why it could not be asked.
     pub report: Result<Arc<ReplicaReport>, String>,
 }
-
-/// How far the download of a model is: what the container `fetch` answers to `GET /progress`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Progress {
-    /// Bytes that are there.
-    pub bytes_done: u64,
-    /// Bytes in all, once they are known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_total: Option<u64>,
-    /// Seconds that are left at the present rate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remaining_seconds: Option<u64>,
-    /// What it does or waits for, in one sentence.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
-}
-
-/// A deadline after which the same state means something else; `None` waits for the next change.
-pub type LookAgain = Option<Duration>;

@@ -99,6 +99,14 @@ reasons! {
     NoGateway,
     /// The object is in a namespace that is not read.
     WrongNamespace,
+    /// No gateway has taken up the object, in its present form, yet.
+    NotTakenUp,
+    /// The gateway cannot be asked.
+    GatewayUnreachable,
+    /// The gateway names a problem with the object.
+    Problem,
+    /// A limit of another policy counts in the place of one of this policy.
+    Overridden,
 }
 
 /// One condition, without the time of its last change, which the backend knows.

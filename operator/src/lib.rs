@@ -11,6 +11,7 @@ pub mod host;
 pub mod kube_backend;
 pub mod mode;
 pub mod plan;
+pub mod rbac;
 pub mod render;
 pub mod rollout;
 pub mod workload;

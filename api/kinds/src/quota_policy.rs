@@ -31,6 +31,7 @@ use crate::cel;
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Enforced')].reason"
     ),
+    printcolumn(name = "Tenants", type_ = "integer", json_path = ".status.tenants"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     derive = "PartialEq",
     derive = "Default"
@@ -272,6 +273,9 @@ pub struct QuotaPolicyStatus {
     /// `Enforced`, `Overridden`, and what stands in the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
+    /// How many tenants it applies to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenants: Option<i64>,
 }
 
 impl Selector {

@@ -1,6 +1,6 @@
 //! `Tenant`: who may call, with which keys, and which models.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -117,9 +117,37 @@ pub struct TenantStatus {
     /// `Ready`, and what stands in its way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
-    /// Policies that apply to the tenant, by name.
+    /// Policies that apply to the tenant, the most exact first; at most 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 100), extend("x-kubernetes-list-type" = "atomic"))]
     pub policies: Vec<String>,
+    /// Where the tenant stands with its budgets, written at most once a minute; at most 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["policy"]))]
+    pub usage: Vec<TenantUsage>,
+    /// When `usage` was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage_observed_at: Option<Time>,
+}
+
+/// Where a tenant stands with one budget, in its current period.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TenantUsage {
+    /// The policy whose budget it is.
+    pub policy: String,
+    /// Day, Week or Month.
+    pub period: String,
+    /// When the period began (RFC 3339).
+    pub period_start: String,
+    /// When the next one begins.
+    pub period_end: String,
+    /// Tokens of the budget.
+    pub limit_tokens: i64,
+    /// Tokens used by calls that have ended.
+    pub used_tokens: i64,
+    /// Tokens held for calls in flight.
+    pub reserved_tokens: i64,
 }
 
 /// The tier of a tenant that names none.

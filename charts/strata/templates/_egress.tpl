@@ -1,12 +1,10 @@
-{{- /* Names, from the cluster's DNS or from its cache on the node. */ -}}
+{{- /* Names. */ -}}
 {{- define "strata.egressDns" -}}
 - to:
     - namespaceSelector: {}
       podSelector:
         matchLabels:
           k8s-app: kube-dns
-    - ipBlock:
-        cidr: 169.254.20.10/32
   ports:
     - port: 53
       protocol: UDP

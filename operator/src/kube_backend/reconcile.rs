@@ -244,6 +244,7 @@ pub(super) async fn tenant(object: Arc<Tenant>, cluster: Arc<Cluster>) -> Outcom
             observed_generation: Some(generation),
             conditions: conditions::merge(old, &said.conditions, generation, Timestamp::now()),
             policies: before.map(|s| s.policies.clone()).unwrap_or_default(),
+            ..TenantStatus::default()
         };
         cluster.write_status(&*object, before, &status).await?;
     }
@@ -267,6 +268,7 @@ pub(super) async fn policy(object: Arc<QuotaPolicy>, cluster: Arc<Cluster>) -> O
         let status = QuotaPolicyStatus {
             observed_generation: Some(generation),
             conditions: conditions::merge(old, &said.conditions, generation, Timestamp::now()),
+            tenants: None,
         };
         cluster.write_status(&*object, before, &status).await?;
     }

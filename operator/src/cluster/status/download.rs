@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use strata_kinds::model_deployment::DownloadStatus;
+use strata_wire::download::DownloadState;
 
 use super::super::{ModelSeen, Progress, pods};
 
@@ -29,7 +30,7 @@ fn slowest<'a>(seen: &ModelSeen<'a>) -> Option<(String, &'a Progress)> {
 }
 
 fn is_whole(progress: &Progress) -> bool {
-    progress.bytes_total.is_some_and(|total| progress.bytes_done >= total)
+    progress.state == DownloadState::Done
 }
 
 /// In words, while one runs.
@@ -65,8 +66,8 @@ pub(super) fn status(
         pod,
         bytes_done: number(progress.bytes_done),
         bytes_total: progress.bytes_total.map(number),
-        remaining_seconds: progress.remaining_seconds.map(number),
-        message: progress.message.clone(),
+        remaining_seconds: progress.remaining_s.map(number),
+        message: (!progress.message.is_empty()).then(|| progress.message.clone()),
         observed_at: Time(now),
     };
     match before {
