@@ -56,6 +56,12 @@ struct DockerAuth {
 }
 
 impl Credentials {
+    /// Those of a list of variables and values, for callers that have their own.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, FetchError> {
+        let pairs: BTreeMap<&str, &str> = pairs.into_iter().collect();
+        Self::read(&|name| pairs.get(name).map(|v| (*v).to_owned()), &|path| std::fs::read_to_string(path))
+    }
+
     /// Those of this process's environment.
     pub fn from_env() -> Result<Self, FetchError> {
         Self::read(&|name| std::env::var(name).ok(), &|path| std::fs::read_to_string(path))

@@ -58,9 +58,8 @@ impl Header {
 
     fn write(&self, places: &Places) -> io::Result<()> {
         let next = places.header.with_extension("new");
-        let file = create(&next, true)?;
-        file.write_all_at(serde_json::to_string(self)?.as_bytes(), 0)?;
-        file.sync_all()?;
+        // Not forced to the disk: one that the machine's death has cut is not believed.
+        create(&next, true)?.write_all_at(serde_json::to_string(self)?.as_bytes(), 0)?;
         std::fs::rename(&next, &places.header)
     }
 

@@ -81,15 +81,23 @@ pub(super) fn connector(stall: Duration) -> Result<HttpsConnector<Dialer>, Fetch
 /// system has none, as in a small image, Mozilla's.
 fn roots() -> Result<RootCertStore, FetchError> {
     let mut roots = RootCertStore::empty();
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let unreadable = |name: &str, errors: &[rustls_native_certs::Error]| {
+        let why = errors.first().map(|e| format!(": {e}")).unwrap_or_default();
+        let problem = format!("names no certificate that can be read{why}");
+        FetchError::Setting { name: name.to_owned(), problem }
+    };
+    if let Some(file) = set("SSL_CERT_FILE") {
+        let found = rustls_native_certs::load_certs_from_paths(Some(file.as_ref()), None);
+        if found.certs.is_empty() {
+            return Err(unreadable("SSL_CERT_FILE", &found.errors));
+        }
+    }
     let found = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        for name in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
-            if std::env::var_os(name).is_some_and(|value| !value.is_empty()) {
-                let why = found.errors.first().map(|e| format!(": {e}")).unwrap_or_default();
-                let problem = format!("names no certificate that can be read{why}");
-                return Err(FetchError::Setting { name: name.to_owned(), problem });
-            }
+        if set("SSL_CERT_DIR").is_some() {
+            return Err(unreadable("SSL_CERT_DIR", &found.errors));
         }
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
     }
@@ -98,17 +106,11 @@ fn roots() -> Result<RootCertStore, FetchError> {
 
 /// What TLS has against the server's certificate, when that is why a request failed.
 pub(super) fn certificate_problem(error: &(dyn Error + 'static)) -> Option<String> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        // An I/O error carries the TLS error within, not as its source.
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if let Some(rustls::Error::InvalidCertificate(problem)) = tls {
-            return Some(problem.to_string());
-        }
-        cause = error.source();
+    if let Some(rustls::Error::InvalidCertificate(problem)) = error.downcast_ref::<rustls::Error>() {
+        return Some(problem.to_string());
     }
-    None
+    // An I/O error has what it carries within, and that one's source as its own.
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let inner = inner.map(|inner| inner as &(dyn Error + 'static));
+    inner.and_then(certificate_problem).or_else(|| error.source().and_then(certificate_problem))
 }
