@@ -221,23 +221,34 @@ pub(crate) enum Policy {
 
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "\
-Example:
+Examples:
   strata scheduler --replicas http://127.0.0.1:8001,http://127.0.0.1:8002 --listen 127.0.0.1:8000
+  strata scheduler --kubernetes --namespace team-a
 
-Replicas may be Strata engines or vLLM servers.")]
+Replicas may be Strata engines or vLLM servers. On Kubernetes they are the ready engine pods of one
+namespace, and its ModelDeployments say how to route to them.")]
 pub(crate) struct Scheduler {
     /// Base URLs of the replicas
-    #[arg(long, value_name = "URL,URL", value_delimiter = ',', required_unless_present = "endpoints")]
+    #[arg(long, value_name = "URL,URL", value_delimiter = ',', required_unless_present_any = ["endpoints", "kubernetes"])]
     pub(crate) replicas: Vec<String>,
     /// File that lists models and replicas, read again when it changes
     #[arg(long, value_name = "FILE", conflicts_with = "replicas")]
     pub(crate) endpoints: Option<PathBuf>,
+    /// Follow the models and pods of a namespace, of the current kubeconfig context or the pod's own
+    #[arg(long, conflicts_with_all = ["replicas", "endpoints"])]
+    pub(crate) kubernetes: bool,
+    /// The namespace, with --kubernetes [default: that of the kubeconfig context, or the pod's own]
+    #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE")]
+    pub(crate) namespace: Option<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8000")]
     pub(crate) listen: String,
-    /// How replicas are picked
+    /// How replicas are picked where the model does not say
     #[arg(long, value_enum, default_value_t)]
     pub(crate) policy: Policy,
+    /// Seconds for open requests to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
+    pub(crate) drain_grace: u64,
 }
 
 #[derive(ClapArgs, Debug)]

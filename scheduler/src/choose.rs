@@ -1,7 +1,7 @@
 //! Finds a replica for a request, and holds the request while there is none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use strata_hop::Fault;
@@ -16,6 +16,8 @@ use crate::scheduler::Scheduler;
 
 /// When a client should try again after there was no room.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The same, after a model did not wake in time.
+const RETRY_STARTING: Duration = Duration::from_secs(5);
 
 /// What of a request decides where it goes.
 #[derive(Clone, Debug)]
@@ -46,13 +48,19 @@ impl Tried {
         self.0.len()
     }
 
+    /// Where it was sent last.
+    fn last(&self) -> Option<&Replica> {
+        self.0.last().map(|(replica, _)| &**replica)
+    }
+
     fn excludes(&self, replica: &Arc<Replica>, epoch: u64) -> bool {
         self.0.iter().any(|(tried, then)| Arc::ptr_eq(tried, replica) && *then == epoch)
     }
 }
 
 /// Places a request: at once when a replica can take it and no other request waits, else when it is its
-/// turn. Refuses it when too many wait, or it has waited too long.
+/// turn. Refuses it when too many wait, or it has waited too long. While the model has no replica at
+/// all, it may wait for one to be woken, and its patience with busy ones begins when one is there.
 pub async fn choose(
     scheduler: &Scheduler,
     pool: &Arc<Pool>,
@@ -64,11 +72,10 @@ pub async fn choose(
     if in_turn && let Ok(lease) = place(scheduler, pool, wanted, tried) {
         return Ok(lease);
     }
-    let arrived = Instant::now();
+    let (arrived, arrived_at) = (Instant::now(), scheduler.now());
     let _held = Held::enter(scheduler, pool, wanted.body_bytes, tried.times() > 0)?;
-    let until = (arrived + scheduler.options.queue_timeout).min(wanted.deadline);
-    let mut full = false;
-    let waited = tokio::time::timeout_at(until, async {
+    let full = AtomicBool::new(false);
+    let in_turn = async {
         let _head = pool.gate.lock().await;
         loop {
             let changed = scheduler.registry.changed.notified();
@@ -79,23 +86,39 @@ pub async fn choose(
             }
             match place(scheduler, pool, wanted, tried) {
                 Ok(lease) => return Ok(lease),
-                Err(NoRoom::Full) => full = true,
-                Err(NoRoom::NoneReady) => full = false,
+                Err(no_room) => full.store(no_room == NoRoom::Full, Ordering::Relaxed),
             }
             changed.await;
         }
-    })
-    .await;
+    };
+    tokio::pin!(in_turn);
+    let mut awake = pool.awake.subscribe();
+    let waited = loop {
+        let options = &scheduler.options;
+        let patience = match *awake.borrow_and_update() {
+            Some(since) => since.saturating_sub(arrived_at) + options.queue_timeout,
+            None => options.wake_timeout,
+        };
+        let until = (arrived + patience).min(wanted.deadline);
+        tokio::select! {
+            biased;
+            placed = &mut in_turn => break Some(placed),
+            Ok(()) = awake.changed() => {}
+            () = tokio::time::sleep_until(until) => break None,
+        }
+    };
     scheduler.metrics.queued(&pool.name, arrived.elapsed());
     match waited {
-        Ok(placed) => placed,
-        Err(_) if Instant::now() >= wanted.deadline => Err(past_deadline()),
+        Some(placed) => placed,
+        None if pool.is_asleep() => Err(starting(&pool.name, "did not start in time")),
+        None if Instant::now() >= wanted.deadline => Err(past_deadline()),
         // Whoever waits behind others does not see the replicas himself.
-        Err(_) if full || is_full(pool) => Err(all_full(&pool.name, "waited too long")),
-        Err(_) => Err(none_ready(&pool.name)),
+        None if full.load(Ordering::Relaxed) || is_full(pool) => Err(all_full(&pool.name, "waited too long")),
+        None => Err(none_ready(&pool.name)),
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum NoRoom {
     Full,
     NoneReady,
@@ -109,15 +132,16 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
         bytes: wanted.bytes,
         inter_token_objective: scheduler.options.inter_token_objective.as_secs_f64(),
     };
-    let _choosing = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut split = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let replicas = pool.replicas.load();
     let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
-    let candidates: Vec<Candidate<'_>> = replicas
+    let mut candidates: Vec<Candidate<'_>> = replicas
         .iter()
         .map(|replica| {
             let view = replica.view(&wanted.prefix, now, stale);
             Candidate {
                 name: replica.name(),
+                track: replica.track(),
                 eligible: view.ready && !tried.excludes(replica, view.epoch),
                 load: view.load,
                 cached_blocks: view.cached_blocks,
@@ -125,12 +149,25 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
             }
         })
         .collect();
-    let turn = pool.turn.load(Ordering::Relaxed);
-    let weights = **pool.weights.load();
-    match pick(scheduler.options.policy, &ask, &candidates, &weights, turn, scheduler.random()) {
-        Outcome::Picked(at, decision) => {
-            pool.turn.fetch_add(1, Ordering::Relaxed);
-            scheduler.metrics.picked(began.elapsed(), &decision);
+    let rules = pool.rules.load();
+    let opening = wanted.prefix.opening;
+    let retried = tried.last().map(Replica::track);
+    // A request that failed is not split a second time.
+    let track = split.choose(opening, &candidates).map(|track| retried.unwrap_or(track));
+    if let Some(track) = track {
+        for candidate in &mut candidates {
+            candidate.eligible &= candidate.track == track;
+        }
+    }
+    let policy = rules.policy.unwrap_or(scheduler.options.policy);
+    match pick(policy, &ask, &candidates, &rules.weights, split.turn(track), scheduler.random()) {
+        Outcome::Picked(at, mut decision) => {
+            split.placed(track);
+            if let Some(track) = track.filter(|_| retried.is_none()) {
+                split.chosen(opening, track);
+            }
+            decision.track = rules.canary_percent.map(|_| replicas[at].track());
+            scheduler.metrics.picked(&pool.name, began.elapsed(), &decision);
             Ok(replicas[at].lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed))
         }
         Outcome::Saturated => Err(NoRoom::Full),
@@ -165,7 +202,9 @@ impl<'a> Held<'a> {
             }
             pool.held.fetch_sub(1, Ordering::AcqRel);
         }
-        Err(if is_full(pool) {
+        Err(if pool.is_asleep() {
+            starting(&pool.name, "has as many requests waiting for it as are held")
+        } else if is_full(pool) {
             all_full(&pool.name, "too many requests wait")
         } else {
             none_ready(&pool.name)
@@ -198,6 +237,15 @@ fn all_full(model: &str, what: &str) -> Fault {
 fn none_ready(model: &str) -> Fault {
     Fault::new(ErrorKind::Overloaded, format!("no replica of `{model}` is ready; try again shortly"))
         .retry_after(RETRY_AFTER)
+}
+
+/// 503: nothing of it runs, and it may soon.
+fn starting(model: &str, what: &str) -> Fault {
+    let message =
+        format!("the model `{model}` is asleep or starting and {what}; it is being woken, try again shortly");
+    let mut fault = Fault::new(ErrorKind::Overloaded, message).retry_after(RETRY_STARTING);
+    fault.body.error.code = Some("model_starting".to_owned());
+    fault
 }
 
 /// 504: the time that the request was given is over.

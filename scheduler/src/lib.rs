@@ -8,6 +8,7 @@
 
 pub mod choose;
 pub mod demand;
+pub mod discovery;
 pub mod endpoints;
 pub mod exposition;
 pub mod metrics;
@@ -21,13 +22,14 @@ pub mod scheduler;
 pub mod scrape;
 pub mod stream;
 pub mod telemetry;
+pub mod watch;
 
 use axum::Router;
 use axum::routing::{get, post};
 use strata_hop::{Above, Bound, Component, caller, fault};
 use tokio_util::sync::CancellationToken;
 
-pub use options::{SchedulerError, SchedulerOptions};
+pub use options::{Kubernetes, SchedulerError, SchedulerOptions};
 pub use pick::Policy;
 pub use scheduler::Scheduler;
 
@@ -56,7 +58,8 @@ pub fn router(scheduler: Scheduler) -> Router {
         .with_state(scheduler)
 }
 
-/// Runs a scheduler until `shutdown`, then lets open requests finish.
+/// Runs a scheduler until `shutdown`. Then it says that it is not ready, closes its door a moment later,
+/// and lets open requests finish.
 pub async fn run(options: SchedulerOptions, shutdown: CancellationToken) -> Result<(), SchedulerError> {
     options.check()?;
     let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone());
@@ -79,7 +82,16 @@ pub async fn run_on(
         hop_token = if options.hop_token.is_some() { "set" } else { "none" },
         "scheduler listens"
     );
-    let scheduler = Scheduler::start(options, stop)?;
-    bound.serve(router(scheduler), shutdown, grace).await;
+    let leave_after = options.leave_after;
+    let scheduler = Scheduler::start(options, stop).await?;
+    let closed = CancellationToken::new();
+    let leaving = async {
+        shutdown.cancelled().await;
+        tracing::info!("scheduler stops; open requests finish");
+        scheduler.leave();
+        tokio::time::sleep(leave_after).await;
+        closed.cancel();
+    };
+    tokio::join!(bound.serve(router(scheduler.clone()), closed.clone(), grace), leaving);
     Ok(())
 }

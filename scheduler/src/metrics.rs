@@ -43,6 +43,17 @@ struct OfReason {
     reason: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfTrack {
+    model_name: String,
+    track: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
 type Level = Gauge<f64, AtomicU64>;
 
 /// All counters, and the registry that prints them.
@@ -66,6 +77,10 @@ pub struct Metrics {
     retries: Family<OfReason, Counter>,
     broken: Family<OfModel, Counter>,
     retry_budget: Level,
+    tracks: Family<OfTrack, Counter>,
+    watch_failures: Family<OfKind, Counter>,
+    malformed: Family<OfKind, Counter>,
+    discovered: Gauge,
 }
 
 fn seconds() -> Histogram {
@@ -101,6 +116,10 @@ impl Metrics {
             retries: Family::default(),
             broken: Family::default(),
             retry_budget: Gauge::default(),
+            tracks: Family::default(),
+            watch_failures: Family::default(),
+            malformed: Family::default(),
+            discovered: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -177,6 +196,26 @@ impl Metrics {
             self.broken.clone(),
         );
         r.register("strata_scheduler_retry_budget", "Retries left", self.retry_budget.clone());
+        r.register(
+            "strata_scheduler_track_requests",
+            "Requests placed while a share of them goes to a canary, by track",
+            self.tracks.clone(),
+        );
+        r.register(
+            "strata_scheduler_watch_failures",
+            "Failed lists and watches of the Kubernetes API; the last state stays in force",
+            self.watch_failures.clone(),
+        );
+        r.register(
+            "strata_scheduler_malformed_objects",
+            "Kubernetes objects that could not be read; their last good state stays in force",
+            self.malformed.clone(),
+        );
+        r.register(
+            "strata_scheduler_discovered",
+            "1 when every source of models and replicas has been read whole",
+            self.discovered.clone(),
+        );
         self.registry = r;
     }
 
@@ -216,9 +255,23 @@ impl Metrics {
         self.queue_time.get_or_create(&label).observe(waited.as_secs_f64());
     }
 
+    /// Objects of this kind could not be listed or watched.
+    pub fn watch_failed(&self, kind: &'static str) {
+        self.watch_failures.get_or_create(&OfKind { kind }).inc();
+    }
+
+    /// An object of this kind could not be read.
+    pub fn malformed(&self, kind: &'static str) {
+        self.malformed.get_or_create(&OfKind { kind }).inc();
+    }
+
     /// A replica was chosen.
-    pub fn picked(&self, took: Duration, decision: &Decision) {
+    pub fn picked(&self, model: &str, took: Duration, decision: &Decision) {
         self.scheduling.observe(took.as_secs_f64());
+        if let Some(track) = decision.track {
+            let track = if track.is_stable() { "stable" } else { "canary" };
+            self.tracks.get_or_create(&OfTrack { model_name: model.to_owned(), track }).inc();
+        }
         if decision.blocks > 0 {
             self.hit_ratio.observe(decision.cached_blocks as f64 / decision.blocks as f64);
         }
@@ -243,6 +296,7 @@ impl Metrics {
         self.pool_queue.clear();
         self.replica_queue.clear();
         self.retry_budget.set(shared.budget().left());
+        self.discovered.set(i64::from(shared.is_discovered()));
         let (now, stale, nothing) = (shared.now(), shared.options.stale_after(), Prefix::default());
         for (name, pool) in shared.registry.pools().iter() {
             let of_model = OfModel { model_name: name.clone() };

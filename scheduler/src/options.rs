@@ -16,13 +16,15 @@ use crate::pick::budget::BURST;
 pub struct SchedulerOptions {
     /// Where to listen, such as `127.0.0.1:8082`; port 0 takes a free one.
     pub listen: String,
-    /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this
-    /// or [`SchedulerOptions::endpoints`].
+    /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this,
+    /// or [`SchedulerOptions::endpoints`], or [`SchedulerOptions::kubernetes`].
     pub replicas: Vec<String>,
     /// A file that lists models and replicas (`strata_wire::replicas::Endpoints` as JSON) and is
     /// followed as it changes.
     pub endpoints: Option<PathBuf>,
-    /// How to choose among replicas.
+    /// The cluster whose pods are the replicas.
+    pub kubernetes: Option<Kubernetes>,
+    /// How to choose among replicas of a model that says nothing of it.
     pub policy: Policy,
     /// Callers must show this token, and engines are shown it. Never written or shown.
     #[serde(skip)]
@@ -42,9 +44,13 @@ pub struct SchedulerOptions {
     pub queue_per_replica: usize,
     /// Bytes of the bodies of a model's requests that are held back, all together.
     pub queue_bytes: usize,
-    /// Longest time that a request is held back.
+    /// Longest time that a request is held back while there are replicas.
     #[serde(with = "millis")]
     pub queue_timeout: Duration,
+    /// Longest time that a request is held back for a model that has no replica: one that is asleep, or
+    /// whose first replica starts.
+    #[serde(with = "millis")]
+    pub wake_timeout: Duration,
     /// Time until the first byte of a response.
     #[serde(with = "millis")]
     pub first_byte_timeout: Duration,
@@ -56,7 +62,11 @@ pub struct SchedulerOptions {
     /// The time between two tokens that counts as full latency in scores.
     #[serde(with = "millis")]
     pub inter_token_objective: Duration,
-    /// Time for open requests to finish after the order to stop.
+    /// Time after the order to stop in which it says that it is not ready and still takes requests, so
+    /// that whoever balances over several schedulers leaves it out before its door is closed.
+    #[serde(with = "millis")]
+    pub leave_after: Duration,
+    /// Time for open requests to finish after that.
     #[serde(with = "millis")]
     pub drain_grace: Duration,
 }
@@ -67,6 +77,7 @@ impl Default for SchedulerOptions {
             listen: "127.0.0.1:0".to_owned(),
             replicas: Vec::new(),
             endpoints: None,
+            kubernetes: None,
             policy: Policy::default(),
             hop_token: None,
             mtls: None,
@@ -75,12 +86,35 @@ impl Default for SchedulerOptions {
             queue_per_replica: defaults::QUEUE_PER_REPLICA,
             queue_bytes: 8 * defaults::MAX_BODY_BYTES,
             queue_timeout: defaults::QUEUE_TIMEOUT,
+            wake_timeout: defaults::WAKE_TIMEOUT,
             first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,
             idle_timeout: defaults::IDLE_TIMEOUT,
             retry_burst: BURST as u32,
             inter_token_objective: Duration::from_millis(100),
+            leave_after: Duration::ZERO,
             drain_grace: defaults::DRAIN_GRACE,
         }
+    }
+}
+
+/// Which pods of which cluster are the replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kubernetes {
+    /// The namespace of pods and models; the kubeconfig's, or the pod's own, when absent.
+    pub namespace: Option<String>,
+    /// Base URL of an API server that asks for no credentials, such as `kubectl proxy`. When absent, the
+    /// cluster of the kubeconfig, or the pod's own.
+    pub server: Option<String>,
+    /// How long one watch lasts, in whole seconds. It bounds how long a connection that broke without a
+    /// sign goes unnoticed.
+    #[serde(with = "millis")]
+    pub watch: Duration,
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self { namespace: None, server: None, watch: Duration::from_secs(60) }
     }
 }
 
@@ -93,6 +127,9 @@ pub enum SchedulerError {
     /// Its address cannot be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// It does not know where the cluster is.
+    #[error("no Kubernetes cluster to read models from: {0}; run it in a pod, or set KUBECONFIG")]
+    NoCluster(String),
 }
 
 impl SchedulerOptions {
@@ -100,17 +137,18 @@ impl SchedulerOptions {
     /// slash at the end.
     pub fn check(&self) -> Result<Vec<String>, SchedulerError> {
         let refuse = |message: String| Err(SchedulerError::Options(message));
-        match (self.replicas.is_empty(), &self.endpoints) {
-            (true, None) => {
+        let sources = [!self.replicas.is_empty(), self.endpoints.is_some(), self.kubernetes.is_some()];
+        match sources.iter().filter(|given| **given).count() {
+            0 => {
                 return refuse(
-                    "no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints"
+                    "no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints, or say --kubernetes"
                         .to_owned(),
                 );
             }
-            (false, Some(_)) => {
-                return refuse("give either --replicas or --endpoints, not both".to_owned());
+            1 => {}
+            _ => {
+                return refuse("give one of --replicas, --endpoints and --kubernetes, not more".to_owned());
             }
-            _ => {}
         }
         if self.scrape_interval.is_zero() {
             return refuse("the scrape interval must be longer than zero".to_owned());
@@ -183,13 +221,13 @@ mod tests {
         let urls = with(&["http://127.0.0.1:1/", " https://engine:8000"]).check().unwrap();
         assert_eq!(urls, ["http://127.0.0.1:1", "https://engine:8000"]);
         let message = |o: SchedulerOptions| o.check().unwrap_err().to_string();
-        insta::assert_snapshot!(message(with(&[])), @"no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints");
+        insta::assert_snapshot!(message(with(&[])), @"no replicas: name them with --replicas http://HOST:PORT,…, or a file with --endpoints, or say --kubernetes");
         insta::assert_snapshot!(message(with(&["127.0.0.1:1"])), @"`127.0.0.1:1` is no replica's address: it has no http:// in front; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["ftp://a"])), @"`ftp://a` is no replica's address: replicas are reached by http or https; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["http://a/v1"])), @"`http://a/v1` is no replica's address: it has a path; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["http://a:1", "http://a:1/"])), @"--replicas names http://a:1 twice; name it once");
         let both = SchedulerOptions { endpoints: Some("x".into()), ..with(&["http://a"]) };
-        insta::assert_snapshot!(message(both), @"give either --replicas or --endpoints, not both");
+        insta::assert_snapshot!(message(both), @"give one of --replicas, --endpoints and --kubernetes, not more");
     }
 
     #[test]

@@ -113,7 +113,7 @@ async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Resu
         return Err(if scheduler.is_learning() {
             Fault::new(
                 ErrorKind::Overloaded,
-                "not every replica has told yet which models it serves; try again shortly",
+                "the scheduler has just started and does not know yet all models that are served; try again shortly",
             )
             .retry_after(Duration::from_secs(1))
         } else {

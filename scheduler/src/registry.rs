@@ -1,18 +1,29 @@
 //! The models and their replicas, as they are listed now.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use strata_wire::models::Model;
-use strata_wire::replicas::{Endpoint, Endpoints, ReplicaReport};
-use tokio::sync::Notify;
+use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, ReplicaReport};
+use tokio::sync::{Notify, watch};
 
 use crate::demand::Asked;
-use crate::pick::Weights;
+use crate::pick::{Split, Weights};
 use crate::replica::Replica;
+
+/// How the replicas of a model are chosen from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rules {
+    /// How its scores count.
+    pub weights: Weights,
+    /// How a replica is picked. As the scheduler was started when absent.
+    pub policy: Option<Policy>,
+    /// Percent of the requests for the canary.
+    pub canary_percent: Option<u8>,
+}
 
 /// One model: its replicas, and the requests that wait for one of them.
 #[derive(Debug)]
@@ -21,23 +32,26 @@ pub struct Pool {
     pub name: String,
     /// Where it runs.
     pub replicas: ArcSwap<Vec<Arc<Replica>>>,
-    /// How its scores count.
-    pub weights: ArcSwap<Weights>,
+    /// How they are chosen from.
+    pub rules: ArcSwap<Rules>,
+    /// Since when there has been a replica, as a time since the scheduler's start; `None` while there is
+    /// none: the model is asleep, or its first replica starts.
+    pub awake: watch::Sender<Option<Duration>>,
     /// Held by the request that is next to be placed; the others wait for it in the order they came.
     pub gate: tokio::sync::Mutex<()>,
     /// Requests that wait.
     pub held: AtomicUsize,
     /// Bytes of their bodies.
     pub held_bytes: AtomicUsize,
-    /// Requests placed, for round robin.
-    pub turn: AtomicU64,
-    /// Held while a replica is chosen and the choice is booked, so that two requests do not both see
-    /// the same free place.
-    pub choosing: Mutex<()>,
+    /// How its requests were split over tracks. Held while a replica is chosen and the choice is
+    /// booked, so that two requests do not both see the same free place.
+    pub choosing: Mutex<Split>,
     /// Set when the model is no longer listed.
     pub gone: AtomicBool,
     /// What is asked of it.
     pub asked: Asked,
+    /// What a replica last said of the model, for when none is there.
+    told: ArcSwapOption<Model>,
     created: i64,
 }
 
@@ -46,24 +60,60 @@ impl Pool {
         Self {
             name: name.to_owned(),
             replicas: ArcSwap::default(),
-            weights: ArcSwap::default(),
+            rules: ArcSwap::default(),
+            awake: watch::Sender::new(None),
             gate: tokio::sync::Mutex::new(()),
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
-            turn: AtomicU64::new(0),
-            choosing: Mutex::new(()),
+            choosing: Mutex::default(),
             gone: AtomicBool::new(false),
             asked,
+            told: ArcSwapOption::empty(),
             created,
         }
     }
 
-    /// The model as `GET /v1/models` shows it: what its replicas say, under the name by which requests
-    /// ask for it.
+    /// The model as `GET /v1/models` shows it: what its replicas say, or said last, under the name by
+    /// which requests ask for it.
     fn model(&self) -> Model {
         let replicas = self.replicas.load();
-        let own = replicas.iter().flat_map(|r| r.models()).find(|m| m.id == self.name);
-        own.unwrap_or_else(|| Model::new(&self.name, self.created))
+        let said = replicas.iter().flat_map(|r| r.models()).find(|m| m.id == self.name);
+        if let Some(model) = &said {
+            self.told.store(Some(Arc::new(model.clone())));
+        }
+        said.or_else(|| self.told.load().as_deref().cloned())
+            .unwrap_or_else(|| Model::new(&self.name, self.created))
+    }
+
+    /// Whether it has no replica.
+    pub fn is_asleep(&self) -> bool {
+        self.awake.borrow().is_none()
+    }
+
+    /// Takes over which replicas it has, and how they are chosen from.
+    fn update(&self, replicas: Vec<Arc<Replica>>, listed: &ModelEndpoints, is_new: bool, now: Duration) {
+        if replicas.is_empty() {
+            // What they said of the model is all that is known of it until one comes back.
+            self.model();
+        }
+        let awake = !replicas.is_empty();
+        self.replicas.store(Arc::new(replicas));
+        self.awake.send_if_modified(|since| {
+            let changes = since.is_some() != awake;
+            if changes {
+                *since = awake.then_some(now);
+            }
+            changes
+        });
+        let (weights, refused) = Weights::with(&listed.weights);
+        let rules = Rules { weights, policy: listed.policy, canary_percent: listed.canary_percent };
+        if is_new || **self.rules.load() != rules {
+            for weight in refused {
+                tracing::warn!(model = %self.name, %weight, "ignored a weight: names are prefix, queue, decode and latency, values 0 to 1000");
+            }
+            self.choosing.lock().unwrap_or_else(PoisonError::into_inner).set(rules.canary_percent);
+            self.rules.store(Arc::new(rules));
+        }
     }
 }
 
@@ -117,14 +167,7 @@ impl Registry {
             });
             let unique: BTreeSet<&Endpoint> = model.replicas.iter().collect();
             let of_model = unique.into_iter().filter_map(|e| replicas.get(e).cloned()).collect();
-            pool.replicas.store(Arc::new(of_model));
-            let (weights, refused) = Weights::with(&model.weights);
-            if **pool.weights.load() != weights || before.get(name).is_none() {
-                for weight in refused {
-                    tracing::warn!(model = %name, %weight, "ignored a weight: names are prefix, queue, decode and latency, values 0 to 1000");
-                }
-                pool.weights.store(Arc::new(weights));
-            }
+            pool.update(of_model, model, !before.contains_key(name), now);
             pools.insert(name.clone(), pool);
         }
         for (name, pool) in before.iter().filter(|(name, _)| !pools.contains_key(*name)) {
@@ -153,10 +196,9 @@ impl Registry {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// The models for `GET /v1/models`: those with a replica.
+    /// The models for `GET /v1/models`: all that may be asked, those that sleep too.
     pub fn models(&self) -> Vec<Model> {
-        let pools = self.pools.load();
-        pools.values().filter(|p| !p.replicas.load().is_empty()).map(|p| p.model()).collect()
+        self.pools.load().values().map(|pool| pool.model()).collect()
     }
 
     /// What `GET /replicas` returns. `now` is the time since the scheduler's start.
@@ -196,7 +238,7 @@ mod tests {
         let registry = Registry::default();
         assert_eq!(registry.apply(&wanted(&[0]), &[], 7, Duration::ZERO).len(), 1);
         let pool = registry.pool("m").unwrap();
-        assert!((pool.weights.load().hit - 70.0).abs() < 1e-9);
+        assert!((pool.rules.load().weights.hit - 70.0).abs() < 1e-9);
         let first = Arc::clone(&pool.replicas.load()[0]);
         let names = |added: Vec<Arc<Replica>>| added.iter().map(|r| r.name().to_owned()).collect::<Vec<_>>();
         assert_eq!(names(registry.apply(&wanted(&[2, 0, 1, 1]), &[], 8, Duration::ZERO)), ["m-1", "m-2"]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata_wire::models::Model;
 use strata_wire::prefix::Prefix;
-use strata_wire::replicas::{Endpoint, ReplicaState};
+use strata_wire::replicas::{Endpoint, ReplicaState, Track};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +98,11 @@ impl Replica {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.endpoint.name
+    }
+
+    /// Which revision it runs, while one is tried out.
+    pub fn track(&self) -> Track {
+        self.endpoint.track
     }
 
     /// Its base URL, without a slash at the end.
@@ -315,6 +320,7 @@ mod tests {
     fn decision() -> Decision {
         Decision {
             replica: "m-0".into(),
+            track: None,
             score: 0.0,
             parts: Parts { hit: 0.0, queue: 0.0, decode: 0.0, latency: 0.0 },
             cached_blocks: 0,

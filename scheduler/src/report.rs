@@ -36,12 +36,23 @@ pub async fn health() -> Json<serde_json::Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// `GET /ready`: whether at least one replica can take requests.
+/// `GET /ready`: whether requests should be sent here. With replicas from the command line or a file,
+/// that takes one that can answer. On Kubernetes it takes the whole lists of models and pods, and no
+/// replica: requests for a model that sleeps are what wakes it. Not when it is about to stop.
 pub async fn ready(State(scheduler): State<Scheduler>) -> Response {
     let replicas = scheduler.registry.replicas();
     let ready = replicas.iter().filter(|replica| replica.is_ready()).count();
-    let status = if ready > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({"ready_replicas": ready, "replicas": replicas.len()}))).into_response()
+    let (discovered, leaving) = (scheduler.is_discovered(), scheduler.is_leaving());
+    let has_enough = ready > 0 || scheduler.options.kubernetes.is_some();
+    let is_ready = discovered && has_enough && !leaving;
+    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "ready_replicas": ready,
+        "replicas": replicas.len(),
+        "discovered": discovered,
+        "stopping": leaving,
+    });
+    (status, Json(body)).into_response()
 }
 
 /// `GET /version`.

@@ -1,6 +1,6 @@
 //! What the parts of a running scheduler share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use crate::options::{SchedulerError, SchedulerOptions};
 use crate::pick::RetryBudget;
 use crate::registry::Registry;
 use crate::replica::Replica;
+use crate::watch::{self, Cluster};
 use crate::{endpoints, scrape};
 
 /// A running scheduler. Cloning shares it.
@@ -32,6 +33,10 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Cancelled when the scheduler stops watching replicas.
     pub stop: CancellationToken,
+    /// Whether the lists of models and replicas have been read whole.
+    discovered: AtomicBool,
+    /// Whether it is about to stop.
+    leaving: AtomicBool,
     budget: Mutex<RetryBudget>,
     /// Held while a list is made and taken over, so that an older one never replaces a newer.
     listing: Mutex<()>,
@@ -48,25 +53,33 @@ impl std::ops::Deref for Scheduler {
 }
 
 impl Scheduler {
-    /// Starts watching the replicas, until `stop`. Must be called within a tokio runtime.
-    pub fn start(options: SchedulerOptions, stop: CancellationToken) -> Result<Self, SchedulerError> {
+    /// Starts watching the replicas, until `stop`.
+    pub async fn start(options: SchedulerOptions, stop: CancellationToken) -> Result<Self, SchedulerError> {
         let urls = options.check()?;
+        let cluster = match &options.kubernetes {
+            Some(which) => Some(Cluster::find(which).await?),
+            None => None,
+        };
         let budget = RetryBudget::new(f64::from(options.retry_burst));
         let scheduler = Self(Arc::new(Shared {
             registry: Registry::default(),
             upstream: Upstream::to(options.mtls.as_ref(), &[Component::Engine]),
             metrics: Metrics::new(),
             stop,
+            discovered: AtomicBool::new(cluster.is_none()),
+            leaving: AtomicBool::new(false),
             budget: Mutex::new(budget),
             listing: Mutex::new(()),
             started: Instant::now(),
             random: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0),
             options,
         }));
-        if urls.is_empty() {
-            endpoints::follow(&scheduler);
-        } else {
+        if let Some(cluster) = cluster {
+            watch::follow(&scheduler, cluster);
+        } else if scheduler.learns() {
             scheduler.list(&Endpoints::default(), &named(&urls));
+        } else {
+            endpoints::follow(&scheduler);
         }
         Ok(scheduler)
     }
@@ -80,7 +93,7 @@ impl Scheduler {
 
     /// A replica told which models it serves. With replicas from the command line, this is the list.
     pub fn learnt(&self, replica: &Arc<Replica>, models: Vec<strata_wire::models::Model>) {
-        if !replica.serves(models) || self.options.endpoints.is_some() {
+        if !replica.serves(models) || !self.learns() {
             return;
         }
         let _listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -96,14 +109,42 @@ impl Scheduler {
         self.list(&wanted, &all);
     }
 
-    /// Whether a replica has not told yet which models it serves, so that an unknown model may only be
-    /// unknown yet.
+    /// Whether an unknown model may only be unknown yet: a replica has not told which models it serves,
+    /// or the cluster's models have not been read.
     pub fn is_learning(&self) -> bool {
-        self.options.endpoints.is_none() && self.registry.replicas().iter().any(|r| r.models().is_empty())
+        let untold = || self.registry.replicas().iter().any(|r| r.models().is_empty());
+        !self.is_discovered() || (self.learns() && untold())
     }
 }
 
 impl Shared {
+    /// Whether replicas are asked which models they serve, for nobody else says so.
+    pub fn learns(&self) -> bool {
+        !self.options.replicas.is_empty()
+    }
+
+    /// Whether the cluster's models and pods have been read whole, where there is a cluster.
+    pub fn is_discovered(&self) -> bool {
+        self.discovered.load(Ordering::Acquire)
+    }
+
+    /// They have.
+    pub fn discovered(&self) {
+        if !self.discovered.swap(true, Ordering::AcqRel) {
+            tracing::info!("models and pods are known");
+        }
+    }
+
+    /// Whether it is about to stop.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    /// It is about to stop: `GET /ready` says so.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+    }
+
     /// Time since the start.
     pub fn now(&self) -> Duration {
         self.started.elapsed()

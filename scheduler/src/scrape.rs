@@ -98,13 +98,13 @@ async fn health(scheduler: &Scheduler, replica: &Replica) -> Result<(), ScrapeFa
 
 async fn models(scheduler: &Scheduler, replica: &Arc<Replica>) -> Result<(), ScrapeFailure> {
     let (status, body) = get(scheduler, replica, "/v1/models").await?;
-    let required = scheduler.options.endpoints.is_none();
+    let required = scheduler.learns();
     if [401, 403].contains(&status.as_u16()) {
         return Err(refuses_token(replica, "/v1/models", status));
     }
     match serde_json::from_slice::<ModelList>(&body) {
         Ok(list) if status.is_success() => scheduler.learnt(replica, list.data),
-        // Listed in the endpoints file, it need not tell which models it serves.
+        // Listed by somebody who knows, it need not tell which models it serves.
         _ if !required => {}
         _ => {
             let what = if status.is_success() { "no list of models" } else { status.as_str() };

@@ -22,6 +22,9 @@ pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Time between un-routing a replica and telling it to stop.
 pub const PRE_STOP: Duration = Duration::from_secs(15);
+/// Time after SIGTERM in which a scheduler on a cluster says that it is not ready and still takes
+/// requests.
+pub const LEAVE_AFTER: Duration = Duration::from_secs(2);
 /// Time a process may take to finish its streams after SIGTERM, in examples and on a host.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(60);
 /// Longest time the gateway holds a request back until a rate window has room.
@@ -30,6 +33,8 @@ pub const WINDOW_WAIT: Duration = Duration::from_secs(10);
 pub const QUEUE_PER_REPLICA: usize = 256;
 /// Longest time the scheduler holds a request back for capacity.
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time the scheduler holds a request back for a model that is asleep or starts.
+pub const WAKE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// How often the scheduler reads a replica's metrics.
 pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(200);
 /// Tokens in one block of the KV cache.

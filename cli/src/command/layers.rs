@@ -1,6 +1,7 @@
 //! Each component by itself.
 
 use std::future::Future;
+use std::time::Duration;
 
 use anyhow::Context;
 use strata_engine::{EngineOptions, KvCache};
@@ -9,7 +10,7 @@ use strata_hop::{Component, HopToken, Mtls, process};
 use strata_kinds::crd;
 use strata_operator::kube_backend::{self, ClusterOptions};
 use strata_platform::PlatformOptions;
-use strata_scheduler::SchedulerOptions;
+use strata_scheduler::{Kubernetes, SchedulerOptions};
 use strata_wire::defaults;
 use tokio_util::sync::CancellationToken;
 
@@ -64,10 +65,15 @@ pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
 }
 
 pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
+    let kubernetes =
+        args.kubernetes.then(|| Kubernetes { namespace: args.namespace, ..Kubernetes::default() });
     let options = SchedulerOptions {
         listen: args.listen,
         replicas: args.replicas,
         endpoints: args.endpoints,
+        leave_after: if kubernetes.is_some() { defaults::LEAVE_AFTER } else { Duration::ZERO },
+        drain_grace: Duration::from_secs(args.drain_grace),
+        kubernetes,
         policy: match args.policy {
             args::Policy::Prefix => strata_scheduler::Policy::Prefix,
             args::Policy::RoundRobin => strata_scheduler::Policy::RoundRobin,

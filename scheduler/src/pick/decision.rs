@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use strata_wire::replicas::Track;
+
 use super::score::Parts;
 
 /// What decided.
@@ -24,6 +26,8 @@ pub enum Why {
 pub struct Decision {
     /// The replica's name.
     pub replica: String,
+    /// Its track, when requests are split over tracks.
+    pub track: Option<Track>,
     /// The weighted sum of the parts.
     pub score: f64,
     /// The scores.
@@ -43,7 +47,7 @@ impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "replica={} score={:.1} hit={:.2} queue={:.2} decode={:.2} latency={:.2} cached_blocks={}/{} candidates={}; ",
+            "replica={} score={:.1} hit={:.2} queue={:.2} decode={:.2} latency={:.2} cached_blocks={}/{} candidates={}",
             self.replica,
             self.score,
             self.parts.hit,
@@ -54,6 +58,10 @@ impl fmt::Display for Decision {
             self.blocks,
             self.candidates,
         )?;
+        if let Some(track) = self.track {
+            write!(f, " track={track}")?;
+        }
+        f.write_str("; ")?;
         match self.why {
             Why::OnlyOne => f.write_str("it was the only replica that could take the request"),
             Why::MostCached => write!(
@@ -78,6 +86,7 @@ mod tests {
     fn explains_itself() {
         let decision = Decision {
             replica: "m-0".to_owned(),
+            track: None,
             score: 41.23,
             parts: Parts { hit: 0.857, queue: 0.0, decode: 0.016, latency: 0.1 },
             cached_blocks: 12,
@@ -86,7 +95,7 @@ mod tests {
             why: Why::MostCached,
         };
         insta::assert_snapshot!(decision, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=12/14 candidates=2; it holds 12 of the prompt's 14 blocks, more than any other");
-        let tie = Decision { why: Why::Tie, cached_blocks: 0, ..decision };
-        insta::assert_snapshot!(tie, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=0/14 candidates=2; the best scored alike, and of these it had the fewest requests in flight");
+        let tie = Decision { why: Why::Tie, cached_blocks: 0, track: Some(Track::Canary), ..decision };
+        insta::assert_snapshot!(tie, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=0/14 candidates=2 track=canary; the best scored alike, and of these it had the fewest requests in flight");
     }
 }

@@ -5,19 +5,24 @@ pub mod decision;
 pub mod index;
 pub mod load;
 pub mod score;
+pub mod split;
 
 pub use budget::RetryBudget;
 pub use decision::{Decision, Why};
 pub use index::PrefixIndex;
 pub use load::{Gauges, InterToken, Load, Own};
 pub use score::{Ask, Parts, Weights};
+pub use split::Split;
 pub use strata_wire::replicas::Policy;
+use strata_wire::replicas::Track;
 
 /// A replica as the choice sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     /// Its name.
     pub name: &'a str,
+    /// Which revision it runs, while one is tried out.
+    pub track: Track,
     /// Whether it may get requests at all, and has not already failed this one.
     pub eligible: bool,
     /// How loaded it is.
@@ -26,6 +31,13 @@ pub struct Candidate<'a> {
     pub cached_blocks: usize,
     /// Bytes of canonical text to one token, as observed there.
     pub bytes_per_token: f64,
+}
+
+impl Candidate<'_> {
+    /// Whether it can take a request now.
+    pub fn is_open(&self) -> bool {
+        self.eligible && !self.load.is_saturated()
+    }
 }
 
 /// What came of choosing.
@@ -59,7 +71,7 @@ pub fn pick(
     let open: Vec<(usize, Parts)> = candidates
         .iter()
         .enumerate()
-        .filter(|(_, c)| c.eligible && !c.load.is_saturated())
+        .filter(|(_, c)| c.is_open())
         .map(|(place, c)| (place, score::parts(ask, c.cached_blocks, c.bytes_per_token, &c.load, idle)))
         .collect();
     if open.is_empty() {
@@ -75,6 +87,7 @@ pub fn pick(
     let chosen = &candidates[place];
     let decision = Decision {
         replica: chosen.name.to_owned(),
+        track: None,
         score: parts.score(weights),
         parts,
         cached_blocks: chosen.cached_blocks,

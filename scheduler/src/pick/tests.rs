@@ -42,6 +42,7 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate<'static>>> {
             all.into_iter()
                 .map(|(load, cached_blocks, eligible, bytes_per_token)| Candidate {
                     name: "m",
+                    track: Track::Stable,
                     eligible,
                     load,
                     cached_blocks,
@@ -61,7 +62,7 @@ fn idle(name: &str, cached_blocks: usize) -> Candidate<'_> {
         prefill_rate: Some(1000.0),
         ..Load::default()
     };
-    Candidate { name, eligible: true, load, cached_blocks, bytes_per_token: 4.0 }
+    Candidate { name, track: Track::Stable, eligible: true, load, cached_blocks, bytes_per_token: 4.0 }
 }
 
 fn place(outcome: &Outcome) -> Option<usize> {

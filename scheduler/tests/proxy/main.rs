@@ -8,7 +8,11 @@ mod support;
 
 mod affinity;
 mod boundary;
+mod canary;
+mod discovery;
 mod failover;
 mod hold;
 mod readiness;
+mod stopping;
 mod streaming;
+mod waking;

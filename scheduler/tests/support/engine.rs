@@ -163,20 +163,25 @@ impl Engine {
     }
 }
 
-fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    // The port may still be held for a moment by connections of the engine killed before.
+/// Listens at an address, which may still be held for a moment by connections of the one killed before.
+pub(super) fn listen(addr: SocketAddr) -> std::net::TcpListener {
     let deadline = std::time::Instant::now() + super::PATIENCE;
-    let listener = loop {
-        let socket = std::net::TcpListener::bind(addr);
-        match socket {
-            Ok(listener) => break listener,
+    loop {
+        match std::net::TcpListener::bind(addr) {
+            Ok(listener) => {
+                listener.set_nonblocking(true).unwrap();
+                return listener;
+            }
             Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
         }
         std::thread::yield_now();
-    };
+    }
+}
+
+fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let listener = listen(addr);
     let addr = listener.local_addr().unwrap();
-    listener.set_nonblocking(true).unwrap();
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(health))

@@ -1,5 +1,6 @@
 //! A scheduler in this process, before engines that do as they are told.
 
+pub(crate) mod api_server;
 pub(crate) mod engine;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, ReplicaState};
 use strata_wire::sse::{Event, Splitter};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub(crate) use api_server::ApiServer;
 pub(crate) use engine::{Does, Engine};
 
 /// The longest that any test waits for anything.
@@ -117,7 +119,7 @@ impl Rig {
     pub(crate) async fn start(options: SchedulerOptions) -> Self {
         let bound = Bound::bind("127.0.0.1:0").await.unwrap();
         let (url, stop) = (bound.url(), CancellationToken::new());
-        let scheduler = Scheduler::start(options, stop.clone()).unwrap();
+        let scheduler = Scheduler::start(options, stop.clone()).await.unwrap();
         tokio::spawn(bound.serve(router(scheduler.clone()), stop.clone(), Duration::ZERO));
         Self { url, scheduler, client: Upstream::new(), _stop: stop.drop_guard() }
     }

@@ -1,0 +1,321 @@
+//! From what a namespace holds to what is routed to. Pure: models and pods in, lists out.
+
+use std::collections::BTreeMap;
+
+use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, Track};
+
+/// A ModelDeployment, as far as routing needs it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// The name that requests ask for.
+    pub served: String,
+    /// When the object was made, in seconds since 1970.
+    pub created: i64,
+    /// Whether the object is being deleted.
+    pub leaving: bool,
+    /// Weights of the scorers, by name.
+    pub weights: BTreeMap<String, f64>,
+    /// How a replica is picked, if it says so.
+    pub policy: Option<Policy>,
+    /// Percent of the requests for pods of the canary track.
+    pub canary_percent: Option<u8>,
+}
+
+/// An engine pod, as far as routing needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// The object name of its ModelDeployment.
+    pub model: String,
+    /// Which revision it runs.
+    pub track: Track,
+    /// Where it listens, once it has an address.
+    pub url: Option<String>,
+    /// Whether the kubelet says that it can serve.
+    pub ready: bool,
+    /// Whether it has been up: then it may only be unready for a moment.
+    pub started: bool,
+    /// Whether it is being deleted.
+    pub leaving: bool,
+}
+
+/// What is routed to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// Every model, those without a pod too, and the pods that take its requests.
+    pub endpoints: Endpoints,
+    /// Pods that take none and are watched, so that they are known when they can again.
+    pub resting: Vec<Endpoint>,
+}
+
+/// The lists for these models and pods, each by its object's name. Of two models that serve one name
+/// the older wins; of two of the same second, the one whose object's name comes first.
+pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>) -> Found {
+    let mut served: BTreeMap<&str, (&String, &Model)> = BTreeMap::new();
+    for (object, model) in models.iter().filter(|(_, model)| !model.leaving) {
+        let older = |(_, other): &(&String, &Model)| other.created <= model.created;
+        if !served.get(&*model.served).is_some_and(older) {
+            served.insert(&model.served, (object, model));
+        }
+    }
+    let by_object: BTreeMap<&str, &str> =
+        served.iter().map(|(name, (object, _))| (object.as_str(), *name)).collect();
+
+    let mut found = Found::default();
+    for (name, (_, model)) in &served {
+        let listed = ModelEndpoints {
+            replicas: Vec::new(),
+            weights: model.weights.clone(),
+            policy: model.policy,
+            canary_percent: model.canary_percent,
+        };
+        found.endpoints.models.insert((*name).to_owned(), listed);
+    }
+    for (name, pod) in pods.iter().filter(|(_, pod)| !pod.leaving) {
+        let listed = by_object.get(&*pod.model).and_then(|name| found.endpoints.models.get_mut(*name));
+        let (Some(listed), Some(url)) = (listed, &pod.url) else { continue };
+        let endpoint = Endpoint { name: name.clone(), url: url.clone(), track: pod.track };
+        if pod.ready {
+            listed.replicas.push(endpoint);
+        } else if pod.started {
+            found.resting.push(endpoint);
+        }
+    }
+    found
+}
+
+/// A list that is kept up to date by changes, and made anew by a whole list that takes the old one's
+/// place when it is complete.
+#[derive(Clone, Debug)]
+pub struct Kept<T> {
+    current: BTreeMap<String, T>,
+    coming: Option<BTreeMap<String, T>>,
+    whole: bool,
+}
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self { current: BTreeMap::new(), coming: None, whole: false }
+    }
+}
+
+/// What happens to a [`Kept`] list.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change<T> {
+    /// A whole list begins. One that had begun is given up.
+    Begin,
+    /// An object of it.
+    Listed(String, T),
+    /// An object of it that cannot be read.
+    ListedMalformed(String),
+    /// It is complete.
+    Whole,
+    /// An object is new or has changed.
+    Set(String, T),
+    /// An object has changed to what cannot be read: its last good state stays.
+    Malformed(String),
+    /// An object is gone.
+    Gone(String),
+}
+
+impl<T: Clone> Kept<T> {
+    /// Takes over a change.
+    pub fn take(&mut self, change: Change<T>) {
+        match change {
+            Change::Begin => self.coming = Some(BTreeMap::new()),
+            Change::Listed(name, object) => {
+                self.coming.get_or_insert_default().insert(name, object);
+            }
+            Change::ListedMalformed(name) => {
+                if let Some(last) = self.current.get(&name).cloned() {
+                    self.coming.get_or_insert_default().insert(name, last);
+                }
+            }
+            Change::Whole => {
+                self.current = self.coming.take().unwrap_or_default();
+                self.whole = true;
+            }
+            Change::Set(name, object) => {
+                self.current.insert(name, object);
+            }
+            Change::Malformed(_) => {}
+            Change::Gone(name) => {
+                self.current.remove(&name);
+            }
+        }
+    }
+
+    /// Whether there has been a whole list.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// The objects by name.
+    pub fn objects(&self) -> &BTreeMap<String, T> {
+        &self.current
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn model(served: &str, created: i64) -> Model {
+        Model { served: served.to_owned(), created, ..Model::default() }
+    }
+
+    fn pod(model: &str, host: u8) -> Pod {
+        Pod {
+            model: model.to_owned(),
+            url: Some(format!("http://10.0.0.{host}:8000")),
+            ready: true,
+            started: true,
+            ..Pod::default()
+        }
+    }
+
+    fn named<T>(objects: Vec<(&str, T)>) -> BTreeMap<String, T> {
+        objects.into_iter().map(|(name, object)| (name.to_owned(), object)).collect()
+    }
+
+    #[test]
+    fn ready_pods_that_stay_are_routed_to() {
+        let models = named(vec![
+            (
+                "llama",
+                Model {
+                    weights: [("prefix".to_owned(), 70.0)].into(),
+                    policy: Some(Policy::RoundRobin),
+                    canary_percent: Some(20),
+                    ..model("meta/llama", 1)
+                },
+            ),
+            ("sleepy", model("sleepy", 2)),
+        ]);
+        let pods = named(vec![
+            ("a", pod("llama", 1)),
+            ("b-leaves", Pod { leaving: true, ..pod("llama", 2) }),
+            ("c-starts", Pod { ready: false, started: false, ..pod("llama", 3) }),
+            ("d-rests", Pod { ready: false, ..pod("llama", 4) }),
+            ("e-has-no-address", Pod { url: None, ..pod("llama", 5) }),
+            ("f-canary", Pod { track: Track::Canary, ..pod("llama", 6) }),
+            ("g-of-nobody", pod("gone", 7)),
+        ]);
+        insta::assert_json_snapshot!(find(&models, &pods).endpoints, @r#"
+        {
+          "models": {
+            "meta/llama": {
+              "replicas": [
+                {
+                  "name": "a",
+                  "url": "http://10.0.0.1:8000"
+                },
+                {
+                  "name": "f-canary",
+                  "url": "http://10.0.0.6:8000",
+                  "track": "canary"
+                }
+              ],
+              "weights": {
+                "prefix": 70.0
+              },
+              "policy": "round-robin",
+              "canary_percent": 20
+            },
+            "sleepy": {
+              "replicas": [],
+              "weights": {}
+            }
+          }
+        }
+        "#);
+        let resting: Vec<String> = find(&models, &pods).resting.into_iter().map(|e| e.name).collect();
+        assert_eq!(resting, ["d-rests"]);
+    }
+
+    #[test]
+    fn the_older_of_two_models_serves_the_name() {
+        let mut models = named(vec![("a-younger", model("m", 9)), ("b-older", model("m", 3))]);
+        let pods = named(vec![("young", pod("a-younger", 1)), ("old", pod("b-older", 2))]);
+        let serving = |models: &BTreeMap<String, Model>| {
+            let found = find(models, &pods);
+            found.endpoints.models["m"].replicas.iter().map(|e| e.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(serving(&models), ["old"]);
+        models.get_mut("b-older").unwrap().leaving = true;
+        assert_eq!(serving(&models), ["young"]);
+        models.insert("b-older".to_owned(), model("m", 9));
+        assert_eq!(serving(&models), ["young"], "of the same age: the first by name");
+    }
+
+    #[test]
+    fn a_whole_list_takes_the_old_ones_place_only_when_complete() {
+        let mut kept = Kept::default();
+        let set = |name: &str, value: i32| Change::Set(name.to_owned(), value);
+        for change in [Change::Begin, Change::Listed("a".to_owned(), 1), Change::Listed("b".to_owned(), 2)] {
+            kept.take(change);
+            assert!(!kept.is_whole() && kept.objects().is_empty());
+        }
+        kept.take(Change::Whole);
+        kept.take(set("c", 3));
+        kept.take(Change::Gone("a".to_owned()));
+        kept.take(Change::Malformed("b".to_owned()));
+        assert_eq!(kept.objects(), &named(vec![("b", 2), ("c", 3)]));
+        // The connection broke in the middle of a list: it begins again.
+        kept.take(Change::Begin);
+        kept.take(Change::Listed("x".to_owned(), 9));
+        assert_eq!(kept.objects(), &named(vec![("b", 2), ("c", 3)]));
+        kept.take(Change::Begin);
+        kept.take(Change::ListedMalformed("c".to_owned()));
+        kept.take(Change::ListedMalformed("unknown".to_owned()));
+        kept.take(Change::Whole);
+        assert!(kept.is_whole());
+        assert_eq!(kept.objects(), &named(vec![("c", 3)]));
+    }
+
+    fn any_pod() -> impl Strategy<Value = Pod> {
+        ("[a-c]", any::<[bool; 4]>(), 0u8..9).prop_map(|(model, [ready, started, leaving, canary], host)| {
+            Pod {
+                track: if canary { Track::Canary } else { Track::Stable },
+                url: (host > 0).then(|| format!("http://10.0.0.{host}:8000")),
+                model,
+                ready,
+                started,
+                leaving,
+            }
+        })
+    }
+
+    proptest! {
+        /// Whatever the namespace holds: only pods that are ready, stay and have an address are routed
+        /// to, each for the one model that it belongs to, and every model that stays is known.
+        #[test]
+        fn only_pods_that_can_serve(
+            pods in prop::collection::btree_map("[a-z]{1,3}", any_pod(), 0..12),
+            models in prop::collection::btree_map(
+                "[a-c]",
+                ("[x-z]", 0i64..3, any::<bool>())
+                    .prop_map(|(served, created, leaving)| Model { leaving, ..model(&served, created) }),
+                0..4,
+            ),
+        ) {
+            let found = find(&models, &pods);
+            for (name, listed) in &found.endpoints.models {
+                let owners: Vec<_> = models.iter().filter(|(_, m)| !m.leaving && m.served == *name).collect();
+                let oldest = owners.iter().map(|(_, m)| m.created).min().unwrap();
+                for replica in &listed.replicas {
+                    let pod = &pods[&replica.name];
+                    prop_assert!(pod.ready && !pod.leaving && pod.url.as_deref() == Some(&*replica.url));
+                    prop_assert_eq!(models[&pod.model].created, oldest);
+                    prop_assert_eq!(&models[&pod.model].served, name);
+                    prop_assert_eq!(pod.track, replica.track);
+                }
+            }
+            for model in models.values().filter(|m| !m.leaving) {
+                prop_assert!(found.endpoints.models.contains_key(&model.served));
+            }
+            prop_assert!(found.resting.iter().all(|e| !pods[&e.name].ready && !pods[&e.name].leaving));
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The two kinds of objects, with the few fields that matter: the rest of an object is never kept, and
+//! what is wrong with it elsewhere is nothing to the scheduler.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
+use strata_wire::replicas::{Policy, Track};
+
+use crate::discovery::{Model, Pod};
+
+/// Where an engine listens when its pod does not say.
+const PORT: u16 = 8000;
+/// The name of the port that takes requests.
+const PORT_NAME: &str = "http";
+
+/// A kind of objects that is watched.
+pub(super) trait Readable:
+    Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// What is kept of an object.
+    type Plain: Clone + Send + 'static;
+    /// Which objects, by their labels. All when absent.
+    const LABELS: Option<&str>;
+    /// The kind, for logs and metrics.
+    const KIND: &str;
+
+    /// What matters of it.
+    fn plain(self) -> Self::Plain;
+}
+
+/// An engine pod.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = k8s_openapi::api::core::v1::Pod)]
+pub(super) struct PodObject {
+    metadata: ObjectMeta,
+    spec: Option<PodSpec>,
+    status: Option<PodStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PodSpec {
+    containers: Option<Vec<Container>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Container {
+    ports: Option<Vec<Port>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Port {
+    name: Option<String>,
+    container_port: u16,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PodStatus {
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    conditions: Option<Vec<Condition>>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ContainerStatus {
+    started: Option<bool>,
+}
+
+impl Readable for PodObject {
+    type Plain = Pod;
+    const LABELS: Option<&str> = Some("app.kubernetes.io/component=engine");
+    const KIND: &str = "Pod";
+
+    fn plain(self) -> Pod {
+        let mut labels = self.metadata.labels.unwrap_or_default();
+        let ports = self.spec.into_iter().flat_map(|s| s.containers.unwrap_or_default());
+        let mut ports = ports.flat_map(|c| c.ports.unwrap_or_default());
+        let port = ports.find(|p| p.name.as_deref() == Some(PORT_NAME)).map_or(PORT, |p| p.container_port);
+        let status = self.status.as_ref();
+        let url = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()).map(|ip| {
+            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            format!("http://{host}:{port}")
+        });
+        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let containers = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
+        Pod {
+            model: labels.remove("strata.dev/model-deployment").unwrap_or_default(),
+            track: match labels.get("strata.dev/track").map(String::as_str) {
+                Some("canary") => Track::Canary,
+                _ => Track::Stable,
+            },
+            url,
+            ready: conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"),
+            started: containers.iter().any(|c| c.started == Some(true)),
+            leaving: self.metadata.deletion_timestamp.is_some(),
+        }
+    }
+}
+
+/// A ModelDeployment.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = strata_kinds::ModelDeployment)]
+pub(super) struct ModelObject {
+    metadata: ObjectMeta,
+    spec: ModelSpec,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ModelSpec {
+    model: Named,
+    routing: Option<Routing>,
+    rollout: Option<Rollout>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Named {
+    name: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Rollout {
+    canary: Option<Canary>,
+}
+
+impl Readable for ModelObject {
+    type Plain = Model;
+    const LABELS: Option<&str> = None;
+    const KIND: &str = "ModelDeployment";
+
+    fn plain(self) -> Model {
+        let routing = self.spec.routing.unwrap_or_default();
+        let weights = routing.weights.unwrap_or_default();
+        let named = [
+            ("prefix", weights.prefix),
+            ("queue", weights.queue),
+            ("decode", weights.decode),
+            ("latency", weights.latency),
+        ];
+        let weights: BTreeMap<String, f64> =
+            named.into_iter().filter_map(|(name, weight)| Some((name.to_owned(), weight?))).collect();
+        let canary = self.spec.rollout.and_then(|rollout| rollout.canary);
+        Model {
+            served: self.spec.model.name,
+            created: self.metadata.creation_timestamp.map_or(0, |at| at.0.as_second()),
+            leaving: self.metadata.deletion_timestamp.is_some(),
+            weights,
+            policy: routing.policy.map(|policy| match policy {
+                RoutingPolicy::PrefixAware => Policy::Prefix,
+                RoutingPolicy::RoundRobin => Policy::RoundRobin,
+            }),
+            canary_percent: canary.map(|canary| canary.weight.clamp(0, 100) as u8),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(change: impl FnOnce(&mut Value)) -> Pod {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "m-engine-1", "namespace": "team", "resourceVersion": "7",
+                "labels": {"strata.dev/model-deployment": "m", "strata.dev/track": "canary"},
+                "managedFields": [{"manager": "kubelet"}],
+            },
+            "spec": {"containers": [
+                {"name": "sidecar", "ports": [{"containerPort": 15000}]},
+                {"name": "engine", "image": "strata", "ports": [{"name": "http", "containerPort": 8123}]},
+            ]},
+            "status": {
+                "podIP": "10.1.2.3", "phase": "Running",
+                "conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}],
+                "containerStatuses": [{"name": "engine", "started": true, "ready": true}],
+            },
+        });
+        change(&mut object);
+        serde_json::from_value::<PodObject>(object).unwrap().plain()
+    }
+
+    #[test]
+    fn what_matters_of_a_pod() {
+        assert_eq!(
+            pod(|_| ()),
+            Pod {
+                model: "m".to_owned(),
+                track: Track::Canary,
+                url: Some("http://10.1.2.3:8123".to_owned()),
+                ready: true,
+                started: true,
+                leaving: false,
+            }
+        );
+        let leaving = pod(|p| p["metadata"]["deletionTimestamp"] = json!("2026-11-24T00:00:00Z"));
+        assert!(leaving.leaving);
+        let six = pod(|p| {
+            p["status"]["podIP"] = json!("fd00::7");
+            p["spec"]["containers"][1]["ports"] = json!([]);
+        });
+        assert_eq!(six.url.as_deref(), Some("http://[fd00::7]:8000"));
+        let bare = pod(|p| {
+            *p = json!({"metadata": {"name": "x"}, "spec": {"containers": null}, "status": {"podIP": ""}});
+        });
+        assert_eq!(bare, Pod::default());
+    }
+
+    #[test]
+    fn what_matters_of_a_model() {
+        let object = json!({
+            "metadata": {"name": "m", "creationTimestamp": "1970-01-01T00:01:00Z"},
+            "spec": {
+                "model": {"name": "meta/m", "uri": "file:///m"},
+                "engine": {"runtime": "OfALaterVersion"},
+                "routing": {"policy": "RoundRobin", "weights": {"prefix": 70, "latency": 0}},
+                "rollout": {"maxSurge": "25%", "canary": {"weight": 20}},
+            },
+        });
+        let model = serde_json::from_value::<ModelObject>(object).unwrap().plain();
+        assert_eq!(
+            model,
+            Model {
+                served: "meta/m".to_owned(),
+                created: 60,
+                leaving: false,
+                weights: [("latency".to_owned(), 0.0), ("prefix".to_owned(), 70.0)].into(),
+                policy: Some(Policy::RoundRobin),
+                canary_percent: Some(20),
+            }
+        );
+    }
+}
