@@ -19,6 +19,8 @@ pub struct Model {
     pub policy: Option<Policy>,
     /// Percent of the requests for pods of the canary track.
     pub canary_percent: Option<u8>,
+    /// Whether an image that is not Strata's runs it, which has no certificate and is called plainly.
+    pub foreign: bool,
 }
 
 /// An engine pod, as far as routing needs it.
@@ -28,8 +30,8 @@ pub struct Pod {
     pub model: String,
     /// Which revision it runs.
     pub track: Track,
-    /// Where it listens, once it has an address.
-    pub url: Option<String>,
+    /// Where it listens, such as `10.0.0.1:8000`, once it has an address.
+    pub authority: Option<String>,
     /// Whether the kubelet says that it can serve.
     pub ready: bool,
     /// Whether it has been up: then it may only be unready for a moment.
@@ -48,8 +50,9 @@ pub struct Found {
 }
 
 /// The lists for these models and pods, each by its object's name. Of two models that serve one name
-/// the older wins; of two of the same second, the one whose object's name comes first.
-pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>) -> Found {
+/// the older wins; of two of the same second, the one whose object's name comes first. `secured` tells
+/// that layers show each other certificates.
+pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secured: bool) -> Found {
     let mut served: BTreeMap<&str, (&String, &Model)> = BTreeMap::new();
     for (object, model) in models.iter().filter(|(_, model)| !model.leaving) {
         let older = |(_, other): &(&String, &Model)| other.created <= model.created;
@@ -72,8 +75,10 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>) -> F
     }
     for (name, pod) in pods.iter().filter(|(_, pod)| !pod.leaving) {
         let listed = by_object.get(&*pod.model).and_then(|name| found.endpoints.models.get_mut(*name));
-        let (Some(listed), Some(url)) = (listed, &pod.url) else { continue };
-        let endpoint = Endpoint { name: name.clone(), url: url.clone(), track: pod.track };
+        let (Some(listed), Some(authority)) = (listed, &pod.authority) else { continue };
+        let scheme = if secured && !models[&pod.model].foreign { "https" } else { "http" };
+        let endpoint =
+            Endpoint { name: name.clone(), url: format!("{scheme}://{authority}"), track: pod.track };
         if pod.ready {
             listed.replicas.push(endpoint);
         } else if pod.started {
@@ -168,7 +173,7 @@ mod tests {
     fn pod(model: &str, host: u8) -> Pod {
         Pod {
             model: model.to_owned(),
-            url: Some(format!("http://10.0.0.{host}:8000")),
+            authority: Some(format!("10.0.0.{host}:8000")),
             ready: true,
             started: true,
             ..Pod::default()
@@ -198,11 +203,11 @@ mod tests {
             ("b-leaves", Pod { leaving: true, ..pod("llama", 2) }),
             ("c-starts", Pod { ready: false, started: false, ..pod("llama", 3) }),
             ("d-rests", Pod { ready: false, ..pod("llama", 4) }),
-            ("e-has-no-address", Pod { url: None, ..pod("llama", 5) }),
+            ("e-has-no-address", Pod { authority: None, ..pod("llama", 5) }),
             ("f-canary", Pod { track: Track::Canary, ..pod("llama", 6) }),
             ("g-of-nobody", pod("gone", 7)),
         ]);
-        insta::assert_json_snapshot!(find(&models, &pods).endpoints, @r#"
+        insta::assert_json_snapshot!(find(&models, &pods, false).endpoints, @r#"
         {
           "models": {
             "meta/llama": {
@@ -230,7 +235,7 @@ mod tests {
           }
         }
         "#);
-        let resting: Vec<String> = find(&models, &pods).resting.into_iter().map(|e| e.name).collect();
+        let resting: Vec<String> = find(&models, &pods, false).resting.into_iter().map(|e| e.name).collect();
         assert_eq!(resting, ["d-rests"]);
     }
 
@@ -239,7 +244,7 @@ mod tests {
         let mut models = named(vec![("a-younger", model("m", 9)), ("b-older", model("m", 3))]);
         let pods = named(vec![("young", pod("a-younger", 1)), ("old", pod("b-older", 2))]);
         let serving = |models: &BTreeMap<String, Model>| {
-            let found = find(models, &pods);
+            let found = find(models, &pods, false);
             found.endpoints.models["m"].replicas.iter().map(|e| e.name.clone()).collect::<Vec<_>>()
         };
         assert_eq!(serving(&models), ["old"]);
@@ -247,6 +252,19 @@ mod tests {
         assert_eq!(serving(&models), ["young"]);
         models.insert("b-older".to_owned(), model("m", 9));
         assert_eq!(serving(&models), ["young"], "of the same age: the first by name");
+    }
+
+    #[test]
+    fn with_certificates_strata_s_own_engines_are_called_by_tls() {
+        let models =
+            named(vec![("own", model("own", 1)), ("other", Model { foreign: true, ..model("other", 1) })]);
+        let pods = named(vec![("a", pod("own", 1)), ("b", pod("other", 2))]);
+        let urls = |secured| {
+            let models = find(&models, &pods, secured).endpoints.models;
+            [models["own"].replicas[0].url.clone(), models["other"].replicas[0].url.clone()]
+        };
+        assert_eq!(urls(true), ["https://10.0.0.1:8000", "http://10.0.0.2:8000"]);
+        assert_eq!(urls(false), ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
     }
 
     #[test]
@@ -278,7 +296,7 @@ mod tests {
         ("[a-c]", any::<[bool; 4]>(), 0u8..9).prop_map(|(model, [ready, started, leaving, canary], host)| {
             Pod {
                 track: if canary { Track::Canary } else { Track::Stable },
-                url: (host > 0).then(|| format!("http://10.0.0.{host}:8000")),
+                authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
                 model,
                 ready,
                 started,
@@ -300,13 +318,13 @@ mod tests {
                 0..4,
             ),
         ) {
-            let found = find(&models, &pods);
+            let found = find(&models, &pods, false);
             for (name, listed) in &found.endpoints.models {
                 let owners: Vec<_> = models.iter().filter(|(_, m)| !m.leaving && m.served == *name).collect();
                 let oldest = owners.iter().map(|(_, m)| m.created).min().unwrap();
                 for replica in &listed.replicas {
                     let pod = &pods[&replica.name];
-                    prop_assert!(pod.ready && !pod.leaving && pod.url.as_deref() == Some(&*replica.url));
+                    prop_assert!(pod.ready && !pod.leaving && replica.url.strip_prefix("http://") == pod.authority.as_deref());
                     prop_assert_eq!(models[&pod.model].created, oldest);
                     prop_assert_eq!(&models[&pod.model].served, name);
                     prop_assert_eq!(pod.track, replica.track);

@@ -99,7 +99,7 @@ async fn take_over(scheduler: &Scheduler, cluster: &Cluster) {
         if !pods.is_whole() || !models.is_whole() {
             continue;
         }
-        let found = find(models.objects(), pods.objects());
+        let found = find(models.objects(), pods.objects(), scheduler.options.mtls.is_some());
         if found != known || !scheduler.is_discovered() {
             scheduler.list(&found.endpoints, &found.resting);
             scheduler.discovered();

@@ -154,18 +154,19 @@ mod tests {
         split
     }
 
-    fn ask(split: &mut Split, opening: Option<Opening>) -> Track {
+    fn ask(split: &mut Split, opening: impl Into<Option<Opening>>) -> Track {
+        let opening = opening.into();
         let track = split.choose(opening, &both()).unwrap();
         split.chosen(opening, track);
         track
     }
 
-    fn first(hash: u64) -> Option<Opening> {
-        Some(Opening { hash, first: true })
+    fn first(hash: u64) -> Opening {
+        Opening { hash, first: true }
     }
 
-    fn later(hash: u64) -> Option<Opening> {
-        Some(Opening { hash, first: false })
+    fn later(hash: u64) -> Opening {
+        Opening { hash, first: false }
     }
 
     /// A number that looks random, as a hash does.
@@ -187,7 +188,7 @@ mod tests {
             let (mut split, mut canary) = (split(percent), 0.0);
             let share = f64::from(percent) / 100.0;
             for (n, (hash, by_turns)) in kinds.iter().enumerate() {
-                let opening = if *by_turns { None } else { first(mixed(*hash)) };
+                let opening = (!by_turns).then(|| first(mixed(*hash)));
                 canary += f64::from(u8::from(ask(&mut split, opening) == Track::Canary));
                 let asked = (n + 1) as f64;
                 let bound = 2.0 * (asked * share * (1.0 - share)).sqrt() + 2.0;
@@ -222,7 +223,7 @@ mod tests {
             let mut split = split(percent);
             let candidates = [on(Track::Stable, !canary_open), on(Track::Canary, canary_open)];
             for n in 0..asked {
-                prop_assert_eq!(split.choose(first(mixed(n as u64)), &candidates), None);
+                prop_assert_eq!(split.choose(Some(first(mixed(n as u64))), &candidates), None);
             }
             let canary = (0..100).filter(|_| ask(&mut split, None) == Track::Canary).count();
             prop_assert_eq!(canary, usize::from(percent));
@@ -264,10 +265,10 @@ mod tests {
     #[test]
     fn without_a_share_nothing_is_split() {
         let mut split = Split::default();
-        assert_eq!(split.choose(first(1), &both()), None);
-        split.chosen(first(1), Track::Stable);
+        assert_eq!(split.choose(Some(first(1)), &both()), None);
+        split.chosen(Some(first(1)), Track::Stable);
         split.set(Some(100));
-        assert_eq!(split.choose(first(1), &both()), Some(Track::Canary));
+        assert_eq!(split.choose(Some(first(1)), &both()), Some(Track::Canary));
         split.set(Some(0));
         assert_eq!(split.choose(None, &both()), Some(Track::Stable));
     }

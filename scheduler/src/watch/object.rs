@@ -18,6 +18,9 @@ const PORT: u16 = 8000;
 /// The name of the port that takes requests.
 const PORT_NAME: &str = "http";
 
+/// The runtime that is Strata's engine, and what runs when a model names none.
+const OWN_RUNTIME: &str = "Native";
+
 /// A kind of objects that is watched.
 pub(super) trait Readable:
     Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -97,9 +100,9 @@ impl Readable for PodObject {
         let mut ports = ports.flat_map(|c| c.ports.unwrap_or_default());
         let port = ports.find(|p| p.name.as_deref() == Some(PORT_NAME)).map_or(PORT, |p| p.container_port);
         let status = self.status.as_ref();
-        let url = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()).map(|ip| {
+        let authority = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()).map(|ip| {
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-            format!("http://{host}:{port}")
+            format!("{host}:{port}")
         });
         let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let containers = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
@@ -109,7 +112,7 @@ impl Readable for PodObject {
                 Some("canary") => Track::Canary,
                 _ => Track::Stable,
             },
-            url,
+            authority,
             ready: conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"),
             started: containers.iter().any(|c| c.started == Some(true)),
             leaving: self.metadata.deletion_timestamp.is_some(),
@@ -128,6 +131,7 @@ pub(super) struct ModelObject {
 #[derive(Clone, Debug, Deserialize)]
 struct ModelSpec {
     model: Named,
+    engine: Option<Engine>,
     routing: Option<Routing>,
     rollout: Option<Rollout>,
 }
@@ -135,6 +139,11 @@ struct ModelSpec {
 #[derive(Clone, Debug, Deserialize)]
 struct Named {
     name: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Engine {
+    runtime: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -158,6 +167,7 @@ impl Readable for ModelObject {
         ];
         let weights: BTreeMap<String, f64> =
             named.into_iter().filter_map(|(name, weight)| Some((name.to_owned(), weight?))).collect();
+        let runtime = self.spec.engine.and_then(|engine| engine.runtime);
         let canary = self.spec.rollout.and_then(|rollout| rollout.canary);
         Model {
             served: self.spec.model.name,
@@ -169,6 +179,7 @@ impl Readable for ModelObject {
                 RoutingPolicy::RoundRobin => Policy::RoundRobin,
             }),
             canary_percent: canary.map(|canary| canary.weight.clamp(0, 100) as u8),
+            foreign: runtime.is_some_and(|runtime| runtime != OWN_RUNTIME),
         }
     }
 }
@@ -208,7 +219,7 @@ mod tests {
             Pod {
                 model: "m".to_owned(),
                 track: Track::Canary,
-                url: Some("http://10.1.2.3:8123".to_owned()),
+                authority: Some("10.1.2.3:8123".to_owned()),
                 ready: true,
                 started: true,
                 leaving: false,
@@ -220,7 +231,7 @@ mod tests {
             p["status"]["podIP"] = json!("fd00::7");
             p["spec"]["containers"][1]["ports"] = json!([]);
         });
-        assert_eq!(six.url.as_deref(), Some("http://[fd00::7]:8000"));
+        assert_eq!(six.authority.as_deref(), Some("[fd00::7]:8000"));
         let bare = pod(|p| {
             *p = json!({"metadata": {"name": "x"}, "spec": {"containers": null}, "status": {"podIP": ""}});
         });
@@ -248,6 +259,7 @@ mod tests {
                 weights: [("latency".to_owned(), 0.0), ("prefix".to_owned(), 70.0)].into(),
                 policy: Some(Policy::RoundRobin),
                 canary_percent: Some(20),
+                foreign: true,
             }
         );
     }
