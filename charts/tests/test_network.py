@@ -3,11 +3,12 @@
 The test network of e2e enforces no policy, so this is where they are held.
 """
 
+import copy
 import itertools
 
 import network
 import pytest
-from conftest import values_of
+from conftest import rendered_by_operator, values_of
 from network import Address, Pod
 
 PORTS = {"http": 8000, "internal": 8443}
@@ -132,3 +133,79 @@ def test_more_egress(helm):
 def test_without_policies_nothing_is_held(helm, case):
     if values_of(case).get("networkPolicy", {}).get("enabled") is False:
         assert [o for o in helm.objects("strata", values_of(case)) if o["kind"] == "NetworkPolicy"] == []
+
+
+class TestTheWhole:
+    """The chart's policies and the operator's together, in two namespaces with models."""
+
+    METRICS = {"networkPolicy": {"metricsNamespaces": ["monitoring"]}}
+
+    @staticmethod
+    def of_operator(mode: str) -> list[dict]:
+        """The operator's policies for the namespace `models`, and the same for `others`."""
+        snapshot = f"policies_in_mode_{mode}"
+        found = [o for name, o in rendered_by_operator() if name.endswith(snapshot)]
+        assert found, f"the operator has no snapshot {snapshot}"
+        others = copy.deepcopy(found)
+        for policy in others:
+            policy["metadata"]["namespace"] = "others"
+        return found + others
+
+    @staticmethod
+    def pods(mode: str) -> dict[str, Pod]:
+        """Every pod that there is in a mode, and who else may try."""
+        found = {name: OWN[name] for name in installed(mode)}
+        for namespace in ("models", "others"):
+            engine = strata("engine", namespace)
+            engine.labels["strata.dev/model-deployment"] = "here"
+            found[f"engine@{namespace}"] = engine
+            if mode != "development":
+                found[f"scheduler@{namespace}"] = strata("scheduler", namespace)
+        return found | OTHERS
+
+    @staticmethod
+    def expected(mode: str) -> set[tuple[str, str]]:
+        flows = set()
+        for source in OTHERS:
+            flows |= {(source, entrance) for entrance in ENTRANCES[mode]}
+        # Prometheus; what it may read it reads on the one port that there is.
+        flows.add(("prometheus", "operator"))
+        for namespace in ("models", "others"):
+            engine, scheduler = f"engine@{namespace}", f"scheduler@{namespace}"
+            flows |= {("prometheus", engine), ("operator", engine)}
+            if mode == "development":
+                flows.add(("platform", engine))
+                continue
+            above = "gateway" if mode == "enterprise" else "platform"
+            flows |= {("prometheus", scheduler), ("operator", scheduler), (above, scheduler), (scheduler, engine)}
+        if mode == "enterprise":
+            flows |= {("platform", "gateway"), ("operator", "gateway")}
+        return flows
+
+    @pytest.mark.parametrize("mode", FLOWS)
+    def test_matrix(self, helm, mode):
+        rules = policies(helm, mode, self.METRICS) + self.of_operator(mode)
+        pods = self.pods(mode)
+        possible = {
+            (s, t)
+            for s, t in itertools.permutations(pods, 2)
+            if isinstance(pods[t], Pod) and t not in OTHERS and network.allowed(rules, pods[s], pods[t], 8000)
+        }
+        assert possible == self.expected(mode)
+
+    @pytest.mark.parametrize("mode", FLOWS)
+    def test_nothing_leaves_the_cluster(self, helm, mode):
+        """But to the API server, and for a model that is fetched to where it is fetched from."""
+        rules = policies(helm, mode) + self.of_operator(mode)
+        for name, pod in self.pods(mode).items():
+            if name in OTHERS:
+                continue
+            api = name in ("operator", "gateway") or name.startswith("scheduler")
+            assert network.allowed(rules, pod, API_SERVER, 6443) is api, name
+            assert not network.allowed(rules, pod, OTHERS["internet"], 80), name
+            assert not network.allowed(rules, pod, OTHERS["app"], 8000), name
+        fetched = strata("engine", "models")
+        fetched.labels["strata.dev/model-deployment"] = "fetched"
+        if mode != "development":
+            assert network.allowed(rules, fetched, OTHERS["internet"], 443)
+        assert not network.allowed(rules, fetched, OTHERS["internet"], 22)

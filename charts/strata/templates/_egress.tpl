@@ -1,10 +1,12 @@
-{{- /* Names. */ -}}
+{{- /* Names, from the cluster's DNS or from its cache on the node. */ -}}
 {{- define "strata.egressDns" -}}
 - to:
     - namespaceSelector: {}
       podSelector:
         matchLabels:
           k8s-app: kube-dns
+    - ipBlock:
+        cidr: 169.254.20.10/32
   ports:
     - port: 53
       protocol: UDP

@@ -146,3 +146,55 @@ fn peer(namespace: Option<&str>, pods: Vec<(String, String)>) -> NetworkPolicyPe
 fn selector(labels: Vec<(String, String)>) -> LabelSelector {
     LabelSelector { match_labels: Some(labels.into_iter().collect()), ..LabelSelector::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use crate::Mode;
+    use crate::cluster::{Child, ClusterSite, ModelSeen, NamespaceSeen, judge, model_step, namespace_step};
+
+    /// All policies of a namespace with one model that is there and one that is fetched. The tests of the
+    /// charts judge the flows that these snapshots allow (charts/tests/test_network.py).
+    fn policies(mode: Mode) -> Vec<Value> {
+        let site = ClusterSite {
+            metrics_namespaces: vec!["monitoring".into()],
+            ..ClusterSite::new("strata:1", mode, "strata")
+        };
+        let models: Vec<_> = [("here", "pvc://models/a.gguf"), ("fetched", "hf://owner/name")]
+            .into_iter()
+            .take(if mode == Mode::Development { 1 } else { 2 })
+            .map(|(name, uri)| {
+                let object = json!({
+                    "apiVersion": "strata.dev/v1alpha1", "kind": "ModelDeployment",
+                    "metadata": { "name": name, "namespace": "models", "uid": name },
+                    "spec": { "model": { "name": name, "uri": uri } },
+                });
+                Arc::new(serde_json::from_value::<strata_kinds::ModelDeployment>(object).unwrap())
+            })
+            .collect();
+        let engines: Vec<_> = models.iter().map(|model| judge(model, &models, &site).1.unwrap()).collect();
+        let seen = ModelSeen {
+            deployments: &[],
+            pods: &[],
+            revisions: &[],
+            schedulers: &[],
+            downloads: &std::collections::BTreeMap::new(),
+            refused: &[],
+        };
+        let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;
+        let of_models = engines.iter().flat_map(|engine| model_step(engine, &seen, &site, now).apply);
+        let shared = namespace_step("models", &engines, &NamespaceSeen { revisions: &[] }, &site);
+        let children: Vec<Child> = shared.into_iter().chain(of_models).collect();
+        children.into_iter().filter(|c| c.key().kind == "NetworkPolicy").map(|c| c.object).collect()
+    }
+
+    #[test]
+    fn flows_of_each_mode() {
+        for mode in [Mode::Development, Mode::Production, Mode::Enterprise] {
+            insta::assert_yaml_snapshot!(format!("policies_in_mode_{mode}"), policies(mode));
+        }
+    }
+}
