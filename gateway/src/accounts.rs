@@ -34,6 +34,12 @@ impl Accounts {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps the counters from changing.
+    #[cfg(test)]
+    pub(crate) fn hold(&self) -> MutexGuard<'_, Book> {
+        self.book()
+    }
+
     /// Makes the counters again for other rules, tiers or time zones, from the ledger: a changed limit
     /// counts what was used before the change. What is in flight stays reserved.
     ///

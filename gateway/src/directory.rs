@@ -1,7 +1,7 @@
 //! What the manifests come down to for the gateway: tenants, the models' access, keys in Secrets, and
 //! the rules of all policies. One instance is one consistent state; an edit makes a new one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -56,6 +56,28 @@ impl fmt::Display for Problem {
     }
 }
 
+/// One object as its source knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Told {
+    /// Its name.
+    pub name: String,
+    /// The generation that was seen last.
+    pub generation: Option<i64>,
+    /// Whether a version of it is in force.
+    pub in_force: bool,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// The objects that are told of, each list by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// Tenants.
+    pub tenants: Vec<Told>,
+    /// Policies.
+    pub policies: Vec<Told>,
+}
+
 /// The time zone that a tenant's budgets go by, or what is wrong with it.
 pub(crate) fn zone_of(spec: &TenantSpec) -> Result<TimeZone, String> {
     let wanted = spec.time_zone.as_deref();
@@ -78,6 +100,8 @@ pub struct Directory {
     /// The rules of all policies.
     pub rules: Arc<[Rule]>,
     policies: Vec<quota::Policy>,
+    /// What is to be told of the objects that it was made of.
+    pub objects: Objects,
     resolution: Arc<OnceLock<quota::Resolution>>,
 }
 
@@ -97,6 +121,7 @@ impl Directory {
                 directory.models.entry(name.clone()).or_insert_with(|| entry.clone());
             }
         }
+        let mut ids = HashSet::new();
         for tenant in &manifests.tenants {
             let name: Arc<str> = tenant.metadata.name.as_deref().unwrap_or_default().into();
             let zone = match zone_of(&tenant.spec) {
@@ -106,7 +131,7 @@ impl Directory {
                     continue;
                 }
             };
-            directory.secret_keys(manifests, &name, &tenant.spec, &mut problems);
+            directory.secret_keys(manifests, &name, &tenant.spec, &mut ids, &mut problems);
             let entry = TenantEntry {
                 name: name.clone(),
                 tier: tenant.spec.tier().into(),
@@ -136,6 +161,7 @@ impl Directory {
             }
         }
         directory.rules = rules.into();
+        directory.objects = directory.all_good();
         (directory, problems)
     }
 
@@ -144,6 +170,7 @@ impl Directory {
         manifests: &Manifests<'_>,
         tenant: &Arc<str>,
         spec: &TenantSpec,
+        ids: &mut HashSet<String>,
         problems: &mut Vec<Problem>,
     ) {
         for (i, key) in spec.api_keys.iter().enumerate() {
@@ -179,7 +206,7 @@ impl Directory {
                     continue;
                 }
             };
-            if self.keys.iter().any(|known| *known.id == *id) {
+            if !ids.insert(id.to_owned()) {
                 refuse(format!(
                     "another key has the id {id:?} of the Secret {secret} already; make a key with an id of its own"
                 ));
@@ -208,12 +235,25 @@ impl Directory {
             && self.tenants.values().all(|tenant| same(tenant))
     }
 
-    /// The same without the tenants that `before` does not have.
+    /// What is to be told where nothing is wrong and nothing has a generation.
+    fn all_good(&self) -> Objects {
+        let good = |name: &Arc<str>| Told { name: name.to_string(), in_force: true, ..Told::default() };
+        let mut objects = Objects {
+            tenants: self.tenants.keys().map(good).collect(),
+            policies: self.policies.iter().map(|policy| good(&policy.name)).collect(),
+        };
+        objects.tenants.sort_unstable();
+        objects.policies.sort_unstable();
+        objects
+    }
+
+    /// The same without the tenants that `before` does not have, and with what is told of that one.
     #[must_use]
     pub fn without_newcomers(&self, before: &Self) -> Self {
         let mut less = self.clone();
         less.tenants.retain(|name, _| before.tenants.contains_key(name));
         less.resolution = Arc::default();
+        less.objects = before.objects.clone();
         less
     }
 
@@ -258,15 +298,6 @@ impl Directory {
             };
             quota::resolve(&self.policies, &self.rules, tenants, models, permits)
         })
-    }
-
-    /// The names of the tenants and of the policies, each in order.
-    pub fn names(&self) -> (Vec<&str>, Vec<&str>) {
-        let mut tenants: Vec<&str> = self.tenants.keys().map(|name| &**name).collect();
-        let mut policies: Vec<&str> = self.policies.iter().map(|policy| &*policy.name).collect();
-        tenants.sort_unstable();
-        policies.sort_unstable();
-        (tenants, policies)
     }
 
     /// Every time zone in use.

@@ -1,7 +1,7 @@
 //! Follows a folder of manifests.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use strata_kinds::manifest::{self, Folder, Problem, fingerprint};
@@ -73,7 +73,6 @@ enum Reloaded {
 
 /// Takes an edit over: whole, or not at all. Objects that the edit broke stay as they were.
 fn reload(inner: &Inner, path: &Path, last: &Folder) -> Reloaded {
-    let _one_at_a_time = inner.replacing.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = manifest::keep_last_good(last, manifest::load(path));
     for problem in &folder.problems {
         inner.metrics.config_rejected.inc();
@@ -89,7 +88,12 @@ fn reload(inner: &Inner, path: &Path, last: &Folder) -> Reloaded {
         );
         return Reloaded::Unusable;
     }
-    match follow::replace(inner, directory) {
+    let taken_over = match follow::judge_by(inner, Arc::new(directory)) {
+        Ok(true) => Ok(()),
+        Ok(false) => follow::count(inner),
+        Err(error) => Err(error),
+    };
+    match taken_over {
         Ok(()) => {
             let (tenants, models, rules) = inner.directory.load().sizes();
             tracing::info!(tenants, models, rules, "took over edited manifests");

@@ -16,6 +16,7 @@ use crate::accounts::Accounts;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::directory::Directory;
+use crate::follow::Pending;
 use crate::guard::Guard;
 use crate::identity::Opaque;
 use crate::keys::{KeyRing, KeyStore};
@@ -41,6 +42,7 @@ pub(crate) struct Inner {
     ring_version: AtomicI64,
     /// Held while the directory or the ring is replaced.
     pub(crate) replacing: Mutex<()>,
+    pub(crate) pending: Pending,
     /// What is watched, where the state comes from a cluster.
     pub(crate) watched: Option<Watched>,
     pub(crate) accounts: Accounts,
@@ -90,8 +92,10 @@ impl Gateway {
             Origin::Folder(..) => None,
             Origin::Cluster(_) => Some(Watched::default()),
         };
+        let directory = Arc::new(directory);
         let gateway = Self(Arc::new(Inner {
-            directory: ArcSwap::from_pointee(directory),
+            pending: Pending::none(&directory),
+            directory: ArcSwap::new(directory),
             ring: ArcSwap::from_pointee(ring),
             ring_version: AtomicI64::new(ring_version),
             replacing: Mutex::new(()),

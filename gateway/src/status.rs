@@ -10,7 +10,7 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::governance::{BudgetUsage, GatewayStatus, Override, PolicyReport, TenantReport};
 
-use crate::directory::{Directory, TenantEntry};
+use crate::directory::{Directory, TenantEntry, Told};
 use crate::gateway::Inner;
 use crate::quota::calendar::span;
 use crate::quota::{BudgetReading, CounterKey, Measure, Owner};
@@ -18,40 +18,6 @@ use crate::refuse;
 
 /// Names given where many tenants are concerned.
 const EXAMPLES: usize = 5;
-
-/// One object as its source knows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Known {
-    /// Its name.
-    pub(crate) name: String,
-    /// The generation that was seen last.
-    pub(crate) generation: Option<i64>,
-    /// Whether a version of it is in force.
-    pub(crate) in_force: bool,
-    /// What is wrong.
-    pub(crate) problems: Vec<String>,
-}
-
-/// The objects that are to be told of.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Objects {
-    /// Tenants, by name.
-    pub(crate) tenants: Vec<Known>,
-    /// Policies, by name.
-    pub(crate) policies: Vec<Known>,
-}
-
-impl Objects {
-    /// Those of a directory whose every object is good.
-    fn of(directory: &Directory) -> Self {
-        let known = |names: Vec<&str>| {
-            let good = |name: &&str| Known { name: (*name).to_owned(), in_force: true, ..Known::default() };
-            names.iter().map(good).collect()
-        };
-        let (tenants, policies) = directory.names();
-        Self { tenants: known(tenants), policies: known(policies) }
-    }
-}
 
 /// The endpoint. Only a layer of Strata may ask.
 pub(crate) async fn status(
@@ -77,26 +43,13 @@ pub(crate) async fn status(
 }
 
 fn report(inner: &Inner) -> GatewayStatus {
-    let (directory, objects) = match &inner.watched {
-        None => {
-            let directory = inner.directory.load_full();
-            let objects = Objects::of(&directory);
-            (directory, objects)
-        }
-        Some(watched) => watched.in_force(&inner.directory),
-    };
     let readings = inner.accounts.budgets();
-    compose(&directory, objects, &readings, inner.clock.now_ms())
+    compose(&inner.directory.load_full(), &readings, inner.clock.now_ms())
 }
 
-fn compose(
-    directory: &Directory,
-    objects: Objects,
-    readings: &HashMap<CounterKey, BudgetReading>,
-    now: i64,
-) -> GatewayStatus {
-    let resolution = directory.resolution();
-    let tenant = |known: Known| {
+fn compose(directory: &Directory, readings: &HashMap<CounterKey, BudgetReading>, now: i64) -> GatewayStatus {
+    let (resolution, objects) = (directory.resolution(), directory.objects.clone());
+    let tenant = |known: Told| {
         let entry = directory.tenant(&known.name);
         let policies = resolution.policies.get(&*known.name);
         TenantReport {
@@ -112,7 +65,7 @@ fn compose(
     for policy in resolution.policies.values().flatten() {
         *applies_to.entry(policy).or_default() += 1;
     }
-    let policy = |known: Known| {
+    let policy = |known: Told| {
         let overridden = resolution.overridden.get(&*known.name).into_iter().flatten();
         PolicyReport {
             tenants: applies_to.get(&*known.name).copied().unwrap_or(0),

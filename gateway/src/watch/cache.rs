@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use kube::core::DeserializeGuard;
 
 use super::object::Object;
-use crate::status::Known;
+use crate::directory::Told;
 
 /// An object by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,8 +113,8 @@ impl<O: Object> Cache<O> {
     }
 
     /// What is to be told of each object, by name.
-    pub(super) fn known(&self) -> impl Iterator<Item = Known> {
-        self.0.iter().map(|(key, held)| Known {
+    pub(super) fn known(&self) -> impl Iterator<Item = Told> {
+        self.0.iter().map(|(key, held)| Told {
             name: key.name.clone(),
             generation: held.generation,
             in_force: held.good.is_some(),

@@ -7,13 +7,13 @@
 mod cache;
 mod object;
 mod reflect;
+mod take_over;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -23,22 +23,15 @@ use tokio::sync::Notify;
 use self::cache::Cache;
 use self::object::{Object, SecretObject};
 use self::reflect::Reflector;
-use crate::directory::{Directory, Problem};
-use crate::follow::{self, pause};
+use crate::directory::{Objects, Problem, Told};
 use crate::gateway::{Gateway, Inner};
-use crate::ledger::LedgerError;
 use crate::manifests::Manifests;
 use crate::options::{Cluster, GatewayError};
-use crate::status::{Known, Objects};
 
 /// Label of the Secrets that hold keys; others are never asked for.
 const KEY_LABEL: &str = "strata.dev/api-key=true";
 /// Label of the EndpointSlices of the schedulers' Services.
 const SCHEDULER_LABEL: &str = "kubernetes.io/service-name=strata-scheduler";
-/// How long a change waits for others, to be taken over with them.
-const COALESCE: Duration = Duration::from_millis(20);
-/// Pause after the ledger did not take a change.
-const AGAIN: Duration = Duration::from_secs(1);
 /// Time to establish a connection to the API server.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -109,7 +102,7 @@ impl Seen {
         for problem in problems {
             more.entry((problem.kind, &problem.object)).or_default().push(&problem.message);
         }
-        let known = |kind: &str, mut known: Known| {
+        let known = |kind: &str, mut known: Told| {
             let found = more.get(&(kind, known.name.as_str()));
             known.problems.extend(found.into_iter().flatten().map(ToString::to_string));
             known
@@ -135,8 +128,10 @@ pub(crate) struct Watched {
     changed: Notify,
     following: Mutex<BTreeMap<String, Following>>,
     taken_over: AtomicBool,
-    /// What was seen of the objects of which the directory in force was made.
+    /// What was seen of the objects of the newest state, so that a problem is logged once.
     told: Mutex<Objects>,
+    /// There is a state whose counters are to be made.
+    uncounted: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,10 +144,14 @@ impl Watched {
         self.taken_over.load(Ordering::Acquire)
     }
 
-    /// A directory in force, and what was seen of the objects of which it was made.
-    pub(crate) fn in_force(&self, directory: &ArcSwap<Directory>) -> (Arc<Directory>, Objects) {
-        let told = lock(&self.told);
-        (directory.load_full(), told.clone())
+    /// Notes that all of a state is in force.
+    fn is_in_force(&self, inner: &Inner) {
+        let (tenants, models, rules) = inner.directory.load().sizes();
+        if self.taken_over.swap(true, Ordering::AcqRel) {
+            tracing::debug!(tenants, models, rules, "took over a change");
+        } else {
+            tracing::info!(tenants, models, rules, "read the cluster for the first time");
+        }
     }
 
     /// What is still missing before the gateway can serve, in words.
@@ -206,7 +205,8 @@ pub(crate) fn spawn(gateway: &Gateway, api: &Api) {
         follow::<ModelDeployment>(gateway, api, namespace, None);
         follow::<EndpointSlice>(gateway, api, namespace, Some(SCHEDULER_LABEL));
     }
-    gateway.0.tasks.spawn(take_over(gateway.0.clone()));
+    gateway.0.tasks.spawn(take_over::changes(gateway.0.clone()));
+    gateway.0.tasks.spawn(take_over::counters(gateway.0.clone()));
 }
 
 fn follow<O: Object>(gateway: &Gateway, api: &Api, namespace: Option<&str>, labels: Option<&'static str>) {
@@ -215,73 +215,6 @@ fn follow<O: Object>(gateway: &Gateway, api: &Api, namespace: Option<&str>, labe
         lock(&watched.following).insert(reflector.what().to_owned(), Following::default());
     }
     gateway.0.tasks.spawn(reflector.run());
-}
-
-/// Takes changes over as they come, once everything was listed.
-async fn take_over(inner: Arc<Inner>) {
-    let Some(watched) = &inner.watched else { return };
-    loop {
-        tokio::select! {
-            () = inner.stop.cancelled() => return,
-            () = watched.changed.notified() => {}
-        }
-        if !watched.is_complete() {
-            continue;
-        }
-        if !pause(&inner, COALESCE).await {
-            return;
-        }
-        let work = inner.clone();
-        match tokio::task::spawn_blocking(move || rebuild(&work)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::error!(%error, "could not take over a change; it is tried again");
-                if !pause(&inner, AGAIN).await {
-                    return;
-                }
-                watched.changed.notify_one();
-            }
-            Err(error) => tracing::error!(%error, "could not take over a change"),
-        }
-    }
-}
-
-fn rebuild(inner: &Inner) -> Result<(), LedgerError> {
-    let Some(watched) = &inner.watched else { return Ok(()) };
-    let _one_at_a_time = lock(&inner.replacing);
-    let (directory, objects) = {
-        let seen = lock(&watched.seen);
-        let (directory, problems) = Directory::new(&seen.manifests());
-        (directory, seen.objects(&problems))
-    };
-    follow::replace(inner, directory)?;
-    let before = std::mem::replace(&mut *lock(&watched.told), objects.clone());
-    warn_of_new(inner, "Tenant", &objects.tenants, &before.tenants);
-    warn_of_new(inner, "QuotaPolicy", &objects.policies, &before.policies);
-    let (tenants, models, rules) = inner.directory.load().sizes();
-    if watched.taken_over.swap(true, Ordering::AcqRel) {
-        tracing::debug!(tenants, models, rules, "took over a change");
-    } else {
-        tracing::info!(tenants, models, rules, "read the cluster for the first time");
-    }
-    Ok(())
-}
-
-fn warn_of_new(inner: &Inner, kind: &str, now: &[Known], before: &[Known]) {
-    let known: BTreeMap<&str, &Known> = before.iter().map(|k| (k.name.as_str(), k)).collect();
-    for object in now {
-        let told = known.get(object.name.as_str()).map(|k| k.problems.as_slice()).unwrap_or_default();
-        for problem in object.problems.iter().filter(|p| !told.contains(p)) {
-            inner.metrics.config_rejected.inc();
-            tracing::warn!(
-                kind,
-                object = object.name,
-                problem,
-                in_force = object.in_force,
-                "an object does not take full effect"
-            );
-        }
-    }
 }
 
 /// Makes the endpoints of a namespace's schedulers known. Addresses of another family are left out where
