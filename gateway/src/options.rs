@@ -52,6 +52,13 @@ pub struct Cluster {
     pub namespace: String,
     /// The namespaces whose models are served; all when empty.
     pub model_namespaces: Vec<String>,
+    /// Longest wait for one page of a list, and for a watch to begin.
+    pub answer_within: Duration,
+}
+
+impl Cluster {
+    /// The wait for an answer that suits an API server under load.
+    pub const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 }
 
 impl fmt::Display for Source {

@@ -91,6 +91,7 @@ impl World {
                 kubeconfig: Some(kubeconfig),
                 namespace: "strata".to_owned(),
                 model_namespaces: model_namespaces.iter().map(|n| (*n).to_owned()).collect(),
+                answer_within: Duration::from_secs(1),
             }),
             listen: "127.0.0.1:0".to_owned(),
             state: folder.path().join("ledger.db"),
@@ -475,6 +476,14 @@ async fn a_gateway_is_ready_when_everything_was_listed_once() {
     let early = world.chat("m").await;
     assert_eq!(early.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(!early.header("retry-after").is_empty());
+    // A list that is never answered is given up, and asked for again.
+    eventually("it says so", async || {
+        let body = world.get("/ready", "").await.body;
+        String::from_utf8_lossy(&body).contains("no list within 1s")
+    })
+    .await;
+    world.api.hang(false);
+    eventually("it is ready", async || world.get("/ready", "").await.status == StatusCode::OK).await;
     drop(world);
 
     let api = governed().await;

@@ -109,6 +109,7 @@ pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
             kubeconfig: None,
             namespace: args.namespace,
             model_namespaces: args.model_namespaces,
+            answer_within: Cluster::ANSWER_WITHIN,
         }),
     };
     let options = GatewayOptions {

@@ -210,7 +210,7 @@ pub(crate) fn spawn(gateway: &Gateway, api: &Api) {
 }
 
 fn follow<O: Object>(gateway: &Gateway, api: &Api, namespace: Option<&str>, labels: Option<&'static str>) {
-    let reflector = Reflector::<O>::new(gateway.0.clone(), &api.client, namespace, labels);
+    let reflector = Reflector::<O>::new(gateway.0.clone(), api, namespace, labels);
     if let Some(watched) = &gateway.0.watched {
         lock(&watched.following).insert(reflector.what().to_owned(), Following::default());
     }

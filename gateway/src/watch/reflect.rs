@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use kube::Client;
 use kube::api::{Api, ListParams, WatchEvent, WatchParams};
 use kube::core::DeserializeGuard;
 use tokio::time::{Instant, timeout};
@@ -19,8 +18,6 @@ use super::{Watched, lock};
 use crate::follow::pause;
 use crate::gateway::Inner;
 
-/// Longest wait for one page of a list, and for a watch to begin.
-const ANSWER: Duration = Duration::from_secs(30);
 /// Objects on one page of a list.
 const PAGE: u32 = 500;
 /// Seconds after which the API server is asked to end a watch, so that one whose connection was lost
@@ -37,6 +34,7 @@ pub(super) struct Reflector<O: Object> {
     api: Api<DeserializeGuard<O>>,
     namespace: Option<String>,
     labels: Option<&'static str>,
+    answer_within: Duration,
     what: String,
 }
 
@@ -79,16 +77,17 @@ fn describe(what: &str, error: &kube::Error) -> String {
 impl<O: Object> Reflector<O> {
     pub(super) fn new(
         inner: Arc<Inner>,
-        client: &Client,
+        api: &super::Api,
         namespace: Option<&str>,
         labels: Option<&'static str>,
     ) -> Self {
+        let (client, answer_within) = (&api.client, api.cluster.answer_within);
         let plural = O::plural(&());
         let (api, what) = match namespace {
             None => (Api::all(client.clone()), plural.into_owned()),
             Some(n) => (Api::namespaced(client.clone(), n), format!("{plural} in {n}")),
         };
-        Self { inner, api, namespace: namespace.map(str::to_owned), labels, what }
+        Self { inner, api, namespace: namespace.map(str::to_owned), labels, answer_within, what }
     }
 
     /// What is followed, in words.
@@ -174,9 +173,9 @@ impl<O: Object> Reflector<O> {
         params.label_selector = self.labels.map(str::to_owned);
         let mut objects = Vec::new();
         let version = loop {
-            let page = timeout(ANSWER, self.api.list(&params))
+            let page = timeout(self.answer_within, self.api.list(&params))
                 .await
-                .map_err(|_| format!("no list within {} s", ANSWER.as_secs()))?
+                .map_err(|_| format!("no list within {:?}", self.answer_within))?
                 .map_err(|error| describe(&self.what, &error))?;
             objects.extend(page.items);
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
@@ -207,8 +206,8 @@ impl<O: Object> Reflector<O> {
     async fn watch(&self, watched: &Watched, version: &mut String) -> Ended {
         let mut params = WatchParams::default().timeout(WATCH_SECONDS);
         params.label_selector = self.labels.map(str::to_owned);
-        let Ok(begun) = timeout(ANSWER, self.api.watch(&params, version)).await else {
-            return Ended::Failed(format!("no watch within {} s", ANSWER.as_secs()));
+        let Ok(begun) = timeout(self.answer_within, self.api.watch(&params, version)).await else {
+            return Ended::Failed(format!("no watch within {:?}", self.answer_within));
         };
         let gone = |code: u16| code == 410;
         let mut events = match begun {
