@@ -319,9 +319,15 @@ pub(crate) struct Platform {
 }
 
 #[derive(ClapArgs, Debug)]
-#[command(after_help = "Uses the cluster of the current kubeconfig context, or the pod's own.")]
+#[command(after_help = "\
+Examples:
+  strata operator --image strata:0.1.0
+  strata operator --image strata:0.1.0 --mode production --model-namespaces team-a,team-b
+
+Uses the cluster of the current kubeconfig context, or the pod's own. Serves /health, /ready and
+/metrics. Of several that run, one leads and the others stand by.")]
 pub(crate) struct Operator {
-    /// Namespace in which Tenants and QuotaPolicies are read
+    /// Strata's own namespace, where Tenants, QuotaPolicies and the Lease are
     #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE", default_value = "strata")]
     pub(crate) namespace: String,
     /// Image of the pods that it renders
@@ -330,6 +336,36 @@ pub(crate) struct Operator {
     /// Which layers are installed beside it
     #[arg(long, value_enum, env = "STRATA_MODE", default_value = "enterprise")]
     pub(crate) mode: Mode,
+    /// Namespaces whose ModelDeployments are served [default: all]
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', env = "STRATA_MODEL_NAMESPACES")]
+    pub(crate) model_namespaces: Vec<String>,
+    /// Namespaces from which metrics of engines may be read, such as that of Prometheus
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    pub(crate) metrics_namespaces: Vec<String>,
+    /// Gateway of the Gateway API that models are routed from
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub(crate) gateway: Option<String>,
+    /// When the kubelet pulls the image: Always, IfNotPresent or Never [default: Kubernetes' own]
+    #[arg(long, value_name = "POLICY", value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub(crate) image_pull_policy: Option<String>,
+    /// Secrets of the models' namespaces with the credentials to pull the image
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    pub(crate) image_pull_secrets: Vec<String>,
+    /// Make no NetworkPolicies
+    #[arg(long)]
+    pub(crate) no_network_policies: bool,
+    /// Let the layers know each other by certificates instead of a token
+    #[arg(long)]
+    pub(crate) internal_tls: bool,
+    /// Where to serve probes and metrics; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8000")]
+    pub(crate) listen: String,
+    /// Name of this process among the operators, unlike any other's [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "STRATA_POD_NAME")]
+    pub(crate) identity: Option<String>,
+    /// Write without asking whether another operator does; there must be only this one
+    #[arg(long)]
+    pub(crate) no_leader_election: bool,
 }
 
 #[derive(ClapArgs, Debug)]

@@ -1,49 +1,87 @@
-//! The Kubernetes backend: the same plan and the same templates as on a host, by server-side apply
-//! with one field manager.
+//! The Kubernetes backend: carries out what [`crate::cluster`] decides, by server-side apply with one
+//! field manager.
 //!
-//! It watches the three kinds and what it made of them, and writes status conditions. Children are
-//! found by owner references and labels alone: it keeps nothing of its own.
+//! It watches the three kinds and what it made of them, one watch a kind, and writes children, status
+//! and events. Everything that it knows is in the cluster: it keeps nothing of its own.
 
-mod conditions;
-mod observe;
-mod reconcile;
+mod api;
+mod apply;
+mod backoff;
+mod cache;
+mod caches;
+mod election;
+mod gate;
+mod hop;
+mod kept;
+mod key;
+mod lease;
+mod metrics;
+mod optional;
+mod poll;
+mod queue;
+mod schedule;
+mod serve;
+mod shell;
+mod views;
+mod watch;
+mod watches;
+mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::BoxStream;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::runtime::controller::{Config, Controller};
-use kube::runtime::reflector::ObjectRef;
-use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt};
-use strata_kinds::{ModelDeployment, NAMESPACE, QuotaPolicy, Tenant};
+use kube::api::ListParams;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::{Api, Client, Config};
+use strata_hop::ListenError;
+use strata_hop::listen::Bound;
+use strata_hop::tls::Mtls;
+use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::reconcile::Cluster;
-use crate::Mode;
-use crate::render::MODEL_LABEL;
+use self::api::Counted;
+use self::apply::Applier;
+use self::caches::Caches;
+use self::election::Candidate;
+use self::gate::Gate;
+use self::hop::HopSecret;
+use self::metrics::Metrics;
+use self::poll::Poller;
+use self::queue::Queue;
+use self::serve::Probes;
+use self::shell::Shell;
+use self::views::Views;
+use self::watch::Filling;
+use self::watches::Watches;
+use self::work::{WORKERS, Worker};
+use crate::cluster::ClusterSite;
 
-/// The one field manager of everything that is applied.
-pub const FIELD_MANAGER: &str = "strata-operator";
+pub use cache::FIELD_MANAGER;
+
+/// What is being written when it stops gets so long.
+const FINISH: Duration = Duration::from_secs(10);
 
 /// What the Kubernetes backend is told.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// Image of the pods that it renders.
-    pub image: String,
-    /// Which layers the chart installed.
-    pub mode: Mode,
-    /// The namespace in which Tenants and QuotaPolicies are read.
-    pub namespace: String,
+    /// What it renders for. Its capabilities are found out.
+    pub site: ClusterSite,
+    /// Where probes and metrics are served, such as `0.0.0.0:8000`; port 0 takes a free one.
+    pub listen: String,
+    /// By which the others know this process: the pod's name.
+    pub identity: String,
+    /// By which schedulers and gateways know this process, and it knows them; without it, the token in
+    /// the Secret `strata-hop`.
+    pub mtls: Option<Mtls>,
+    /// Whether several processes agree on one that writes. Without it there must be only this one.
+    pub leader_election: bool,
 }
 
-impl ClusterOptions {
-    /// The defaults for an image.
-    pub fn new(image: impl Into<String>) -> Self {
-        Self { image: image.into(), mode: Mode::Enterprise, namespace: NAMESPACE.to_owned() }
-    }
+/// A name for this process where none is given: two on one machine differ by their process.
+pub fn default_identity() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", host.trim(), std::process::id())
 }
 
 /// Why the operator cannot run.
@@ -51,10 +89,13 @@ impl ClusterOptions {
 pub enum ClusterError {
     /// There is no cluster to talk to.
     #[error("no Kubernetes cluster to run against: {0}; run it in a pod, or set KUBECONFIG")]
-    NoCluster(#[source] kube::Error),
+    NoCluster(#[source] kube::config::InferConfigError),
+    /// The cluster's configuration cannot be used.
+    #[error("cannot talk to the Kubernetes cluster: {0}")]
+    BadConfig(#[source] kube::Error),
     /// The definitions are missing or may not be read.
     #[error(
-        "cannot read {kind} objects: {source}; install the definitions with `strata crds | kubectl apply -f -`"
+        "cannot read {kind} objects: {source}; install the definitions with `strata crds | kubectl apply --server-side -f -`"
     )]
     NoDefinition {
         /// The kind.
@@ -62,75 +103,123 @@ pub enum ClusterError {
         /// What the API server said.
         source: kube::Error,
     },
+    /// The probes cannot be served.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
 }
 
 /// Runs against the cluster of the environment until `shutdown`.
 pub async fn run(options: ClusterOptions, shutdown: CancellationToken) -> Result<(), ClusterError> {
-    let client = Client::try_default().await.map_err(ClusterError::NoCluster)?;
-    run_with(client, options, shutdown).await
+    let config = Config::infer().await.map_err(ClusterError::NoCluster)?;
+    run_with(config, options, shutdown).await
 }
 
-/// Runs with a client until `shutdown`.
+/// Runs against a cluster until `shutdown`.
 pub async fn run_with(
-    client: Client,
+    config: Config,
     options: ClusterOptions,
     shutdown: CancellationToken,
 ) -> Result<(), ClusterError> {
-    let models: Api<ModelDeployment> = Api::all(client.clone());
-    let tenants: Api<Tenant> = Api::namespaced(client.clone(), &options.namespace);
-    let policies: Api<QuotaPolicy> = Api::namespaced(client.clone(), &options.namespace);
-    let one = kube::api::ListParams::default().limit(1);
-    let missing = |kind| move |source| ClusterError::NoDefinition { kind, source };
-    models.list(&one).await.map_err(missing("ModelDeployment"))?;
-    tenants.list(&one).await.map_err(missing("Tenant"))?;
-    policies.list(&one).await.map_err(missing("QuotaPolicy"))?;
-    tracing::info!(image = options.image, mode = %options.mode, "operator runs");
+    let (gate, metrics, queue) =
+        (Arc::new(Gate::new()), Arc::new(Metrics::new()), Arc::new(Queue::default()));
+    let rules = Counted { metrics: metrics.clone(), queue: queue.clone(), gate: Some(gate.clone()) };
+    let client = rules.client(config.clone()).map_err(ClusterError::BadConfig)?;
+    let ungated = Counted { gate: None, ..rules };
+    let lease_client = ungated.client(config.clone()).map_err(ClusterError::BadConfig)?;
+    let bound = Bound::bind(&options.listen).await?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        cluster = %config.cluster_url,
+        listen = %bound.addr(),
+        image = options.site.image,
+        mode = %options.site.mode,
+        namespace = options.site.namespace,
+        model_namespaces = ?options.site.model_namespaces,
+        identity = options.identity,
+        leader_election = options.leader_election,
+        "operator runs"
+    );
+    check_definitions(&client, &options.site).await?;
 
-    let model_controller = Controller::new(models.clone(), watcher::Config::default());
-    let all_models = model_controller.store();
-    let cluster = Arc::new(Cluster::new(client.clone(), options, all_models.clone()));
-    let stop = || {
-        let shutdown = shutdown.clone();
-        async move { shutdown.cancelled().await }
+    let caches = Arc::new(Caches::new());
+    let reporter =
+        Reporter { controller: "strata-operator".to_owned(), instance: Some(options.identity.clone()) };
+    let shell = Arc::new(Shell {
+        site: options.site.clone(),
+        caches: caches.clone(),
+        queue: queue.clone(),
+        views: Arc::new(Views::default()),
+        applier: Applier::new(client.clone(), caches, metrics.clone()),
+        recorder: Recorder::new(client.clone(), reporter),
+        hop: HopSecret,
+        priorities: std::sync::Mutex::default(),
+    });
+    let filling = Filling::new();
+    let watches = Watches { shell: shell.clone(), client, filling: filling.clone() };
+    let _watching = watches.begin();
+
+    let mut tasks = JoinSet::new();
+    let probes = Probes {
+        filling: filling.clone(),
+        gate: gate.clone(),
+        metrics: metrics.clone(),
+        queue,
+        shell: shell.clone(),
     };
-    let same_name = move |changed: ModelDeployment| {
-        let name = changed.spec.model.name;
-        let others = all_models.state().into_iter().filter(move |m| m.spec.model.name == name);
-        others.map(|m| ObjectRef::from_obj(&*m)).collect::<Vec<_>>()
-    };
-    let of_model = |pod: Pod| {
-        let model = pod.labels().get(MODEL_LABEL).cloned();
-        model
-            .map(|name| ObjectRef::<ModelDeployment>::new(&name).within(&pod.namespace().unwrap_or_default()))
-    };
-    let runs: Vec<BoxStream<'static, ()>> = vec![
-        model_controller
-            .with_config(Config::default())
-            .owns(Api::<Deployment>::all(client.clone()), watcher::Config::default().labels(MODEL_LABEL))
-            .owns(Api::<Service>::all(client.clone()), watcher::Config::default().labels(MODEL_LABEL))
-            .watches(Api::<Pod>::all(client), watcher::Config::default().labels(MODEL_LABEL), of_model)
-            .watches(models, watcher::Config::default(), same_name)
-            .graceful_shutdown_on(stop())
-            .run(reconcile::model, reconcile::try_again, cluster.clone())
-            .map(|result| log("ModelDeployment", result.map(drop)))
-            .boxed(),
-        Controller::new(tenants, watcher::Config::default())
-            .graceful_shutdown_on(stop())
-            .run(reconcile::tenant, reconcile::try_again, cluster.clone())
-            .map(|result| log("Tenant", result.map(drop)))
-            .boxed(),
-        Controller::new(policies, watcher::Config::default())
-            .graceful_shutdown_on(stop())
-            .run(reconcile::policy, reconcile::try_again, cluster)
-            .map(|result| log("QuotaPolicy", result.map(drop)))
-            .boxed(),
-    ];
-    futures::stream::select_all(runs).for_each(|()| std::future::ready(())).await;
+    let stopped = CancellationToken::new();
+    let serving = tokio::spawn(serve::serve(bound, probes, stopped.clone()));
+    for _ in 0..WORKERS {
+        let (worker, shutdown) =
+            (Worker { shell: shell.clone(), gate: gate.clone(), metrics: metrics.clone() }, shutdown.clone());
+        tasks.spawn(async move { worker.run(&shutdown).await });
+    }
+    let mut background = JoinSet::new();
+    let poller = Poller { shell: shell.clone(), gate: gate.clone(), metrics, mtls: options.mtls };
+    background.spawn(async move { poller.run().await });
+    {
+        let (shell, gate, filling) = (shell.clone(), gate.clone(), filling.clone());
+        background.spawn(async move { work::begin_terms(&shell, &gate, &filling).await });
+    }
+
+    if options.leader_election {
+        let candidate = Candidate {
+            client: lease_client,
+            namespace: options.site.namespace.clone(),
+            identity: options.identity.clone(),
+            gate: &gate,
+        };
+        // A process that could not take over at once is of no use as a leader.
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = filling.full() => {}
+        }
+        candidate.run(&shutdown, async || work::idle(&shell, FINISH).await).await;
+    } else {
+        gate.open(None);
+        shutdown.cancelled().await;
+        work::idle(&shell, FINISH).await;
+        gate.shut();
+    }
+    // Whoever still writes is cut off by the gate.
+    while tasks.join_next().await.is_some() {}
+    stopped.cancel();
+    let _ = serving.await;
+    tracing::info!("operator stopped");
     Ok(())
 }
 
-fn log<E: std::fmt::Display>(kind: &'static str, result: Result<(), E>) {
-    if let Err(error) = result {
-        tracing::warn!(kind, %error, "reconciling failed; trying again");
-    }
+/// Fails early, with words, where the definitions are missing.
+async fn check_definitions(client: &Client, site: &ClusterSite) -> Result<(), ClusterError> {
+    let one = ListParams::default().limit(1);
+    let missing = |kind| move |source| ClusterError::NoDefinition { kind, source };
+    let models: Api<ModelDeployment> = match site.model_namespaces.first() {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    models.list_metadata(&one).await.map_err(missing("ModelDeployment"))?;
+    let tenants: Api<Tenant> = Api::namespaced(client.clone(), &site.namespace);
+    tenants.list_metadata(&one).await.map_err(missing("Tenant"))?;
+    let policies: Api<QuotaPolicy> = Api::namespaced(client.clone(), &site.namespace);
+    policies.list_metadata(&one).await.map_err(missing("QuotaPolicy"))?;
+    Ok(())
 }

@@ -8,6 +8,7 @@ use strata_engine::{EngineOptions, KvCache};
 use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{Component, HopToken, Mtls, process};
 use strata_kinds::crd;
+use strata_operator::cluster::{ClusterSite, Trust};
 use strata_operator::kube_backend::{self, ClusterOptions};
 use strata_platform::PlatformOptions;
 use strata_scheduler::{Kubernetes, SchedulerOptions};
@@ -126,6 +127,22 @@ pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
 }
 
 pub(super) fn operator(args: args::Operator) -> anyhow::Result<()> {
-    let options = ClusterOptions { image: args.image, mode: args.mode.into(), namespace: args.namespace };
+    let options = ClusterOptions {
+        site: ClusterSite {
+            model_namespaces: args.model_namespaces,
+            metrics_namespaces: args.metrics_namespaces,
+            gateway: args.gateway,
+            image_pull_policy: args.image_pull_policy,
+            image_pull_secrets: args.image_pull_secrets,
+            log_format: std::env::var("STRATA_LOG_FORMAT").ok(),
+            network_policies: !args.no_network_policies,
+            trust: if args.internal_tls { Trust::Mtls } else { Trust::Token },
+            ..ClusterSite::new(args.image, args.mode.into(), args.namespace)
+        },
+        listen: args.listen,
+        mtls: mtls(Component::Operator)?,
+        identity: args.identity.unwrap_or_else(kube_backend::default_identity),
+        leader_election: !args.no_leader_election,
+    };
     serve(|shutdown| kube_backend::run(options, shutdown))
 }
