@@ -273,7 +273,13 @@ pub(crate) struct Gateway {
     #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE", default_value = "strata")]
     pub(crate) namespace: String,
     /// Namespaces whose models are served [default: all]
-    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', requires = "kubernetes")]
+    #[arg(
+        long,
+        value_name = "NAME,NAME",
+        value_delimiter = ',',
+        requires = "kubernetes",
+        conflicts_with = "folder"
+    )]
     pub(crate) model_namespaces: Vec<String>,
     /// Tenant that gets what the platform stored while there was no gateway
     #[arg(long, value_name = "TENANT")]
