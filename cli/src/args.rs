@@ -401,7 +401,7 @@ pub(crate) struct Fetch {
     #[arg(long, value_name = "DIR")]
     pub(crate) to: PathBuf,
     /// Where to serve GET /progress and GET /health while it lasts
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN")]
     pub(crate) listen: Option<String>,
     /// How long no byte may come before a connection is given up and tried again
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = wait)]

@@ -189,6 +189,25 @@ impl Destination {
         Ok(())
     }
 
+    /// Moves the content of the only folder that the files lie in, if they all do, to the top, again and
+    /// again. Needs the lock.
+    pub(crate) fn lift(&self, entries: &mut [Entry]) -> Result<(), FetchError> {
+        while let Some(folder) = common_folder(entries) {
+            let (files, lifted) = (self.files(), self.work.join("lifted"));
+            if lifted.symlink_metadata().is_ok() {
+                std::fs::remove_dir_all(&lifted).map_err(at("remove", &lifted))?;
+            }
+            let inner = files.join(&folder);
+            std::fs::rename(&inner, &lifted).map_err(at("move", &inner))?;
+            std::fs::remove_dir_all(&files).map_err(at("remove", &files))?;
+            std::fs::rename(&lifted, &files).map_err(at("move", &lifted))?;
+            for entry in entries.iter_mut() {
+                entry.path.drain(..=folder.len());
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the fetched files the model, at once. Needs the lock.
     pub(crate) fn complete(&self, manifest: &Manifest) -> Result<(), FetchError> {
         let files = self.files();
@@ -231,6 +250,13 @@ impl Destination {
         }
         Ok(())
     }
+}
+
+/// The folder at the top that all files lie in.
+fn common_folder(entries: &[Entry]) -> Option<String> {
+    let (folder, _) = entries.first()?.path.split_once('/')?;
+    let is_in = |entry: &Entry| entry.path.split_once('/').is_some_and(|(first, _)| first == folder);
+    entries.iter().all(is_in).then(|| folder.to_owned())
 }
 
 fn sync_folders(folder: &Path) -> io::Result<()> {
@@ -282,6 +308,20 @@ mod tests {
         assert_eq!(destination.found().unwrap(), Found::Nothing);
         let places = destination.file("a/b");
         assert_eq!(Header::read(&places).unwrap().finished(Some("etag"), 2, &places), Some("s"));
+    }
+
+    #[test]
+    fn a_lone_folder_is_lifted() {
+        let root = tempfile::tempdir().unwrap();
+        let destination = Destination::new(root.path(), "key");
+        let _lock = destination.try_lock().unwrap().unwrap();
+        put(&destination, "a/b/x", b"12");
+        put(&destination, "a/b/b/y", b"3");
+        let mut files = vec![entry("a/b/x", b"12"), entry("a/b/b/y", b"3")];
+        destination.lift(&mut files).unwrap();
+        assert_eq!([files[0].path.as_str(), files[1].path.as_str()], ["x", "b/y"]);
+        destination.complete(&Manifest { uri: "oci://r/n:t".to_owned(), revision: None, files }).unwrap();
+        assert_eq!(std::fs::read(root.path().join("key/b/y")).unwrap(), b"3");
     }
 
     #[test]

@@ -278,6 +278,10 @@ impl Fetch {
             let problem = "has no files of a model: an image must have them in its folder /models".to_owned();
             return Err(ours(FetchError::Unusable { uri: source::shown(&self.uri), problem }));
         }
+        if matches!(self.uri, ModelUri::Oci { .. }) {
+            // `oras push REFERENCE model/` has everything in a folder; the engine is given what is above it.
+            self.destination.lift(&mut entries).map_err(ours)?;
+        }
         let bytes = entries.iter().map(|file| file.size).sum();
         let manifest = Manifest { uri: source::shown(&self.uri), revision, files: entries };
         self.destination.complete(&manifest).map_err(ours)?;

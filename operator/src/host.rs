@@ -10,6 +10,7 @@ mod container;
 mod drain;
 mod events;
 mod guard;
+mod init;
 mod lock;
 mod logs;
 mod pod;

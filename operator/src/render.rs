@@ -3,6 +3,7 @@
 mod args;
 mod engine;
 mod hop;
+mod host;
 mod pod;
 #[cfg(test)]
 mod tests;

@@ -62,18 +62,16 @@ fn native(r: &mut Refusals, spec: &ModelDeploymentSpec) {
 }
 
 fn host(r: &mut Refusals, spec: &ModelDeploymentSpec) {
-    if local_path(&spec.model.uri).is_none() {
-        let scheme = spec.model.uri.split("://").next().unwrap_or_default();
-        r.0.push(FieldError {
-            path: "spec.model.uri".to_owned(),
-            message: format!(
-                "uses {scheme}://, which is not built yet: fetch the model yourself and use file://PATH"
-            ),
-        });
-    }
-    r.refuse(spec.model.revision.is_some(), "spec.model.revision", "remove it; file:// has no revisions");
-    r.refuse(spec.model.credentials_secret_ref.is_some(), "spec.model.credentialsSecretRef", "remove it");
-    r.refuse(spec.model.cache.is_some(), "spec.model.cache", "remove it; file:// is read where it is");
+    r.impossible(
+        spec.model.uri.starts_with("pvc://"),
+        "spec.model.uri",
+        "names a PersistentVolumeClaim, and a host has none: use file://PATH",
+    );
+    r.impossible(
+        spec.model.cache.is_some(),
+        "spec.model.cache",
+        "has no meaning on a host, where fetched models are kept in ~/.cache/strata/models or STRATA_MODELS: remove it",
+    );
     r.refuse(spec.runtime() != Runtime::Native, "spec.engine.runtime", "remove it, or set Native");
     r.refuse(spec.autoscaling.is_some(), "spec.autoscaling", "remove it, and set `spec.replicas`");
     r.refuse(

@@ -52,7 +52,7 @@ fn each_problem_says_where_what_and_what_to_do() {
         ("f.yaml", "kind: [Tenant\n"),
         ("g.yaml", "just text\n"),
         ("h.yaml", &MODEL.replace("  name: smol\n", "")),
-        ("i.yaml", &MODEL.replace("file:///models/smol.gguf", "hf://HuggingFaceTB/SmolLM2-135M")),
+        ("i.yaml", &MODEL.replace("file:///models/smol.gguf", "pvc://models/smol")),
         ("j.yaml", &MODEL.replace("replicas: 2", "autoscaling:\n    min: 1\n    max: 3")),
         ("k.yaml", &format!("{TENANT}---\n{TENANT}")),
         ("l.json", "{\"kind\": \"Tenant\",\n]"),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::backoff;
 use super::child::Process;
-use super::container::{Recipe, Secrets};
+use super::container::{Launch, Recipe, Secrets};
 use super::drain;
 use super::events::Events;
 use super::guard::PARENT_ENV;
@@ -110,7 +110,7 @@ pub(super) struct Pod {
 }
 
 /// How one life of the process went.
-enum Life {
+pub(super) enum Life {
     /// It ended, or never began, for this reason; how long it had served.
     Ended { why: String, served: Duration },
     /// It was stopped on order.
@@ -118,7 +118,7 @@ enum Life {
 }
 
 impl Pod {
-    fn show(&self, change: impl FnOnce(&mut View)) {
+    pub(super) fn show(&self, change: impl FnOnce(&mut View)) {
         let changed = self.view.send_if_modified(|view| {
             let before = view.clone();
             change(view);
@@ -180,7 +180,10 @@ impl Pod {
             Ok(address) => address,
             Err(why) => return failed(why),
         };
-        let (mut log, command) = match self.command(address) {
+        if let Err(life) = self.prepare(address).await {
+            return life;
+        }
+        let (mut log, command) = match self.command(&self.recipe.launch, address) {
             Ok(made) => made,
             Err(why) => return failed(why),
         };
@@ -301,11 +304,11 @@ impl Pod {
         }
     }
 
-    fn command(&self, address: Address) -> Result<(Log, Command), String> {
+    pub(super) fn command(&self, launch: &Launch, address: Address) -> Result<(Log, Command), String> {
         let tools = &self.tools;
         let environment = {
             let secrets = tools.secrets.read().unwrap_or_else(PoisonError::into_inner);
-            self.recipe.environment(&secrets)?
+            launch.environment(&secrets)?
         };
         let path = status::log_file(&tools.state, &self.name);
         let (log, out, err) = Log::open(path.clone())
@@ -316,7 +319,7 @@ impl Pod {
             command.process_group(0);
         }
         command
-            .args(&self.recipe.args)
+            .args(&launch.args)
             .envs(environment)
             .env(LISTEN_ENV, address.socket().to_string())
             .env(strata_hop::token::ENV, tools.token.expose())
@@ -330,7 +333,7 @@ impl Pod {
     }
 }
 
-fn describe(end: ExitStatus) -> String {
+pub(super) fn describe(end: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (end.code(), end.signal()) {
         (Some(code), _) => format!("ended with status {code}"),

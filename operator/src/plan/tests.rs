@@ -80,7 +80,7 @@ fn the_older_of_two_with_one_name_wins() {
 fn what_is_refused_says_what_to_do() {
     let models = [
         named("a", "m"),
-        model("b", None, json!({ "model": { "name": "n", "uri": "hf://a/b" } })),
+        model("b", None, json!({ "model": { "name": "n", "uri": "pvc://a/b" } })),
         model(
             "c",
             None,

@@ -13,7 +13,7 @@ pub(super) fn args(workload: &Workload, site: Site<'_>) -> Vec<String> {
         Workload::Engine(engine) => {
             // In a container the engine sees its limit by itself.
             let threads = cpu_limit(engine);
-            engine_args(engine, &model_uri(&engine.spec.model.uri, host), threads)
+            engine_args(engine, &super::host::model(&engine.spec, host), threads)
         }
         Workload::Scheduler(scheduler) => {
             let mut args = vec!["--endpoints".to_owned(), host.endpoints.clone()];
@@ -81,18 +81,4 @@ fn cpu_limit(workload: &EngineWorkload) -> Option<u64> {
     let resources = workload.spec.pod_template.as_ref()?.resources.as_ref()?;
     let milli = quantity::milli_cores(&resources.limits.get("cpu")?.0)?;
     Some(milli.div_ceil(1000).max(1))
-}
-
-/// The folder of fetched models, which `STRATA_MODELS` moves.
-const MODELS: &str = ".cache/strata/models/";
-
-/// On a host `~` is the user's home folder.
-fn model_uri(uri: &str, host: &HostSite) -> String {
-    let Some(path) = uri.strip_prefix("file://~/") else { return uri.to_owned() };
-    let under = |folder: &str, path: &str| format!("file://{}/{path}", folder.trim_end_matches('/'));
-    match (path.strip_prefix(MODELS), &host.models, &host.home) {
-        (Some(model), Some(models), _) => under(models, model),
-        (_, _, Some(home)) => under(home, path),
-        _ => uri.to_owned(),
-    }
 }

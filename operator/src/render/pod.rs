@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use strata_kinds::model_deployment::{CacheScope, PodTemplate};
 use strata_wire::defaults;
 
-use super::{LISTEN_ENV, PORT, Site, args, engine, hop, match_labels};
+use super::{HostSite, LISTEN_ENV, PORT, Site, args, engine, hop, host, match_labels};
 use crate::cluster::ClusterSite;
 use crate::workload::{Component, EngineWorkload, Workload};
 
@@ -42,7 +42,7 @@ pub(super) fn template(
     let parts = match (workload, site) {
         (Workload::Engine(engine), Site::Cluster(cluster)) => engine::parts(engine, &added, cluster),
         (_, Site::Cluster(cluster)) => scheduler(workload, cluster),
-        (_, Site::Host(_)) => on_host(workload, site, &added),
+        (_, Site::Host(host)) => on_host(workload, host, &added),
     };
     let pod = PodSpec {
         automount_service_account_token: Some(false),
@@ -138,12 +138,12 @@ fn grace(added: &PodTemplate, site: Site<'_>) -> i64 {
     added.termination_grace_period_seconds.unwrap_or_else(|| seconds(defaults::PRE_STOP + streams))
 }
 
-fn on_host(workload: &Workload, site: Site<'_>, added: &PodTemplate) -> Parts {
+fn on_host(workload: &Workload, site: &HostSite, added: &PodTemplate) -> Parts {
     let component = workload.component();
     // A scheduler that has no replica yet holds requests back until one comes: that is ready enough.
     let ready_path = if component == Component::Scheduler { "/health" } else { "/ready" };
     let main = Container {
-        args: Some(args::args(workload, site)),
+        args: Some(args::args(workload, Site::Host(site))),
         env: Some(added_env(added)),
         resources: resources(added),
         startup_probe: Some(probe("/health", 1, 2, 600)),
@@ -151,7 +151,11 @@ fn on_host(workload: &Workload, site: Site<'_>, added: &PodTemplate) -> Parts {
         liveness_probe: Some(probe("/health", 10, 5, 3)),
         ..strata(component, None)
     };
-    Parts { main, init: Vec::new(), volumes: Vec::new() }
+    let init = match workload {
+        Workload::Engine(engine) => host::fetch(&engine.spec, site).into_iter().collect(),
+        _ => Vec::new(),
+    };
+    Parts { main, init, volumes: Vec::new() }
 }
 
 /// A container with a component of Strata in it.

@@ -107,6 +107,26 @@ fn a_home_folder_is_a_hosts_alone() {
 }
 
 #[test]
+fn a_host_fetches_what_is_elsewhere() {
+    let fetched = engine(json!({ "model": {
+        "name": "m", "uri": "hf://a/b/m.gguf", "revision": "v1", "credentialsSecretRef": { "name": "hub" },
+    } }));
+    for (site, folder) in [
+        (host(), "/home/ada/.cache/strata/models"),
+        (HostSite { models: Some("/big/".into()), ..host() }, "/big"),
+        (HostSite { home: None, ..host() }, "/state/models"),
+    ] {
+        let rendered = render(&fetched, Site::Host(&site));
+        let init = rendered.template().spec.unwrap().init_containers.unwrap().remove(0);
+        assert_eq!(init.command.unwrap(), ["strata", "fetch"]);
+        assert_eq!(init.args.unwrap(), ["--uri", "hf://a/b/m.gguf", "--revision", "v1", "--to", folder]);
+        assert_eq!(init.env_from.unwrap()[0].secret_ref.as_ref().unwrap().name, "hub");
+        let path = strata_wire::model_uri::model_path("hf://a/b/m.gguf", Some("v1")).unwrap().under(folder);
+        assert_eq!(command(&rendered).split(' ').nth(3), Some(path.as_str()));
+    }
+}
+
+#[test]
 fn a_revision_follows_the_template_and_nothing_else() {
     let base = render(&plain(), Site::Host(&host())).revision();
     let spec = |change: serde_json::Value| {

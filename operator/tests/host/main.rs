@@ -3,5 +3,6 @@
 
 mod edits;
 mod faults;
+mod fetching;
 mod refusals;
 mod run;

@@ -2,8 +2,9 @@
 """A stand-in for the binary `strata`: answers probes, drains on SIGTERM, and notes what happens to it.
 
 What it does is steered by files beside it: `fail` (exit with its text), `unready` (answer /ready with
-503), `hold-routes` (the scheduler goes on naming the replicas it knew). `GET /hold` streams until the
-file `release` is there. Everything is noted in `events`, one line each.
+503), `hold-routes` (the scheduler goes on naming the replicas it knew), `fail-fetch` (exit with its
+text), `hold-fetch` (fetch, and tell of progress, while it is there). `GET /hold` streams until the file
+`release` is there. Everything is noted in `events`, one line each.
 """
 
 import ctypes
@@ -40,6 +41,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status, body = 200, b"{}"
         if self.path == "/ready" and (HERE / "unready").exists():
             status = 503
+        elif self.path == "/progress":
+            body = b'{"state":"fetching","bytes_done":1048576,"bytes_total":4194304,"bytes_per_s":1}'
         elif self.path == "/replicas":
             if self.headers["x-strata-hop-token"] != os.environ["STRATA_HOP_TOKEN"]:
                 status = 401
@@ -79,12 +82,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def release(server) -> None:
+    while (HERE / "hold-fetch").exists():
+        time.sleep(0.01)
+    server.shutdown()
+
+
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     note("starts")
     print(f"{COMPONENT} begins", flush=True)
     if COMPONENT == "engine" and (HERE / "fail").exists():
         sys.exit(f"error: {(HERE / 'fail').read_text()}")
+    if COMPONENT == "fetch":
+        note(f"token {os.environ.get('HF_TOKEN')}")
+        if (HERE / "fail-fetch").exists():
+            sys.exit(f"error: {(HERE / 'fail-fetch').read_text()}")
     host, port = os.environ["STRATA_LISTEN"].rsplit(":", 1)
     try:
         server = http.server.ThreadingHTTPServer((host, int(port)), Handler)
@@ -97,6 +110,8 @@ def main() -> None:
         threading.Thread(target=server.shutdown).start()
 
     signal.signal(signal.SIGTERM, stop)
+    if COMPONENT == "fetch":
+        threading.Thread(target=release, args=[server], daemon=True).start()
     server.serve_forever(poll_interval=0.01)
     server.server_close()
     note("ends")
