@@ -60,7 +60,11 @@ impl<'a> Assessment<'a> {
             workload,
             canary_workload,
         };
-        made.find_scarcity(engine, now);
+        // Pods on their way out give their devices back by themselves.
+        let going = seen.pods.iter().any(|p| !pods::stays(p) && pods::is_placed(p));
+        if !going {
+            made.find_scarcity(engine, now);
+        }
         made
     }
 

@@ -92,7 +92,8 @@ fn policy(
             pod_selector: Some(selector(pods)),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
             ingress: Some(ingress),
-            egress: Some(egress),
+            // No rule is no egress. An empty list would be dropped, and missed at each apply.
+            egress: (!egress.is_empty()).then_some(egress),
         }),
     }
 }

@@ -123,6 +123,8 @@ struct Count {
     ready: i32,
     /// Of these, of another revision.
     outdated: i32,
+    /// Of the latter, ready.
+    outdated_ready: i32,
     /// On the canary's track.
     canary: i32,
     /// Of these, ready and of the wanted revision.
@@ -141,6 +143,7 @@ impl Count {
             stable: count(&assessment.stable_pods, &|_| true),
             ready: count(&assessment.stable_pods, &|p| is(p) && pods::is_ready(p)),
             outdated: count(&assessment.stable_pods, &|p| !is(p)),
+            outdated_ready: count(&assessment.stable_pods, &|p| !is(p) && pods::is_ready(p)),
             canary: count(&assessment.canary_pods, &|_| true),
             canary_ready: count(&assessment.canary_pods, &|p| tries(p) && pods::is_ready(p)),
         }
@@ -165,14 +168,21 @@ fn judge(
         };
     }
     let (Some(tracks), Some(live)) = (tracks, &assessment.stable) else {
-        return Said::waits(Reason::Starting, "its pods are being asked for".to_owned());
+        return match &assessment.stable {
+            Some(_) => Said::waits(Reason::Updating, "the change is being applied".to_owned()),
+            None => Said::waits(Reason::Starting, "its pods are being asked for".to_owned()),
+        };
     };
     let wanted = assessment.wanted(engine);
     let canary = tracks.canary.as_ref().map_or(0, |c| c.replicas);
     let serve = if count.outdated > 0 {
-        format!("{} of {wanted} replicas are of the new revision and serve", count.ready)
+        let old = count.outdated_ready;
+        format!(
+            "{} of {wanted} replicas are of the new revision and serve, {old} of the old one",
+            count.ready
+        )
     } else {
-        format!("{} of {wanted} replicas serve", count.ready)
+        format!("{} of {wanted} replicas serve", count.ready.min(wanted))
     };
     if let Some(said) = in_the_way(assessment, tracks, count, wanted, &serve) {
         return said;
@@ -187,10 +197,8 @@ fn judge(
         };
     }
     if count.stable > wanted {
-        return Said::waits(
-            Reason::Starting,
-            format!("{serve}; {} more are on their way out", count.stable - wanted),
-        );
+        let more = count.stable - wanted;
+        return Said::waits(Reason::Starting, format!("{serve}; {more} more have to go"));
     }
     if count.canary_ready != canary || count.canary != canary {
         let message = format!("{serve}; of the canary {} of {canary}", count.canary_ready);
@@ -252,7 +260,7 @@ fn in_the_way(
             Scarcity::Forbidden => Said::stalled(
                 Reason::NoSpareDevice,
                 format!(
-                    "{serve}; there is no spare {device} for a new replica, and `spec.rollout.maxUnavailable` is 0: set it to 1 to replace them one at a time, or add a {device}"
+                    "{serve}; there is no spare {device} for a new replica, and `spec.rollout.maxUnavailable` is 0: set it to 1 to replace them one at a time, or add one"
                 ),
             ),
         });
@@ -271,7 +279,7 @@ fn in_the_way(
         return Some(Said { ready: Truth::False, reason: found.reason, message, stalled: found.lasting });
     }
     let live = [&assessment.stable, &assessment.canary];
-    let refusal = live.into_iter().flatten().find_map(|live| live.refusal.as_ref())?;
+    let refusal = live.into_iter().flatten().find_map(|live| live.refusal.as_ref()).filter(|_| !complete)?;
     let reason = if refusal.contains("exceeded quota") { Reason::QuotaExceeded } else { Reason::PodsRefused };
     let advice = if reason == Reason::QuotaExceeded {
         "raise the namespace's ResourceQuota, or ask for less"

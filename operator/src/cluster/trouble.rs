@@ -31,7 +31,8 @@ pub(super) fn of(pod: &Pod) -> Option<Trouble> {
     if let Some((message, _)) = pods::unschedulable(pod) {
         let advice = match pods::lacking_device(message) {
             Some(device) => format!("; add a node with {device}, or free one"),
-            None => "; add a node, ask for less in `spec.podTemplate.resources`, or check the claims and the node selector".to_owned(),
+            None if message.contains("persistentvolumeclaim") => "; make the claim in the model's namespace".to_owned(),
+            None => "; add a node, ask for less in `spec.podTemplate.resources`, or check the node selector and the tolerations".to_owned(),
         };
         return say(
             Reason::Unschedulable,

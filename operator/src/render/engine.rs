@@ -105,7 +105,7 @@ fn foreign(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Containe
             .chain(pod::added_env(added))
             .collect(),
         ),
-        ports: Some(vec![pod::port("http")]),
+        ports: Some(vec![pod::port()]),
         resources: pod::resources(added),
         startup_probe: Some(startup(spec, Scheme::Http)),
         readiness_probe: Some(Scheme::Http.probe("/health", 2, 4, 3)),

@@ -165,7 +165,7 @@ pub(super) fn strata(component: Component, image: Option<&ClusterSite>) -> Conta
         command: Some(vec!["strata".to_owned(), component.name().to_owned()]),
         image: image.map(|site| site.image.clone()),
         image_pull_policy: image.and_then(|site| site.image_pull_policy.clone()),
-        ports: Some(vec![port("http")]),
+        ports: Some(vec![port()]),
         lifecycle: Some(drain()),
         security_context: Some(restricted()),
         // The last words of a container that ends are in its status.
@@ -261,8 +261,8 @@ pub(super) fn quantities(
     of.iter().map(|(name, text)| ((*name).to_owned(), quantity(text))).collect()
 }
 
-pub(super) fn port(name: &str) -> ContainerPort {
-    ContainerPort { name: Some(name.to_owned()), container_port: PORT, ..ContainerPort::default() }
+pub(super) fn port() -> ContainerPort {
+    ContainerPort { name: Some("http".to_owned()), container_port: PORT, ..ContainerPort::default() }
 }
 
 /// The pod has left its Service and the schedulers' lists before it is told to stop.

@@ -9,7 +9,7 @@ use strata_wire::model_uri::{ModelSource, ModelUri};
 
 use super::{empty_dir, mount};
 use crate::cluster::ClusterSite;
-use crate::render::pod::{environment, port, quantities, restricted};
+use crate::render::pod::{environment, quantities, restricted};
 
 /// Where the volume of models is mounted.
 const MODELS: &str = "/models";
@@ -87,7 +87,6 @@ fn fetch(spec: &ModelDeploymentSpec, site: &ClusterSite) -> Container {
                 ..EnvFromSource::default()
             }]
         }),
-        ports: Some(vec![port("progress")]),
         resources: Some(ResourceRequirements {
             requests: Some(quantities(&[("cpu", "100m"), ("memory", "64Mi")])),
             limits: Some(quantities(&[("memory", "512Mi")])),
