@@ -17,6 +17,8 @@ from driver import binaries
 
 GROUP = "strata.dev/v1alpha1"
 KINDS = {"ModelDeployment": "modeldeployments", "Tenant": "tenants", "QuotaPolicy": "quotapolicies"}
+# The condition that says how an object is, where it is not Ready.
+MAIN_CONDITION = {"QuotaPolicy": "Enforced"}
 DUMPED_LINES = 25
 
 
@@ -132,8 +134,9 @@ class Kube:
         """The path of one of Strata's objects, or of their list."""
         return f"/apis/{GROUP}/namespaces/{namespace}/{KINDS[kind]}" + (f"/{name}" if name else "")
 
-    def condition(self, kind: str, namespace: str, name: str, condition: str = "Ready") -> dict:
-        """A condition as it stands for the newest generation; {} when it speaks of an older one."""
+    def condition(self, kind: str, namespace: str, name: str) -> dict:
+        """The main condition as it stands for the newest generation; {} when it speaks of an older one."""
+        condition = MAIN_CONDITION.get(kind, "Ready")
         found = self.get(self.path(kind, namespace, name))
         for one in found.get("status", {}).get("conditions", []):
             if one["type"] == condition and one.get("observedGeneration") == found["metadata"]["generation"]:

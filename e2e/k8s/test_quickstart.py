@@ -1,0 +1,122 @@
+"""From nothing to an answer with the guide's own commands, and back to nothing."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+from conftest import measured
+from install import MODEL, NAMESPACE, ROOT
+
+pytestmark = pytest.mark.pods
+
+EXAMPLES = ROOT / "examples/kubernetes"
+NAME = "smollm2"
+
+
+@pytest.fixture(scope="module")
+def quickstart(kube, strata, request):
+    """The guide's commands; gives a key of the tenant acme."""
+    with measured(request.config, "helm install --wait of both charts"):
+        strata.install()
+    strata.uri(NAMESPACE)
+    with measured(request.config, "kubectl apply of the examples, to kubectl wait for the model"):
+        kube.kubectl("apply", "--namespace", NAMESPACE, "-f", str(EXAMPLES))
+        ready = ["--for=condition=Ready", "--timeout=120s"]
+        kube.kubectl("wait", "--namespace", NAMESPACE, *ready, f"modeldeployments.strata.dev/{NAME}")
+    keys = ["strata", "keys", "create", "--tenant", "acme", "--name", "first"]
+    return kube.kubectl("exec", "--namespace", NAMESPACE, "deploy/strata-gateway", "--", *keys).strip()
+
+
+@pytest.mark.parametrize("service", ["strata-platform", "strata-gateway"])
+def test_a_completion_through_every_layer(strata, quickstart, service):
+    """dynamo#13622: Ready, and not routable. The first request after `kubectl wait` is answered."""
+    answer = strata.client(service, quickstart).chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
+    )
+    assert answer.usage.completion_tokens > 0 and answer.choices[0].message.content
+    with pytest.raises(openai.AuthenticationError):
+        strata.client(service, "sk-strata-no_key").models.list()
+
+
+def test_a_stream_has_its_usage(strata, quickstart):
+    stream = strata.client("strata-gateway", quickstart).chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Count to five."}],
+        max_tokens=12,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    chunks = list(stream)
+    assert chunks[-1].usage.completion_tokens == 12
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+
+
+def test_status_says_what_is(kube, quickstart):
+    """kserve#1859 (Ready that lies) and #6043 (never Ready): every condition speaks of this generation."""
+    for kind, name in (("ModelDeployment", NAME), ("Tenant", "acme"), ("QuotaPolicy", "gold")):
+        found = kube.wait(
+            f"{kind} {name} to be judged",
+            lambda kind=kind, name=name: kube.condition(kind, NAMESPACE, name).get("status") == "True"
+            and kube.get(kube.path(kind, NAMESPACE, name)),
+            30,
+        )
+        generation = found["metadata"]["generation"]
+        assert found["status"]["observedGeneration"] == generation
+        assert {c.get("observedGeneration") for c in found["status"]["conditions"]} == {generation}
+        working = [c["type"] for c in found["status"]["conditions"] if c["type"] in ("Reconciling", "Stalled")]
+        assert not working, "kstatus takes an object with one of these for one that is not finished"
+    assert kube.get(kube.path("Tenant", NAMESPACE, "acme"))["status"]["policies"] == ["gold"]
+    replicas = kube.get(kube.path("ModelDeployment", NAMESPACE, NAME) + "/scale")["status"]
+    selected = kube.items(f"/api/v1/namespaces/{NAMESPACE}/pods", replicas["selector"])
+    assert replicas["replicas"] == len(selected) == 1
+    events = kube.kubectl("events", "--namespace", NAMESPACE, "--for", f"modeldeployments.strata.dev/{NAME}")
+    assert "Serving" in events, "a transition gives an event"
+
+
+def test_nobody_gets_past_the_layers(kube, quickstart):
+    """Decision 12: an engine and a scheduler answer nobody without the credential of internal hops."""
+    for service in (f"{NAME}-engine", "strata-scheduler"):
+        from driver.node import PAUSE
+
+        url = f"http://{service}.{NAMESPACE}.svc:8000/v1/models"
+        name = f"stranger-of-{service}"
+        overrides = '{"spec":{"automountServiceAccountToken":false}}'
+        out = kube.kubectl(
+            *("run", name, "--namespace", NAMESPACE, "--image", PAUSE, "--image-pull-policy=Never", "--restart=Never"),
+            *("--attach", "--rm", "--quiet", "--overrides", overrides, "--", "request", url),
+            check=False,
+        )
+        assert "401" in out, out
+
+
+def left_of_strata(kube) -> set[str]:
+    """Every object, of any kind that can be listed, that bears Strata's label."""
+    kinds = kube.kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    # Events tell of objects that are gone, for an hour.
+    kinds = [k for k in kinds if not k.startswith(("events", "componentstatuses"))]
+    shown = kube.kubectl(
+        *("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/part-of=strata", "--ignore-not-found"),
+        *("-o", "custom-columns=KIND:.kind,NAME:.metadata.name,UNTIL:.metadata.deletionTimestamp", "--no-headers"),
+    )
+    return {" ".join(line.split()[:2]) for line in shown.splitlines()}
+
+
+def test_uninstall_leaves_nothing(kube, strata, quickstart):
+    """kserve#2119, #4710, #5025: an uninstall that hangs in Terminating or leaves things behind.
+
+    The chart goes first, so no operator is there to help: nothing may wait for it.
+    """
+    strata.uninstall()
+    kube.delete(kube.path("ModelDeployment", NAMESPACE, NAME))
+    kept = {"PersistentVolumeClaim strata-gateway", "PersistentVolumeClaim strata-platform"}
+    definitions = {f"CustomResourceDefinition {k}.strata.dev" for k in ("modeldeployments", "tenants", "quotapolicies")}
+
+    def only_the_kept() -> bool:
+        return left_of_strata(kube) - definitions == kept
+
+    try:
+        kube.wait("everything of Strata to be gone", only_the_kept, 90)
+    except AssertionError:
+        raise AssertionError(f"left: {sorted(left_of_strata(kube) - definitions - kept)}") from None
+    kube.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
