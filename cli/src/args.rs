@@ -389,7 +389,7 @@ there is not fetched again; of several at once one fetches and the others wait f
 Credentials and endpoints come from the environment: HF_TOKEN, HF_ENDPOINT; AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL; REGISTRY_USERNAME and
 REGISTRY_PASSWORD, DOCKER_CONFIG or .dockerconfigjson; HTTPS_TOKEN. HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE
-and SSL_CERT_DIR are honoured.")]
+and SSL_CERT_DIR are honoured; CA_CERTIFICATES has more authorities to trust, as PEM.")]
 pub(crate) struct Fetch {
     /// The model: hf://OWNER/NAME[/FILE][@REVISION], https://, s3://BUCKET/PATH or oci://REGISTRY/NAME:TAG
     #[arg(long)]
@@ -413,7 +413,7 @@ pub(crate) struct Fetch {
     #[arg(long)]
     pub(crate) verify: bool,
     /// Take servers without encryption; those on this machine are taken anyway
-    #[arg(long)]
+    #[arg(long, env = "STRATA_ALLOW_HTTP")]
     pub(crate) allow_http: bool,
 }
 

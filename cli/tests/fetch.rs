@@ -32,7 +32,16 @@ fn noise(length: usize) -> Vec<u8> {
 fn fetch(uri: &str, to: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
     command.args(["fetch", "--uri", uri, "--to"]).arg(to).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+    for name in [
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "NO_PROXY",
+        "no_proxy",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ] {
         command.env_remove(name);
     }
     command
@@ -114,8 +123,8 @@ fn one_that_waits_takes_over_from_one_that_is_killed() {
     assert!(origin.sent() - bytes.len() as u64 <= PART);
 }
 
-#[test]
-fn a_private_authority_is_trusted_when_it_is_named() {
+/// A server of 1000 bytes with a certificate that nobody knows, and that certificate as PEM.
+fn private() -> (Origin, String) {
     let authority = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(authority.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -125,7 +134,12 @@ fn a_private_authority_is_trusted_when_it_is_named() {
         .with_no_client_auth()
         .with_single_cert(vec![authority.cert.der().clone()], key)
         .unwrap();
-    let origin = Origin::start(noise(1000), Some(Arc::new(tls)));
+    (Origin::start(noise(1000), Some(Arc::new(tls))), authority.cert.pem())
+}
+
+#[test]
+fn a_private_authority_is_trusted_when_it_is_named() {
+    let (origin, pem) = private();
     let to = tempfile::tempdir().unwrap();
     let uri = format!("https://localhost:{}/m.gguf", origin.port);
 
@@ -139,9 +153,39 @@ fn a_private_authority_is_trusted_when_it_is_named() {
     assert!(said.contains("shows a certificate that is not trusted"), "{said}");
     assert_eq!(origin.requests(), 0);
 
-    std::fs::write(&file, authority.cert.pem()).unwrap();
+    let beside = tempfile::tempdir().unwrap();
+    let mut by_text = fetch(&uri, beside.path());
+    by_text.env("SSL_CERT_FILE", &file).env("CA_CERTIFICATES", &pem);
+    assert!(ended(by_text.spawn().unwrap()).is_ok());
+    let mut by_nonsense = fetch(&uri, to.path());
+    let said = ended(by_nonsense.env("CA_CERTIFICATES", "nonsense").spawn().unwrap()).unwrap_err();
+    assert!(said.contains("CA_CERTIFICATES has no certificate"), "{said}");
+
+    std::fs::write(&file, &pem).unwrap();
     let path = ended(fetch(&uri, to.path()).env("SSL_CERT_FILE", &file).spawn().unwrap()).unwrap();
     assert!(std::fs::read(path).unwrap() == noise(1000));
+}
+
+#[test]
+fn through_a_proxy_where_one_is_set() {
+    let (origin, pem) = private();
+    let (proxy, heads) = origin::proxy();
+    let to = tempfile::tempdir().unwrap();
+    let mut command = fetch(&format!("https://localhost:{}/m.gguf", origin.port), to.path());
+    command.env("HTTPS_PROXY", format!("http://ada:secret@127.0.0.1:{proxy}")).env("CA_CERTIFICATES", &pem);
+    let path = ended(command.spawn().unwrap()).unwrap();
+    assert!(std::fs::read(path).unwrap() == noise(1000));
+    let head = heads.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert!(head.starts_with(&format!("connect localhost:{} http/1.1", origin.port)), "{head}");
+    assert!(head.contains("proxy-authorization: basic "), "{head}");
+
+    let other = tempfile::tempdir().unwrap();
+    let mut command = fetch(&format!("https://localhost:{}/m.gguf", origin.port), other.path());
+    command
+        .env("HTTPS_PROXY", "http://127.0.0.1:1")
+        .env("NO_PROXY", "localhost")
+        .env("CA_CERTIFICATES", &pem);
+    assert!(ended(command.spawn().unwrap()).is_ok());
 }
 
 #[test]

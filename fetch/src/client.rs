@@ -80,12 +80,17 @@ impl Trouble {
 }
 
 impl Http {
-    /// A client with the proxies and certificate authorities of the environment.
-    pub(crate) fn new(stall: Duration, backoff: Backoff, allow_http: bool) -> Result<Self, FetchError> {
+    /// A client with the proxies and certificate authorities of the environment, and more authorities.
+    pub(crate) fn new(
+        stall: Duration,
+        backoff: Backoff,
+        allow_http: bool,
+        authorities: Option<&str>,
+    ) -> Result<Self, FetchError> {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .build(dial::connector(stall)?);
+            .build(dial::connector(stall, authorities)?);
         Ok(Self { client, stall, backoff, takes_plain: allow_http })
     }
 

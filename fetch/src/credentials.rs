@@ -28,6 +28,8 @@ pub struct Credentials {
     docker: BTreeMap<String, (String, String)>,
     /// `HTTPS_TOKEN`.
     https_token: Option<String>,
+    /// `CA_CERTIFICATES`: certificates of authorities, as PEM, to trust beside the others.
+    pub(crate) authorities: Option<String>,
 }
 
 pub(crate) struct AwsKeys {
@@ -112,6 +114,7 @@ impl Credentials {
             registry: both("REGISTRY_USERNAME", "REGISTRY_PASSWORD")?,
             docker,
             https_token: get("HTTPS_TOKEN"),
+            authorities: get("CA_CERTIFICATES"),
         })
     }
 

@@ -133,14 +133,16 @@ pub enum FetchError {
         problem: String,
     },
     /// A connection that anybody could read or change.
-    #[error("{host} is asked for without encryption: use https, or allow it with --allow-http")]
+    #[error(
+        "{host} is asked for without encryption: use https, or allow it with --allow-http or STRATA_ALLOW_HTTP=true"
+    )]
     Insecure {
         /// The server.
         host: String,
     },
     /// The server cannot show who it is.
     #[error(
-        "{host} shows a certificate that is not trusted ({problem}): name its authority's file in SSL_CERT_FILE"
+        "{host} shows a certificate that is not trusted ({problem}): name its authority's file in SSL_CERT_FILE, or put it in CA_CERTIFICATES"
     )]
     Certificate {
         /// The server.

@@ -2,8 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 trait Stream: Read + Write {}
@@ -117,4 +117,36 @@ fn head(stream: &mut impl BufRead) -> Option<Asked> {
             range = Some((first.parse().ok()?, last.parse().unwrap_or(usize::MAX)));
         }
     }
+}
+
+/// A proxy that tunnels: its port, and the heads of the requests that it got, in lower case.
+pub(crate) fn proxy() -> (u16, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (told, heads) = mpsc::channel();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let told = told.clone();
+            std::thread::spawn(move || tunnel(client, &told));
+        }
+    });
+    (port, heads)
+}
+
+fn tunnel(client: TcpStream, told: &mpsc::Sender<String>) -> Option<()> {
+    let mut reader = BufReader::new(client.try_clone().ok()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let to = head.split(' ').nth(1)?.to_owned();
+    told.send(head.to_ascii_lowercase()).ok()?;
+    let server = TcpStream::connect(to).ok()?;
+    let (mut to_client, mut to_server) = (client, server.try_clone().ok()?);
+    to_client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").ok()?;
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut to_server));
+    std::io::copy(&mut { server }, &mut to_client).ok()?;
+    None
 }

@@ -12,6 +12,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tower::Service;
@@ -59,7 +61,11 @@ impl Service<Uri> for Dialer {
     }
 }
 
-pub(super) fn connector(stall: Duration) -> Result<HttpsConnector<Dialer>, FetchError> {
+/// `authorities` are trusted beside those of the system, as PEM.
+pub(super) fn connector(
+    stall: Duration,
+    authorities: Option<&str>,
+) -> Result<HttpsConnector<Dialer>, FetchError> {
     let mut direct = HttpConnector::new();
     direct.enforce_http(false);
     direct.set_nodelay(true);
@@ -68,7 +74,7 @@ pub(super) fn connector(stall: Duration) -> Result<HttpsConnector<Dialer>, Fetch
     let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions of TLS")
-        .with_root_certificates(roots()?)
+        .with_root_certificates(roots(authorities)?)
         .with_no_client_auth();
     Ok(HttpsConnectorBuilder::new()
         .with_tls_config(tls)
@@ -79,7 +85,7 @@ pub(super) fn connector(stall: Duration) -> Result<HttpsConnector<Dialer>, Fetch
 
 /// The system's certificate authorities, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`; where the
 /// system has none, as in a small image, Mozilla's.
-fn roots() -> Result<RootCertStore, FetchError> {
+fn roots(authorities: Option<&str>) -> Result<RootCertStore, FetchError> {
     let mut roots = RootCertStore::empty();
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let unreadable = |name: &str, errors: &[rustls_native_certs::Error]| {
@@ -100,6 +106,16 @@ fn roots() -> Result<RootCertStore, FetchError> {
             return Err(unreadable("SSL_CERT_DIR", &found.errors));
         }
         roots.add_parsable_certificates(webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().cloned());
+    }
+    if let Some(pem) = authorities {
+        let mut added = 0;
+        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            added += usize::from(certificate.is_ok_and(|c| roots.add(c).is_ok()));
+        }
+        if added == 0 {
+            let problem = "has no certificate that can be read: it must be PEM".to_owned();
+            return Err(FetchError::Setting { name: "CA_CERTIFICATES".to_owned(), problem });
+        }
     }
     Ok(roots)
 }
