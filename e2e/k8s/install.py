@@ -26,7 +26,9 @@ def model(name: str, uri: str, replicas: int | None = 1, **spec) -> dict:
         **({} if replicas is None else {"replicas": replicas}),
     }
     for key, value in spec.items():
-        body[key] = {**body[key], **value} if isinstance(value, dict) and key in body else value
+        # Of another engine Strata knows no flags: nothing of the small one's is kept.
+        whole = key == "engine" and value.get("runtime") == "Custom"
+        body[key] = {**body[key], **value} if isinstance(value, dict) and key in body and not whole else value
     return {"apiVersion": GROUP, "kind": "ModelDeployment", "metadata": {"name": name}, "spec": body}
 
 
