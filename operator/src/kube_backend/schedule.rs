@@ -31,7 +31,7 @@ pub(super) enum Outcome {
 /// An item whose failures are remembered is not tried again sooner than this, whatever changes.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// After so many urgent items one other gets its turn.
-const URGENT_RUN: u32 = 8;
+const URGENT_RUN: u32 = 3;
 
 #[derive(Clone, Copy, Debug)]
 struct Failures {
@@ -253,7 +253,7 @@ mod tests {
         let order = names(&mut schedule, now);
         assert_eq!(order.len(), 23);
         assert_eq!(order[0], item("new0"));
-        assert_eq!(order[8], item("old0"), "one of the others after eight");
+        assert_eq!(order[3], item("old0"), "one of the others after three");
     }
 
     #[test]

@@ -47,10 +47,10 @@ impl Shell {
         let kind = K::kind(&());
         tracing::warn!(%kind, object = %key, error, "cannot be read, and is left alone");
         let mut conditions = malformed_status(meta, error, before, Timestamp::now());
-        if kind == "QuotaPolicy" {
-            if let Some(main) = conditions.iter_mut().find(|c| c.type_ == "Ready") {
-                "Enforced".clone_into(&mut main.type_);
-            }
+        if kind == "QuotaPolicy"
+            && let Some(main) = conditions.iter_mut().find(|c| c.type_ == "Ready")
+        {
+            "Enforced".clone_into(&mut main.type_);
         }
         if conditions == *before {
             return Ok(None);
