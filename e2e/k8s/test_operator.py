@@ -6,6 +6,7 @@ seen), kserve#2119 (objects that do not go), and the neighbours whose idle contr
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 
@@ -19,6 +20,8 @@ from kube import GROUP, Kube
 
 pytestmark = pytest.mark.control_plane
 
+# Longer by hand: STRATA_E2E_IDLE=60.
+IDLE_S = int(os.environ.get("STRATA_E2E_IDLE", "20"))
 URI = "file:///models/a.gguf"
 # Pods that no node takes: the tests write their status.
 NOWHERE = {"podTemplate": {"nodeSelector": {"nowhere": "1"}}}
@@ -239,12 +242,12 @@ def test_nothing_is_asked_while_nothing_happens(kube, operator, namespace, reque
     kube.wait("children", lambda: len([c for c in children(kube, namespace) if c.startswith("Deployment/")]) == 6)
     operator.settle(2)
     began = time.monotonic()
-    time.sleep(60)
+    time.sleep(IDLE_S)
     calls = operator.proxy.since(began)
     renewals = [c for c in calls if c.is_lease]
     assert [str(c) for c in calls if not c.is_watch and not c.is_lease] == []
-    assert all(c.method == "PUT" for c in renewals) and 25 <= len(renewals) <= 35
-    note(request.config, f"measured idle for 60 s: {len(renewals)} renewals of the lease, "
+    assert all(c.method == "PUT" for c in renewals) and IDLE_S / 2 - 5 <= len(renewals) <= IDLE_S / 2 + 5
+    note(request.config, f"measured idle for {IDLE_S} s: {len(renewals)} renewals of the lease, "
                          f"{sum(c.is_watch for c in calls)} watches begun anew, nothing else")
 
 
@@ -265,9 +268,9 @@ def test_other_namespaces_are_left_alone(kube, operator, namespace):
         kube.wait("it to go", lambda: not children(kube, "only-this"))
 
 
-def test_two_hundred_models_at_a_cold_start(kube, operator, namespace, strata_binary, tmp_path, token, request):
+def test_many_models_at_a_cold_start(kube, operator, namespace, strata_binary, tmp_path, token, request):
     operator.stop()
-    count = 200
+    count = int(os.environ.get("STRATA_E2E_MODELS", "60"))
     apply(kube, namespace, *(named(f"m{n:03}", **NOWHERE) for n in range(count)))
     began = time.monotonic()
     other = Operator(kube, strata_binary, tmp_path, token, "cold", mode="production").start()

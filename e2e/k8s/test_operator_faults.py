@@ -24,7 +24,7 @@ def test_it_gets_there_although_most_writes_fail(kube, operator, namespace, requ
     chance = random.Random(7)
 
     def unlucky(call) -> bool:
-        return call.is_write and not call.is_lease and chance.random() < 0.34
+        return call.is_write and not call.is_lease and chance.random() < 0.25
 
     began = time.monotonic()
     with operator.proxy.fault(unlucky, 500), operator.proxy.fault(unlucky, 409), operator.proxy.fault(unlucky, 503):
