@@ -247,8 +247,8 @@ pub(crate) struct Scheduler {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) policy: Policy,
     /// Seconds for open requests to finish after SIGTERM
-    #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
-    pub(crate) drain_grace: u64,
+    #[arg(long, value_name = "N", env = "STRATA_DRAIN_SECONDS", default_value_t = defaults::DRAIN_GRACE.as_secs())]
+    pub(crate) drain_seconds: u64,
 }
 
 #[derive(ClapArgs, Debug)]

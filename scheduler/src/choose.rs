@@ -177,6 +177,7 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
 
 /// A place among the requests that wait.
 struct Held<'a> {
+    scheduler: &'a Scheduler,
     pool: &'a Pool,
     bytes: usize,
 }
@@ -185,7 +186,7 @@ impl<'a> Held<'a> {
     /// Takes a place, while there is one. A request that a replica has failed always finds one: it was
     /// let in before, and there are no more of these than the replica had.
     fn enter(
-        scheduler: &Scheduler,
+        scheduler: &'a Scheduler,
         pool: &'a Pool,
         bytes: usize,
         failed_before: bool,
@@ -196,11 +197,15 @@ impl<'a> Held<'a> {
             let fits = |held: usize| (failed_before || held + add <= most).then_some(held + add);
             count.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
         };
+        let give_back = |count: &AtomicUsize, taken: usize| count.fetch_sub(taken, Ordering::AcqRel);
         if take(&pool.held, 1, most) {
             if take(&pool.held_bytes, bytes, options.queue_bytes) {
-                return Ok(Self { pool, bytes });
+                if take(&scheduler.registry.held_bytes, bytes, options.queue_bytes_all) {
+                    return Ok(Self { scheduler, pool, bytes });
+                }
+                give_back(&pool.held_bytes, bytes);
             }
-            pool.held.fetch_sub(1, Ordering::AcqRel);
+            give_back(&pool.held, 1);
         }
         Err(if pool.is_asleep() {
             starting(&pool.name, "has as many requests waiting for it as are held")
@@ -216,6 +221,7 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.pool.held.fetch_sub(1, Ordering::AcqRel);
         self.pool.held_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.scheduler.registry.held_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 

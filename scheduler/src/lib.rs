@@ -74,7 +74,7 @@ pub async fn run_on(
 ) -> Result<(), SchedulerError> {
     let stop = CancellationToken::new();
     let _stopped = stop.clone().drop_guard();
-    let grace = options.drain_grace;
+    let grace = options.drain_grace.saturating_sub(options.leave_after);
     tracing::info!(
         address = %bound.addr(),
         options = %serde_json::to_string(&options).unwrap_or_default(),

@@ -44,6 +44,8 @@ pub struct SchedulerOptions {
     pub queue_per_replica: usize,
     /// Bytes of the bodies of a model's requests that are held back, all together.
     pub queue_bytes: usize,
+    /// The same of all models: many may be asleep at once.
+    pub queue_bytes_all: usize,
     /// Longest time that a request is held back while there are replicas.
     #[serde(with = "millis")]
     pub queue_timeout: Duration,
@@ -66,7 +68,7 @@ pub struct SchedulerOptions {
     /// that whoever balances over several schedulers leaves it out before its door is closed.
     #[serde(with = "millis")]
     pub leave_after: Duration,
-    /// Time for open requests to finish after that.
+    /// Time for open requests to finish after the order to stop.
     #[serde(with = "millis")]
     pub drain_grace: Duration,
 }
@@ -85,6 +87,7 @@ impl Default for SchedulerOptions {
             scrape_timeout: Duration::from_secs(1),
             queue_per_replica: defaults::QUEUE_PER_REPLICA,
             queue_bytes: 8 * defaults::MAX_BODY_BYTES,
+            queue_bytes_all: 16 * defaults::MAX_BODY_BYTES,
             queue_timeout: defaults::QUEUE_TIMEOUT,
             wake_timeout: defaults::WAKE_TIMEOUT,
             first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,

@@ -122,6 +122,8 @@ impl Pool {
 pub struct Registry {
     pools: ArcSwap<BTreeMap<String, Arc<Pool>>>,
     replicas: Mutex<BTreeMap<Endpoint, Arc<Replica>>>,
+    /// Bytes of the bodies of all requests that wait.
+    pub held_bytes: AtomicUsize,
     /// Told whenever a waiting request might now find a place.
     pub changed: Arc<Notify>,
 }

@@ -73,7 +73,7 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
         replicas: args.replicas,
         endpoints: args.endpoints,
         leave_after: if kubernetes.is_some() { defaults::LEAVE_AFTER } else { Duration::ZERO },
-        drain_grace: Duration::from_secs(args.drain_grace),
+        drain_grace: Duration::from_secs(args.drain_seconds),
         kubernetes,
         policy: match args.policy {
             args::Policy::Prefix => strata_scheduler::Policy::Prefix,

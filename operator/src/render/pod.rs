@@ -174,7 +174,8 @@ pub(super) fn strata(component: Component, image: Option<&ClusterSite>) -> Conta
     }
 }
 
-/// The scheduler of a namespace. It holds requests back while there is no replica: that is ready enough.
+/// The scheduler of a namespace. It is ready when it knows the models and pods, with no replica too: it
+/// holds requests back until one is there.
 fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
     let component = workload.component();
     let hop = hop::of(component, site);
@@ -190,8 +191,9 @@ fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
         }),
         ..EnvVar::default()
     });
+    env.push(variable("STRATA_DRAIN_SECONDS", defaults::STREAM_TIMEOUT.as_secs().to_string()));
     env.extend(hop.env);
-    let probe = |period, timeout, failures| Some(hop.scheme.probe("/health", period, timeout, failures));
+    let probe = |path, period, timeout, failures| Some(hop.scheme.probe(path, period, timeout, failures));
     let main = Container {
         args: Some(vec!["--kubernetes".to_owned()]),
         env: Some(env),
@@ -200,9 +202,9 @@ fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
             limits: Some(quantities(&[("memory", "1Gi")])),
             ..ResourceRequirements::default()
         }),
-        startup_probe: probe(1, 2, 120),
-        readiness_probe: probe(2, 2, 2),
-        liveness_probe: probe(10, 5, 3),
+        startup_probe: probe("/health", 1, 2, 120),
+        readiness_probe: probe("/ready", 2, 2, 2),
+        liveness_probe: probe("/health", 10, 5, 3),
         volume_mounts: (!hop.mounts.is_empty()).then_some(hop.mounts),
         ..strata(component, Some(site))
     };

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use strata_scheduler::SchedulerOptions;
-use strata_wire::replicas::{Demand, ReplicaReport};
+use strata_wire::replicas::{Demand, Endpoints, ModelEndpoints, ReplicaReport};
 
 use crate::support::{Does, EndpointsFile, Engine, Reply, Rig, eventually, quick};
 
@@ -85,6 +86,28 @@ async fn no_more_wait_for_a_sleeper_than_the_bound() {
         asked.abort();
     }
     eventually("nobody waits", || demand(&rig).held == 0 && demand(&rig).in_flight == 0).await;
+}
+
+#[tokio::test]
+async fn sleepers_share_a_bound_on_bytes() {
+    let file = EndpointsFile::new();
+    let both = ["m", "n"].map(|name| (name.to_owned(), ModelEndpoints::default()));
+    file.write(&Endpoints { models: both.into() });
+    let options = SchedulerOptions { endpoints: Some(file.path()), queue_bytes_all: 20_000, ..quick() };
+    let rig = Arc::new(Rig::start(options).await);
+    eventually("the file is read", || rig.scheduler.registry.pool("n").is_some()).await;
+    let large = ask(&rig, &"x".repeat(15_000));
+    eventually("it is held", || rig.held("m") == 1).await;
+    let body = json!({"model": "n", "prompt": "y".repeat(15_000)}).to_string();
+    let other = || rig.send(rig.request("/v1/completions", body.clone()));
+    assert_eq!(other().await.error().1, "model_starting");
+    assert_eq!(rig.held("n"), 0);
+    large.abort();
+    eventually("nothing is held", || rig.held("m") == 0).await;
+    tokio::select! {
+        reply = other() => panic!("{reply:?}"),
+        () = eventually("the other is held", || rig.held("n") == 1) => {}
+    }
 }
 
 #[tokio::test]
