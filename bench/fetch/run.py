@@ -58,12 +58,19 @@ def measured(command: list[str]) -> tuple[float, int]:
     """Seconds, and the peak of its memory in bytes."""
     start = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = child.stderr.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
+    peak, status = 0, pathlib.Path(f"/proc/{child.pid}/status")
+    # Not the system's own account at the end, which begins with this process's memory before exec.
+    while child.poll() is None:
+        try:
+            if found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text()):
+                peak = int(found[1]) * 1024
+        except OSError:
+            pass
+        time.sleep(0.005)
+    took = time.monotonic() - start
     if child.returncode != 0:
-        raise SystemExit(f"{command[0]} failed: {errors.decode()}")
-    return time.monotonic() - start, usage.ru_maxrss * 1024
+        raise SystemExit(f"{command[0]} failed: {child.stderr.read().decode()}")
+    return took, peak
 
 
 def made(path: pathlib.Path, size: int) -> str:
@@ -130,10 +137,10 @@ def main() -> None:
         print(f"{args.mib} MiB, median of {args.runs} (least to most), peak memory")
         for way, taken in seconds.items():
             median = statistics.median(taken)
-            print(
-                f"  {way:28} {median:6.2f} s ({min(taken):.2f} to {max(taken):.2f})"
-                f"  {args.mib / median:7.0f} MiB/s  {memory[way] / MIB:6.1f} MiB"
-            )
+            # Of a pipeline only the shell's would be known.
+            peak = "" if "+" in way else f"  {memory[way] / MIB:6.1f} MiB"
+            spread = f"({min(taken):.2f} to {max(taken):.2f})"
+            print(f"  {way:28} {median:6.2f} s {spread}  {args.mib / median:7.0f} MiB/s{peak}")
         of_large = memory["strata fetch, 4 connections"]
         print(f"memory for {args.mib // 8} MiB: {of_small / MIB:.1f} MiB; for {args.mib} MiB: {of_large / MIB:.1f} MiB")
         ratio = statistics.median(seconds["curl + sync + sha256sum"]) / statistics.median(seconds["strata fetch, 4 connections"])
