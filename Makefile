@@ -8,7 +8,7 @@ VENV := $(CACHE)/venv
 HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch peers release needs image k8s e2e
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch peers release needs image k8s e2e bench-kubernetes
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -81,6 +81,9 @@ bench-fetch: release ## strata fetch beside curl: wall time and peak memory
 
 peers: release ## strata fetch against real servers: an OCI registry, and S3 with signatures (needs Go)
 	$(PYTHON) e2e/fetch/peers.py --strata target/release/strata
+
+bench-kubernetes: release clients k8s ## The operator with 2,000 models and 10,000 pods that are only objects
+	$(VENV)/bin/python bench/kubernetes/scale.py --strata target/release/strata
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)
