@@ -73,7 +73,7 @@ k8s: ## Build the binaries of a real Kubernetes into the cache (minutes, once)
 # A KUBECONFIG of the shell is not taken: the tests install and remove things, and must be sent there by name.
 e2e: needs model clients k8s ## Tests on a real Kubernetes, started here; KUBECONFIG=FILE for one that you have
 	$(CARGO) build --locked -p strata-cli
-	$(VENV)/bin/python -m pytest -q e2e/k8s --strata target/debug/strata --model $(MODEL) \
+	$(VENV)/bin/python e2e/k8s/run.py --strata target/debug/strata --model $(MODEL) \
 		$(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig $(KUBECONFIG)) $(E2E)
 
 bench-fetch: release ## strata fetch beside curl: wall time and peak memory

@@ -30,6 +30,7 @@ from kube import Kube  # noqa: E402
 def pytest_addoption(parser):
     parser.addoption("--strata", type=pathlib.Path, required=True, help="the strata binary")
     parser.addoption("--model", type=pathlib.Path, required=True, help="the GGUF file of SmolLM2-135M-Instruct")
+    parser.addoption("--archive", type=pathlib.Path, help="the image, made before; else it is made of --strata")
     parser.addoption("--tier", choices=["auto", "node", "control-plane"], default="auto")
     parser.addoption("--kubeconfig", type=pathlib.Path, help="use this cluster, and start none")
     parser.addoption("--keep", action="store_true", help="leave the clusters of failed modules running")
@@ -84,8 +85,11 @@ def strata_binary(request) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def archive(strata_binary, tmp_path_factory) -> pathlib.Path:
+def archive(request, strata_binary, tmp_path_factory) -> pathlib.Path:
     """The image, as an archive to load into nodes."""
+    given = request.config.getoption("--archive")
+    if given:
+        return given.resolve()
     out = tmp_path_factory.mktemp("image") / "strata.tar"
     images.strata_image(strata_binary, out, strip=True)
     return out

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Run the modules of e2e/k8s, several at a time: each has a cluster of its own, and mostly waits.
+
+    python e2e/k8s/run.py --strata target/debug/strata --model MODEL.gguf [--jobs 3] [pytest's arguments]
+
+Prints each module's output when it has ended, and the sum of all in pytest's own form at the end. The
+modules that take longest begin first. With --kubeconfig they share one cluster and run one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent.parent / "scripts"))
+
+import image as images  # noqa: E402
+
+# Modules that take longest, so that none of them begins last.
+LONGEST = ["drain", "rollout", "scaling", "chart", "scarce_devices", "autoscaling", "modes", "operator_faults", "operator_leader", "operator"]
+# More than any module takes on a busy machine: a hanging one must not take the others' time.
+LIMIT_S = 1500
+COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)")
+
+
+def modules() -> list[pathlib.Path]:
+    found = {path.stem.removeprefix("test_"): path for path in HERE.glob("test_*.py")}
+    first = [found.pop(name) for name in LONGEST if name in found]
+    return first + [found[name] for name in sorted(found)]
+
+
+def counts(output: str) -> dict[str, int]:
+    """What pytest's last line says."""
+    lines = [line for line in output.splitlines() if COUNT.search(line) and " in " in line]
+    found = {} if not lines else {kind: int(number) for number, kind in COUNT.findall(lines[-1])}
+    return {("failed" if kind.startswith("error") else kind): number for kind, number in found.items()}
+
+
+class Run:
+    def __init__(self, arguments: list[str]):
+        self.arguments = arguments
+        self.waiting = modules()
+        self.lock = threading.Lock()
+        self.total: dict[str, int] = {}
+        self.failed: list[str] = []
+
+    def work(self) -> None:
+        while True:
+            with self.lock:
+                if not self.waiting:
+                    return
+                path = self.waiting.pop(0)
+            began = time.monotonic()
+            command = [sys.executable, "-m", "pytest", "-q", "-rs", str(path), *self.arguments]
+            try:
+                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, check=False)
+                output, code = done.stdout, done.returncode
+            except subprocess.TimeoutExpired as hung:
+                output, code = (hung.stdout or b"").decode(errors="replace") + f"\ngiven up after {LIMIT_S} s\n", 1
+            with self.lock:
+                found = counts(output)
+                for kind, number in found.items():
+                    self.total[kind] = self.total.get(kind, 0) + number
+                if code != 0 or not found:
+                    self.failed.append(path.name)
+                    if not found.get("failed"):
+                        self.total["failed"] = self.total.get("failed", 0) + 1
+                print(f"== {path.name}: {time.monotonic() - began:.0f} s\n{output}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--strata", type=pathlib.Path, required=True)
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("E2E_JOBS", "3")))
+    known, rest = parser.parse_known_args()
+    began = time.monotonic()
+    shared = any(argument.startswith("--kubeconfig") for argument in rest)
+    with tempfile.TemporaryDirectory() as folder:
+        archive = pathlib.Path(folder) / "strata.tar"
+        images.strata_image(known.strata.resolve(), archive, strip=True)
+        run = Run(["--strata", str(known.strata), "--archive", str(archive), *rest])
+        threads = [threading.Thread(target=run.work) for _ in range(1 if shared else known.jobs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if run.failed:
+        print(f"failed: {', '.join(run.failed)}")
+    kinds = ["passed", "failed", "skipped", "xfailed", "xpassed"]
+    sums = ", ".join(f"{run.total[kind]} {kind}" for kind in kinds if run.total.get(kind))
+    print(f"{sums} in {time.monotonic() - began:.2f}s")
+    return 1 if run.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
