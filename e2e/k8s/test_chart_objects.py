@@ -36,9 +36,10 @@ def prepared(kube):
     """Namespaces, the definitions of the Gateway API, and ours by their chart."""
     for name in ("strata", "models", "models-a", "models-b"):
         kube.namespace(name)
-    routes = next((charts.CACHE / "k8s/crds").rglob("*_httproutes.yaml"))
-    kube.kubectl("apply", "--server-side", "-f", str(routes))
-    kube.kubectl("wait", "--for=condition=Established", "crd/httproutes.gateway.networking.k8s.io")
+    for kind in ("httproutes", "referencegrants"):
+        definition = next((charts.CACHE / "k8s/crds").rglob(f"*_{kind}.yaml"))
+        kube.kubectl("apply", "--server-side", "-f", str(definition))
+        kube.kubectl("wait", "--for=condition=Established", f"crd/{kind}.gateway.networking.k8s.io")
     kube.helm("upgrade", "--install", "strata-crds", str(ROOT / "charts/strata-crds"), "-n", NAMESPACE, "--wait")
     return kube
 
