@@ -1,6 +1,7 @@
 """Pods of the charts, and of the operator's snapshots: hardened, and restarted only when they must be."""
 
 import copy
+import re
 import shutil
 
 import podsecurity
@@ -16,7 +17,9 @@ def deployments(objects: list[dict]) -> dict[str, dict]:
 
 
 def engine_deployments() -> list[tuple[str, dict]]:
-    return [(name, o) for name, o in rendered_by_operator() if o["kind"] == "Deployment"]
+    found = [(name, o) for name, o in rendered_by_operator() if o["kind"] == "Deployment"]
+    # Not those of which a test shows a part.
+    return [(name, o) for name, o in found if "containers" in o.get("spec", {}).get("template", {}).get("spec", {})]
 
 
 def test_restricted(helm, case):
@@ -83,6 +86,22 @@ def test_only_who_asks_the_api_server_holds_a_token(helm, case):
     for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
         token = deployment["spec"]["template"]["spec"]["automountServiceAccountToken"]
         assert token is (name != "strata-platform")
+
+
+def flags_of(component: str) -> set[str]:
+    """The flags that the binary's own reference lists for a command."""
+    reference = (CHARTS.parent / "docs/reference/cli.md").read_text()
+    section = reference.split(f"\n## strata {component}\n", 1)[1].split("\n## ", 1)[0]
+    return set(re.findall(r"--[a-z-]+", section))
+
+
+def test_the_binary_knows_the_arguments(helm, case):
+    for deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).values():
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        program, component = container["command"]
+        assert program == "strata"
+        given = {argument.split("=")[0] for argument in container["args"]}
+        assert given <= flags_of(component), component
 
 
 # For each component, another setting of everything that is about it alone.
