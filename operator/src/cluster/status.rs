@@ -265,15 +265,16 @@ fn in_the_way(
             ),
         });
     }
-    let unready = |pods: &[&'_ Pod]| {
-        let mut troubles: Vec<_> =
-            pods.iter().filter(|p| !pods::is_ready(p)).filter_map(|p| trouble::of(p)).collect();
+    // Those of another revision are on their way out: what ails them needs nobody.
+    let unready = |pods: &[&'_ Pod], revision: &str| {
+        let stays = |p: &&&Pod| !pods::is_ready(p) && pods::label(p, REVISION_LABEL) == revision;
+        let mut troubles: Vec<_> = pods.iter().filter(stays).filter_map(|p| trouble::of(p)).collect();
         troubles.sort_by_key(|t| !t.lasting);
         troubles.into_iter().next()
     };
-    let found = unready(&assessment.stable_pods)
+    let found = unready(&assessment.stable_pods, &tracks.stable)
         .filter(|_| !complete)
-        .or_else(|| unready(&assessment.canary_pods).filter(|_| tracks.canary.is_some()));
+        .or_else(|| unready(&assessment.canary_pods, &tracks.canary.as_ref()?.revision));
     if let Some(found) = found {
         let message = format!("{serve}; {}", found.message);
         return Some(Said { ready: Truth::False, reason: found.reason, message, stalled: found.lasting });
