@@ -6,9 +6,11 @@ upgrade restarts models), dynamo#3567 (`helm --wait` succeeds on old pods) and k
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import pathlib
+import urllib.parse
 
 import pytest
 import yaml
@@ -77,6 +79,28 @@ def record(kube: Kube, situation: str, health: str, kind: str, name: str) -> Non
     path.write_text(yaml.safe_dump(seen, sort_keys=False))
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_to_the_next(kube):
+    """A test that failed halfway leaves the others an empty namespace."""
+    yield
+    for kind in ("modeldeployments", "tenants", "quotapolicies"):
+        kube.kubectl("delete", f"{kind}.strata.dev", "--all", "-n", NAMESPACE, "--timeout=60s", check=False)
+    for release in ("waited", "strata"):
+        kube.helm("uninstall", release, "-n", NAMESPACE, "--wait", "--timeout", "60s", check=False)
+    everything = "deployments,services,secrets,leases,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
+    kube.kubectl("delete", everything, "-n", NAMESPACE, "-l", "app.kubernetes.io/part-of=strata", check=False)
+    kube.wait("the pods to go", lambda: not kube.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"], 120)
+
+
+def answers(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
 def ask(strata: Strata, key: str | None = None) -> str:
     answer = strata.client(key=key).chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
@@ -113,30 +137,21 @@ def test_install_upgrade_rollback_uninstall(kube, strata, version):
     renewed = settled(kube)
     assert {c for c in undone if undone[c] != renewed[c]} == {"operator"}
 
-    for kind, name in (("ModelDeployment", "smol"), ("Tenant", "acme")):
-        kube.delete(kube.path(kind, NAMESPACE, name))
+    # In the order of the guide, and in the one that users take who forget it: the chart first. Nothing hangs.
+    if version == 3:
+        strata.uninstall(helm=version)
+    for kind, name in (("modeldeployments", "smol"), ("tenants", "acme")):
+        kube.kubectl("delete", f"{kind}.strata.dev", name, "-n", NAMESPACE, "--timeout=30s")
     kube.delete(f"/api/v1/namespaces/{NAMESPACE}/secrets/acme-key")
-    kube.wait("the model's pods to go", lambda: not kube.pods(NAMESPACE, component="engine"), 120)
-    strata.uninstall(helm=version)
+    if version == 4:
+        strata.uninstall(helm=version)
     left = lambda: inventory(kube, NAMESPACE) - clean - {(k, NAMESPACE, n) for k, n in KEPT}  # noqa: E731
     try:
-        kube.wait("everything to be gone", lambda: not left(), 60)
+        kube.wait("everything to be gone", lambda: not left(), 120)
     except AssertionError as error:
         raise AssertionError(f"left behind: {sorted(left())}") from error
-    # A second installation finds what was kept.
     for claim in ("strata-gateway", "strata-platform"):
         kube.delete(f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims/{claim}")
-
-
-def test_uninstall_while_models_serve(kube, strata):
-    """The order that users forget: the chart first. Nothing hangs, and what is deleted later is gone too."""
-    strata.install()
-    kube.apply(model("smol", strata.uri(NAMESPACE)), namespace=NAMESPACE)
-    kube.wait_ready(NAMESPACE, "smol")
-    strata.uninstall()
-    kube.kubectl("delete", "modeldeployments.strata.dev", "smol", "-n", NAMESPACE, "--timeout=30s")
-    kube.wait("the garbage collector", lambda: not kube.pods(NAMESPACE, component="engine"), 120)
-    kube.wait("the schedulers to go", lambda: not kube.pods(NAMESPACE, component="scheduler"), 60)
 
 
 def test_from_mode_to_mode_nothing_is_lost(kube, strata):
@@ -156,6 +171,9 @@ def test_from_mode_to_mode_nothing_is_lost(kube, strata):
     assert kube.uids(NAMESPACE, component="engine") == engines, "a change of mode restarted the engine"
     client = strata.client()
     assert client.responses.retrieve(stored[0]).id == stored[0]
+    # The name of a Service that is new here takes seconds to be known everywhere.
+    below = urllib.parse.urlsplit(kube.url(NAMESPACE, "strata-platform")).netloc
+    kube.wait("the platform to find the layer below", lambda: answers(below), 30)
     stored.append(client.responses.create(model=MODEL, input="And again.", max_output_tokens=8).id)
 
     strata.install(mode="enterprise", enterprise={"localObjectsTenant": "acme"})
@@ -174,14 +192,6 @@ def test_from_mode_to_mode_nothing_is_lost(kube, strata):
             theirs.responses.retrieve(ident)
     with pytest.raises(Exception, match="401"):
         strata.client().models.list()
-    clean_up(kube, strata)
-
-
-def clean_up(kube: Kube, strata: Strata) -> None:
-    for kind in ("modeldeployments", "tenants", "quotapolicies"):
-        kube.kubectl("delete", f"{kind}.strata.dev", "--all", "-n", NAMESPACE, "--timeout=60s")
-    kube.wait("the engines to go", lambda: not kube.pods(NAMESPACE, component="engine"), 120)
-    strata.uninstall()
 
 
 def test_gitops_without_drift(kube, strata, tmp_path):
@@ -203,7 +213,7 @@ def test_gitops_without_drift(kube, strata, tmp_path):
     kube.kubectl("apply", *manager)
     name = next(e["metadata"]["name"] for e in examples if e["kind"] == "ModelDeployment")
     kube.wait_ready(NAMESPACE, name, 120)
-    kube.wait("the policy", lambda: kube.condition("QuotaPolicy", NAMESPACE, "gold", "Enforced").get("status") == "True")
+    kube.wait("the policy", lambda: kube.condition("QuotaPolicy", NAMESPACE, "gold").get("status") == "True")
     record(kube, "in force", "Healthy", "QuotaPolicy", "gold")
     settled(kube)
     # kubectl diff exits 1 and prints when anything differs; no --force-conflicts: nobody took a field.
@@ -216,8 +226,11 @@ def test_gitops_without_drift(kube, strata, tmp_path):
     before = versions()
     kube.kubectl("apply", *manager)
     assert versions() == before
+    # As a GitOps tool deletes an application: all at once. An operator that is ending makes nothing again.
     kube.kubectl("delete", "-n", NAMESPACE, "-f", str(manifests), "--timeout=120s", "--ignore-not-found")
-    kube.wait("the engines to go", lambda: not kube.pods(NAMESPACE, component="engine"), 120)
+    kube.wait("the operators to end", lambda: not kube.items(f"/api/v1/namespaces/{NAMESPACE}/pods", "app.kubernetes.io/component=operator"), 60)
+    for path in ("api/v1/namespaces/strata/secrets/strata-hop", "apis/coordination.k8s.io/v1/namespaces/strata/leases/strata-operator"):
+        assert kube.find(f"/{path}") is None, path
 
 
 MODEL_CHART = """apiVersion: v2
@@ -250,11 +263,13 @@ def test_helm_wait_judges_models_right(kube, strata, tmp_path):
     assert set(engines.values()) <= set(kube.uids(NAMESPACE, component="engine").values()), "the old revision was taken down"
     kube.wait(
         "the failure to be said",
-        lambda: kube.condition("ModelDeployment", NAMESPACE, "waited", "Stalled").get("status") == "True",
+        lambda: any(
+            c["type"] == "Stalled" and c["status"] == "True"
+            for c in kube.get(kube.path("ModelDeployment", NAMESPACE, "waited"))["status"]["conditions"]
+        ),
         60,
     )
     record(kube, "does not load", "Degraded", "ModelDeployment", "waited")
     kube.helm("rollback", "waited", "-n", NAMESPACE, "--wait", "--timeout", "90s")
     assert kube.condition("ModelDeployment", NAMESPACE, "waited")["status"] == "True"
     kube.helm("uninstall", "waited", "-n", NAMESPACE, "--wait", "--timeout", "60s")
-    clean_up(kube, strata)

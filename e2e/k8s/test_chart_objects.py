@@ -39,7 +39,8 @@ def prepared(kube):
     for kind in ("httproutes", "referencegrants"):
         definition = next((charts.CACHE / "k8s/crds").rglob(f"*_{kind}.yaml"))
         kube.kubectl("apply", "--server-side", "-f", str(definition))
-        kube.kubectl("wait", "--for=condition=Established", f"crd/{kind}.gateway.networking.k8s.io")
+        listed = "/apis/gateway.networking.k8s.io/v1beta1/" + kind
+        kube.wait(f"{kind} to be served", lambda: kube.find(listed))  # noqa: B023
     kube.helm("upgrade", "--install", "strata-crds", str(ROOT / "charts/strata-crds"), "-n", NAMESPACE, "--wait")
     return kube
 
@@ -108,6 +109,7 @@ def may(kube, account: str, verb: str, resource: str, group: str = "", namespace
         ("strata-operator", "patch", "modeldeployments/status", "strata.dev", "models"),
         ("strata-operator", "patch", "deployments", "apps", "models"),
         ("strata-operator", "get", "secrets", "", "strata:strata-hop"),
+        ("strata-operator", "create", "secrets", "", "models:strata-hop"),
         ("strata-operator", "update", "leases", "coordination.k8s.io", "strata:strata-operator"),
         ("strata-operator", "watch", "customresourcedefinitions", "apiextensions.k8s.io", ""),
         ("strata-gateway", "watch", "tenants", "strata.dev", "strata"),
@@ -131,7 +133,12 @@ def test_what_they_may(installed, account, verb, resource, group, where):
         ("strata-operator", "list", "secrets", "", "models"),
         ("strata-operator", "get", "secrets", "", "strata:acme-key"),
         ("strata-operator", "get", "secrets", "", "models:hf-token"),
+        ("strata-operator", "create", "secrets", "", "models"),
+        ("strata-operator", "create", "secrets", "", "models:hf-token"),
         ("strata-operator", "update", "leases", "coordination.k8s.io", "strata:another"),
+        # What the chart makes and takes away, no operator that is about to end makes again.
+        ("strata-operator", "create", "secrets", "", "strata"),
+        ("strata-operator", "create", "leases", "coordination.k8s.io", "strata"),
         # Nothing that reaches further.
         ("strata-operator", "create", "pods", "", "models"),
         ("strata-operator", "create", "pods/exec", "", "models"),

@@ -31,7 +31,7 @@ pub struct Rule {
 const READ: &[&str] = &["get", "list", "watch"];
 const MANAGE: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
-/// The Secrets that the operator makes in Strata's namespace.
+/// The Secrets that the operator fills in Strata's namespace, where the chart makes them.
 const OWN_SECRETS: &[&str] =
     &["strata-ca", "strata-hop", "strata-hop-gateway", "strata-hop-operator", "strata-hop-platform"];
 /// Those that it makes in each namespace with models.
@@ -70,29 +70,21 @@ pub const RULES: &[Rule] = &[
     ),
     rule(Scope::Own, "", &["pods"], READ, "ask gateways what is in force"),
     rule(Scope::Own, "events.k8s.io", &["events"], &["create", "patch"], "tell of changes"),
-    rule(Scope::Own, "coordination.k8s.io", &["leases"], &["create"], "one operator leads"),
     named(
         Scope::Own,
         "coordination.k8s.io",
         &["leases"],
         &["strata-operator"],
         &["get", "list", "watch", "update", "patch"],
-        "one operator leads",
-    ),
-    rule(
-        Scope::Own,
-        "",
-        &["secrets"],
-        &["create"],
-        "make the layers' credentials; creating cannot be limited by name",
+        "one operator leads, by the Lease that the chart makes",
     ),
     named(
         Scope::Own,
         "",
         &["secrets"],
         OWN_SECRETS,
-        &["get", "list", "watch", "update", "patch", "delete"],
-        "keep the layers' credentials",
+        &["get", "list", "watch", "update", "patch"],
+        "fill the layers' credentials, which the chart makes empty",
     ),
     rule(Scope::Models, "strata.dev", &["modeldeployments"], READ, "read what is to be served"),
     rule(
@@ -158,19 +150,13 @@ pub const RULES: &[Rule] = &[
         "name the priorities, where there is its Inference Extension",
     ),
     rule(Scope::Models, "events.k8s.io", &["events"], &["create", "patch"], "tell of changes"),
-    rule(
-        Scope::Models,
-        "",
-        &["secrets"],
-        &["create"],
-        "make the layers' credentials; creating cannot be limited by name",
-    ),
     named(
         Scope::Models,
         "",
         &["secrets"],
         MODEL_SECRETS,
-        &["get", "list", "watch", "update", "patch", "delete"],
+        // Created by server-side apply, which names what it creates.
+        &["get", "list", "watch", "create", "update", "patch", "delete"],
         "keep the layers' credentials",
     ),
     rule(
@@ -272,10 +258,7 @@ mod tests {
             assert!(!rule.resources.contains(&"*") && rule.group != "*", "{rule:?}");
             assert!(!rule.why.is_empty());
             if rule.resources.contains(&"secrets") {
-                assert!(
-                    !rule.names.is_empty() || rule.verbs == ["create"],
-                    "Secrets are read by name: {rule:?}"
-                );
+                assert!(!rule.names.is_empty(), "Secrets are read and written by name: {rule:?}");
             }
             // The kinds of Strata are the user's: the operator writes their status alone.
             if rule.group == "strata.dev" && rule.resources.iter().all(|r| !r.contains('/')) {
