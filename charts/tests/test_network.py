@@ -74,17 +74,6 @@ def test_only_the_entrances_are_reachable(helm, mode):
         assert not any(network.allowed(rules, source, OWN[t], 8001) for t in installed(mode)), source.name
 
 
-def test_with_tls_the_layer_above_has_a_port_of_its_own(helm):
-    rules = policies(helm, "enterprise", {"internalTls": True})
-    for caller in ("platform", "operator"):
-        assert network.allowed(rules, OWN[caller], OWN["gateway"], 8443)
-        assert not network.allowed(rules, OWN[caller], OWN["gateway"], 8000)
-    for source in OTHERS.values():
-        assert network.allowed(rules, source, OWN["gateway"], 8000)
-        assert not network.allowed(rules, source, OWN["gateway"], 8443)
-        assert not network.allowed(rules, source, OWN["platform"], 8443)
-
-
 @pytest.mark.parametrize("mode", FLOWS)
 def test_names_and_the_api_server(helm, mode):
     rules = policies(helm, mode)

@@ -130,10 +130,18 @@ def test_a_change_of_one_component_restarts_no_other(helm, changed):
     assert {n for n in before if before[n] != after[n]} == {f"strata-{changed}"}
 
 
+def test_the_operator_alone_is_told_that_no_policies_are_wanted(helm):
+    before = deployments(helm.objects("strata"))
+    after = deployments(helm.objects("strata", {"networkPolicy": {"enabled": False}}))
+    assert {n for n in before if before[n] != after[n]} == {"strata-operator"}
+    args = after["strata-operator"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--no-network-policies" in args
+
+
 @pytest.mark.parametrize(
     "values",
     [
-        {"networkPolicy": {"enabled": False}},
+        {"networkPolicy": {"entranceFrom": [{"podSelector": {}}]}},
         {"extraLabels": {"a": "b"}, "extraAnnotations": {"c": "d"}},
         {"serviceMonitor": {"enabled": True}},
         {"gateway": {"service": {"type": "NodePort"}, "persistence": {"size": "20Gi", "keep": False}}},
