@@ -117,7 +117,9 @@ impl Http {
     /// asked first and to no other.
     pub(crate) async fn once(&self, ask: &Ask) -> Result<Answer, Trouble> {
         let answer = self.follow(ask).await?;
+        // Only the registry itself may ask for its password, not whom it redirects to.
         if answer.status() == StatusCode::UNAUTHORIZED
+            && ask::same_origin(&answer.url, &ask.url)
             && let Auth::Registry(login) = &ask.auth
             && login.renew(self, answer.headers()).await?
         {

@@ -38,6 +38,7 @@ pub use child::{Child, ChildKey};
 pub use events::{EventNote, events};
 pub use governance::{GatewayView, policy_status, tenant_status};
 pub use judge::{judge, judge_policy, judge_tenant};
+pub use meta::shared_owners;
 pub use namespace::{NamespaceSeen, namespace_step};
 pub use scale::METRIC_LABEL;
 pub use site::{Capabilities, ClusterSite, Trust};

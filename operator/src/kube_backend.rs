@@ -139,7 +139,10 @@ pub async fn run_with(
         leader_election = options.leader_election,
         "operator runs"
     );
-    check_definitions(&client, &options.site).await?;
+    tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        checked = check_definitions(&client, &options.site) => checked?,
+    }
 
     let caches = Arc::new(Caches::new());
     let reporter =
@@ -181,6 +184,12 @@ pub async fn run_with(
         background.spawn(async move { work::begin_terms(&shell, &gate, &filling).await });
     }
 
+    // A process that could not take over at once is of no use as a leader, and half-filled caches would
+    // make it take away what is wanted.
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = filling.full() => {}
+    }
     if options.leader_election {
         let candidate = Candidate {
             client: lease_client,
@@ -188,14 +197,11 @@ pub async fn run_with(
             identity: options.identity.clone(),
             gate: &gate,
         };
-        // A process that could not take over at once is of no use as a leader.
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = filling.full() => {}
-        }
         candidate.run(&shutdown, async || work::idle(&shell, FINISH).await).await;
     } else {
-        gate.open(None);
+        if !shutdown.is_cancelled() {
+            gate.open(None);
+        }
         shutdown.cancelled().await;
         work::idle(&shell, FINISH).await;
         gate.shut();
@@ -216,10 +222,34 @@ async fn check_definitions(client: &Client, site: &ClusterSite) -> Result<(), Cl
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     };
-    models.list_metadata(&one).await.map_err(missing("ModelDeployment"))?;
+    settled(|| models.list_metadata(&one)).await.map_err(missing("ModelDeployment"))?;
     let tenants: Api<Tenant> = Api::namespaced(client.clone(), &site.namespace);
-    tenants.list_metadata(&one).await.map_err(missing("Tenant"))?;
+    settled(|| tenants.list_metadata(&one)).await.map_err(missing("Tenant"))?;
     let policies: Api<QuotaPolicy> = Api::namespaced(client.clone(), &site.namespace);
-    policies.list_metadata(&one).await.map_err(missing("QuotaPolicy"))?;
+    settled(|| policies.list_metadata(&one)).await.map_err(missing("QuotaPolicy"))?;
     Ok(())
+}
+
+/// How long the API server may be busy or away when the operator starts.
+const START: Duration = Duration::from_secs(60);
+
+/// Asks again while the API server is busy or away, which says nothing about the definitions.
+async fn settled<T, F>(ask: impl Fn() -> F) -> Result<T, kube::Error>
+where
+    F: Future<Output = Result<T, kube::Error>>,
+{
+    let end = tokio::time::Instant::now() + START;
+    loop {
+        match ask().await {
+            Err(error) if tokio::time::Instant::now() > end => return Err(error),
+            Err(kube::Error::Api(status)) if !matches!(status.code, 429 | 500..=599) => {
+                return Err(kube::Error::Api(status));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the API server does not answer yet; asked again in a second");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Ok(found) => return Ok(found),
+        }
+    }
 }

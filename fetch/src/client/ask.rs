@@ -142,7 +142,7 @@ pub(crate) fn host_of(url: &Uri) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn same_origin(a: &Uri, b: &Uri) -> bool {
+pub(super) fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port = |url: &Uri| url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
     let host = |url: &Uri| url.host().unwrap_or_default().to_ascii_lowercase();
     a.scheme() == b.scheme() && host(a) == host(b) && port(a) == port(b)

@@ -29,14 +29,20 @@ pub(super) fn of_model(engine: &EngineWorkload) -> ObjectMeta {
 
 /// What all children of a namespace have: they belong to every model there, and go with the last.
 pub(super) fn of_namespace(namespace: &str, component: Component, engines: &[EngineWorkload]) -> ObjectMeta {
-    let mut owners: Vec<OwnerReference> = engines.iter().filter_map(|e| owner(&e.owner, false)).collect();
-    owners.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+    let owners = shared_owners(engines);
     ObjectMeta {
         namespace: Some(namespace.to_owned()),
         labels: Some(labels(component, None)),
         owner_references: (!owners.is_empty()).then_some(owners),
         ..ObjectMeta::default()
     }
+}
+
+/// References to every model of a namespace, none of which controls.
+pub fn shared_owners(engines: &[EngineWorkload]) -> Vec<OwnerReference> {
+    let mut owners: Vec<OwnerReference> = engines.iter().filter_map(|e| owner(&e.owner, false)).collect();
+    owners.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+    owners
 }
 
 pub(super) fn named(meta: &ObjectMeta, name: &str) -> ObjectMeta {

@@ -124,8 +124,13 @@ impl Revision {
     /// The template with the labels that tell its pods from others.
     pub(super) fn labelled(&self, labels: &[(&str, &str)]) -> Value {
         let mut template = self.template.clone();
-        for (name, value) in labels {
-            template["metadata"]["labels"][*name] = Value::from(*value);
+        // Another may have written the record: what is no template is left as it is, and refused later.
+        let mut found = Some(&mut template);
+        for inner in ["metadata", "labels"] {
+            found = found.and_then(Value::as_object_mut).map(|o| o.entry(inner).or_insert_with(|| json!({})));
+        }
+        if let Some(found) = found.and_then(Value::as_object_mut) {
+            found.extend(labels.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value))));
         }
         template
     }

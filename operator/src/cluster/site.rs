@@ -40,6 +40,13 @@ impl Capabilities {
         ]
     }
 
+    /// Whether this is one of [`Capabilities::kinds`] that is not there: nothing is rendered of it, and
+    /// so nothing of it is superfluous.
+    pub fn lacks(self, kind: &ApiResource) -> bool {
+        let has = [self.http_route, self.inference_pool, self.inference_objective, self.scaled_object];
+        Self::kinds().iter().zip(has).any(|(k, has)| !has && k.group == kind.group && k.kind == kind.kind)
+    }
+
     /// Those of [`Capabilities::kinds`] for which `has` says yes, and whether the API group
     /// `external.metrics.k8s.io` is served.
     pub fn found(has: impl Fn(&ApiResource) -> bool, external_metrics: bool) -> Self {

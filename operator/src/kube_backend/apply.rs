@@ -17,7 +17,7 @@ use super::cache::FIELD_MANAGER;
 use super::caches::{Caches, OwnedChild};
 use super::key::Key;
 use super::metrics::Metrics;
-use crate::cluster::{Child, ChildKey, swept_kinds};
+use crate::cluster::{Capabilities, Child, ChildKey, swept_kinds};
 
 /// What was sent of a child last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,15 +119,20 @@ impl Applier {
         self.client.request_text(request.map_err(kube::Error::BuildRequest)?).await
     }
 
-    /// Deletes what a family has and is not `wanted`. Returns the first failure, after having tried all.
+    /// Deletes what a family has and is not `wanted`, for the `capabilities` that it was rendered for.
+    /// Returns the first failure, after having tried all.
     pub(super) async fn sweep(
         &self,
         namespace: &str,
         family: Family<'_>,
         wanted: &HashSet<ChildKey>,
+        capabilities: Capabilities,
     ) -> Result<(), kube::Error> {
         let mut failure = None;
         for kind in swept_kinds() {
+            if capabilities.lacks(&kind) {
+                continue;
+            }
             let Some(store) = self.caches.children(&kind) else { continue };
             let model = match family {
                 Family::Model { name, .. } => Some(name),

@@ -11,7 +11,8 @@ use strata_hop::HopToken;
 use super::caches::{Caches, Children};
 use super::key::Key;
 use super::shell::Shell;
-use crate::cluster::{Child, MANAGED_LABEL};
+use crate::cluster::{Child, MANAGED_LABEL, shared_owners};
+use crate::workload::EngineWorkload;
 
 /// The Secret's name.
 pub(super) const NAME: &str = "strata-hop";
@@ -31,7 +32,15 @@ pub(super) fn token(caches: &Caches, own: &str) -> Option<HopToken> {
 
 impl HopSecret {
     /// Makes the Secret in Strata's namespace when it is missing, and copies it to another that needs it.
-    pub(super) async fn keep(&self, shell: &Shell, namespace: &str, needed: bool) -> Result<(), kube::Error> {
+    ///
+    /// The copy is owned by the models that need it, and goes with the last of them.
+    pub(super) async fn keep(
+        &self,
+        shell: &Shell,
+        namespace: &str,
+        needed: bool,
+        models: &[EngineWorkload],
+    ) -> Result<(), kube::Error> {
         if !needed {
             return Ok(());
         }
@@ -60,6 +69,7 @@ impl HopSecret {
                     "name": NAME,
                     "namespace": namespace,
                     "labels": labels(),
+                    "ownerReferences": shared_owners(models),
                 },
                 "type": "Opaque",
                 "data": secret.data,

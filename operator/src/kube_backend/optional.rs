@@ -80,7 +80,9 @@ impl Optional {
                         tracing::warn!(%error, "cannot watch the definitions of kinds: HTTPRoute, InferencePool and ScaledObject are not rendered");
                     }
                     // Everything else goes on without them.
-                    expected = None;
+                    if is_forbidden(&error) {
+                        expected = None;
+                    }
                 }
             }
         }
@@ -138,6 +140,13 @@ impl Optional {
     }
 }
 
+/// Whether asking again will not help. After any other failure the answer is yet to come, and working
+/// without it would take for absent what is there.
+fn is_forbidden(error: &watcher::Error) -> bool {
+    let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return false };
+    matches!(status.code, 401 | 403 | 404)
+}
+
 /// Follows whether the cluster has an external metrics API, for ever.
 pub(super) async fn follow_external_metrics(client: Client, shell: Arc<Shell>, expected: Expected) {
     let api: Api<PartialObjectMeta<APIService>> = Api::all(client);
@@ -165,7 +174,9 @@ pub(super) async fn follow_external_metrics(client: Client, shell: Arc<Shell>, e
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(%error, "cannot see whether the cluster has external metrics");
                 }
-                expected = None;
+                if is_forbidden(&error) {
+                    expected = None;
+                }
                 continue;
             }
         };

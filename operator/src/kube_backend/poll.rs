@@ -182,7 +182,7 @@ impl Poller {
                 let report = answer.body.and_then(|b| ask::parse(&b)).map(Arc::new);
                 self.metrics.polled(target, if report.is_ok() { "ok" } else { "failed" });
                 let namespace = pod.namespace.clone();
-                let before = self.shell.views.set_scheduler(pod, report.clone());
+                let (before, report) = self.shell.views.set_scheduler(pod, report);
                 let changed = digest::changed(before.as_ref(), &report);
                 for model in self.shell.caches.models_in(&namespace) {
                     if changed.touches(&model.spec.model.name) {

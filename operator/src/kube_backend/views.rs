@@ -22,12 +22,31 @@ pub(super) fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// What stands in the place of an answer before the first.
+const NOT_ASKED: &str = "it was not asked yet";
+
+/// How many times in a row a scheduler may fail to answer before its last answer counts no more: a busy
+/// one still routes.
+const MISSES: u32 = 3;
+
+/// Whether one that serves was not asked yet.
+pub(super) fn is_unasked(schedulers: &[SchedulerView]) -> bool {
+    schedulers.iter().any(|s| s.ready && s.report.as_ref().is_err_and(|e| e == NOT_ASKED))
+}
+
+/// Whether one was not asked yet.
+pub(super) fn is_unasked_of(gateways: &[GatewayView]) -> bool {
+    gateways.iter().any(|g| g.report.as_ref().is_err_and(|e| e == NOT_ASKED))
+}
+
 type Report = Result<Arc<ReplicaReport>, String>;
 type Governance = Result<Arc<GatewayStatus>, String>;
 
 #[derive(Debug, Default)]
 struct Inner {
     schedulers: HashMap<Key, Report>,
+    /// Failures in a row since the last answer.
+    misses: HashMap<Key, u32>,
     downloads: HashMap<Key, Progress>,
     gateways: HashMap<Key, Governance>,
 }
@@ -50,15 +69,27 @@ impl Views {
             .map(|pod| {
                 let key = Key::of(&pod.metadata);
                 let report = inner.schedulers.get(&key).cloned();
-                let report = report.unwrap_or_else(|| Err("it was not asked yet".to_owned()));
+                let report = report.unwrap_or_else(|| Err(NOT_ASKED.to_owned()));
                 SchedulerView { pod: key.name, ready: is_ready(pod), report }
             })
             .collect()
     }
 
-    /// Takes a scheduler's answer. Returns the one before.
-    pub(super) fn set_scheduler(&self, pod: Key, report: Report) -> Option<Report> {
-        self.lock().schedulers.insert(pod, report)
+    /// Takes a scheduler's answer, or that it gave none. Returns what counted before and what counts now.
+    pub(super) fn set_scheduler(&self, pod: Key, report: Report) -> (Option<Report>, Report) {
+        let mut inner = self.lock();
+        if report.is_ok() {
+            inner.misses.remove(&pod);
+        } else {
+            let misses = inner.misses.entry(pod.clone()).or_insert(0);
+            *misses = misses.saturating_add(1);
+            if *misses < MISSES
+                && let Some(good) = inner.schedulers.get(&pod).filter(|r| r.is_ok()).cloned()
+            {
+                return (Some(good.clone()), good);
+            }
+        }
+        (inner.schedulers.insert(pod, report.clone()), report)
     }
 
     /// Downloads of a namespace, by pod.
@@ -82,6 +113,7 @@ impl Views {
     ) {
         let mut inner = self.lock();
         inner.schedulers.retain(|key, _| scheduler(key));
+        inner.misses.retain(|key, _| scheduler(key));
         inner.downloads.retain(|key, _| download(key));
         inner.gateways.retain(|key, _| gateway(key));
     }
@@ -100,9 +132,27 @@ impl Views {
             .map(|pod| {
                 let key = Key::of(&pod.metadata);
                 let report = inner.gateways.get(&key).cloned();
-                let report = report.unwrap_or_else(|| Err("it was not asked yet".to_owned()));
+                let report = report.unwrap_or_else(|| Err(NOT_ASKED.to_owned()));
                 GatewayView { pod: key.name, report }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheduler_may_miss_a_question_or_two() {
+        let (views, pod) = (Views::default(), Key::new("n", "p"));
+        let good: Report = Ok(Arc::new(ReplicaReport::default()));
+        let bad: Report = Err("no answer".to_owned());
+        assert_eq!(views.set_scheduler(pod.clone(), bad.clone()), (None, bad.clone()), "nothing to keep");
+        assert_eq!(views.set_scheduler(pod.clone(), good.clone()).1, good);
+        assert_eq!(views.set_scheduler(pod.clone(), bad.clone()).1, good);
+        assert_eq!(views.set_scheduler(pod.clone(), bad.clone()).1, good);
+        assert_eq!(views.set_scheduler(pod.clone(), bad.clone()), (Some(good.clone()), bad));
+        assert_eq!(views.set_scheduler(pod, good.clone()).1, good);
     }
 }

@@ -1,8 +1,10 @@
 //! The workers: take an item, reconcile it, give it back, while this process leads.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::gate::Gate;
@@ -39,7 +41,15 @@ impl Worker {
             let kind = item.kind();
             self.metrics.waited(kind, waited);
             let begun = Instant::now();
-            let result = self.shell.reconcile(&item).await;
+            // An item that hits a fault of ours must stop only itself: it is told, and tried ever more seldom.
+            let result = AssertUnwindSafe(self.shell.reconcile(&item)).catch_unwind().await;
+            let result = result.unwrap_or_else(|_| {
+                Err(Failure::Refused {
+                    what: "a fault of the operator".to_owned(),
+                    message: "it panicked; the log above says where".to_owned(),
+                    again: None,
+                })
+            });
             let took = begun.elapsed();
             let (outcome, word) = match &result {
                 Ok(again) => (Outcome::Done(*again), "ok"),

@@ -9,6 +9,7 @@ use super::{Reconciled, Shell};
 use crate::cluster::{GatewayView, policy_status, tenant_status};
 use crate::kube_backend::kept::Parsed;
 use crate::kube_backend::key::Key;
+use crate::kube_backend::views;
 
 impl Shell {
     pub(super) async fn tenant(&self, key: &Key) -> Reconciled {
@@ -18,6 +19,13 @@ impl Shell {
             Parsed::Good(tenant) if tenant.metadata.deletion_timestamp.is_some() => Ok(None),
             Parsed::Good(tenant) => {
                 let views = self.gateways();
+                let told = tenant
+                    .status
+                    .as_ref()
+                    .is_some_and(|s| s.observed_generation == tenant.metadata.generation);
+                if told && views::is_unasked_of(&views) {
+                    return Ok(None);
+                }
                 let status = tenant_status(tenant, &self.site(), &views, Timestamp::now());
                 self.say(&**tenant, tenant.status.as_ref(), &status, |s| &s.conditions).await?;
                 Ok(None)
@@ -38,6 +46,13 @@ impl Shell {
             Parsed::Good(policy) if policy.metadata.deletion_timestamp.is_some() => Ok(None),
             Parsed::Good(policy) => {
                 let views = self.gateways();
+                let told = policy
+                    .status
+                    .as_ref()
+                    .is_some_and(|s| s.observed_generation == policy.metadata.generation);
+                if told && views::is_unasked_of(&views) {
+                    return Ok(None);
+                }
                 let status = policy_status(policy, &self.site(), &views, Timestamp::now());
                 self.say(&**policy, policy.status.as_ref(), &status, |s| &s.conditions).await?;
                 Ok(None)

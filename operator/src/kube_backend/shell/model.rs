@@ -8,12 +8,13 @@ use strata_kinds::ModelDeployment;
 
 use super::{Failure, Reconciled, Shell, words};
 use crate::cluster::{
-    ChildKey, ModelSeen, ModelStep, Refused, SchedulerView, judge, model_status, model_step,
+    ChildKey, ClusterSite, ModelSeen, ModelStep, Refused, SchedulerView, judge, model_status, model_step,
 };
 use crate::kube_backend::api;
 use crate::kube_backend::apply::Family;
 use crate::kube_backend::kept::Parsed;
 use crate::kube_backend::key::Key;
+use crate::kube_backend::views;
 
 impl Shell {
     pub(super) async fn model(&self, key: &Key) -> Reconciled {
@@ -45,7 +46,7 @@ impl Shell {
                     refused: &[],
                 };
                 let step = model_step(engine, &seen, &site, Timestamp::now());
-                failure = self.carry_out(key, model, &step, &mut refused).await?;
+                failure = self.carry_out(key, model, &step, &site, &mut refused).await?;
                 step
             }
             // What runs already is left alone: a mistake in an object must not take a model down.
@@ -61,6 +62,11 @@ impl Shell {
             downloads: &downloads,
             refused: &refused,
         };
+        let told = model.status.as_ref().is_some_and(|s| s.observed_generation == model.metadata.generation);
+        if told && views::is_unasked(&schedulers) {
+            // A new leader has asked nobody yet. The first answer, good or bad, brings us back.
+            return failure.map_or(Ok(step.look_again), Err);
+        }
         let status = model_status(model, &verdict, engine.as_ref(), &seen, &site, Timestamp::now());
         self.say(&**model, model.status.as_ref(), &status, |s| &s.conditions).await?;
         failure.map_or(Ok(step.look_again), Err)
@@ -95,6 +101,7 @@ impl Shell {
         key: &Key,
         model: &ModelDeployment,
         step: &ModelStep,
+        site: &ClusterSite,
         refused: &mut Vec<Refused>,
     ) -> Result<Option<Failure>, Failure> {
         let mut failure = None;
@@ -127,7 +134,7 @@ impl Shell {
         }));
         let uid = model.metadata.uid.as_deref().unwrap_or_default();
         let family = Family::Model { name: &key.name, uid };
-        if let Err(error) = self.applier.sweep(&key.namespace, family, &wanted).await {
+        if let Err(error) = self.applier.sweep(&key.namespace, family, &wanted, site.capabilities).await {
             note("an object that is no longer wanted".to_owned(), &error, refused)?;
         }
         Ok(failure)

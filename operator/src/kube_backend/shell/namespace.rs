@@ -7,14 +7,13 @@ use crate::cluster::{NamespaceSeen, judge, namespace_step, workload};
 use strata_kinds::ModelDeployment;
 
 use crate::kube_backend::apply::Family;
+use crate::kube_backend::kept::Parsed;
 use crate::kube_backend::key::Key;
 use crate::workload::EngineWorkload;
 
 impl Shell {
     pub(super) async fn namespace(&self, namespace: &str) -> Reconciled {
-        if namespace == self.site.namespace {
-            self.find_priorities();
-        }
+        self.find_priorities();
         let site = self.site();
         let engines = self.engines(namespace);
         let mut failure = None;
@@ -28,8 +27,12 @@ impl Shell {
         };
         // Pods mount it, so that it comes first.
         let needs_token = !engines.is_empty() || namespace == site.namespace;
-        if let Err(error) = self.hop.keep(self, namespace, needs_token).await {
+        if let Err(error) = self.hop.keep(self, namespace, needs_token, &engines).await {
             note("Secret strata-hop".to_owned(), &error)?;
+        }
+        if self.has_unread(namespace) {
+            // What they share stays as it is: the pods of one that cannot be read still serve.
+            return failure.map_or(Ok(None), Err);
         }
         let mut wanted = HashSet::new();
         let revisions = self.caches.revisions.group(namespace, None);
@@ -40,7 +43,8 @@ impl Shell {
             }
             wanted.insert(child.key());
         }
-        if let Err(error) = self.applier.sweep(namespace, Family::Namespace, &wanted).await {
+        if let Err(error) = self.applier.sweep(namespace, Family::Namespace, &wanted, site.capabilities).await
+        {
             note("an object that is no longer wanted".to_owned(), &error)?;
         }
         failure.map_or(Ok(None), Err)
@@ -58,6 +62,16 @@ impl Shell {
             .collect();
         engines.sort_by(|a, b| a.owner.name.cmp(&b.owner.name));
         engines
+    }
+
+    /// Whether a model that has pods cannot be read.
+    fn has_unread(&self, namespace: &str) -> bool {
+        self.caches.models.all().iter().any(|model| {
+            let Parsed::Bad(bad) = &**model else { return false };
+            let key = Key::of(&bad.meta);
+            let deployment = Key::new(key.namespace.clone(), format!("{}-engine", key.name));
+            key.namespace == namespace && self.caches.deployments.get(&deployment).is_some()
+        })
     }
 
     fn has_pods(&self, model: &ModelDeployment) -> bool {
