@@ -8,7 +8,7 @@ VENV := $(CACHE)/venv
 HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch peers release needs image k8s e2e bench-kubernetes
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch peers release needs image k8s e2e bench-kubernetes fuzz
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -87,3 +87,7 @@ bench-kubernetes: release clients k8s ## The operator with 2,000 models and 10,0
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)
+
+SECONDS_OF_FUZZ := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
+fuzz: needs ## Arbitrary objects through validation, plan, render and status: `make fuzz SECONDS=3600`
+	FUZZ_SECONDS=$(SECONDS_OF_FUZZ) $(CARGO) test --locked -p strata-operator --test fuzz -- --nocapture

@@ -207,6 +207,9 @@ pub(crate) struct Engine {
     /// Compute every prompt anew
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
+    /// Seconds for open requests to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
+    pub(crate) drain_grace: u64,
 }
 
 /// How replicas are picked.

@@ -1,5 +1,7 @@
 //! What an operator may say about one engine.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use strata_hop::{HopToken, Mtls};
 use strata_wire::defaults;
@@ -39,6 +41,9 @@ pub struct EngineOptions {
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
+    /// How long open requests may go on after the engine was told to stop.
+    #[serde(skip, default = "drain_grace")]
+    pub drain_grace: Duration,
     /// The token that callers must show. Without one everybody is served.
     #[serde(skip)]
     pub hop_token: Option<HopToken>,
@@ -75,6 +80,10 @@ fn step_tokens() -> usize {
     defaults::STEP_TOKENS
 }
 
+fn drain_grace() -> Duration {
+    defaults::DRAIN_GRACE
+}
+
 fn max_waiting() -> usize {
     1024
 }
@@ -97,6 +106,7 @@ impl EngineOptions {
             step_tokens: step_tokens(),
             enable_prefix_cache: yes(),
             max_waiting: max_waiting(),
+            drain_grace: drain_grace(),
             hop_token: None,
             mtls: None,
         }

@@ -3,7 +3,6 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use strata_hop::{Above, Bound, ListenError};
-use strata_wire::defaults;
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::assemble;
@@ -56,7 +55,7 @@ pub enum EngineError {
 }
 
 /// Runs an engine until `shutdown`: then it takes no new request, finishes those it has, at most
-/// [`defaults::DRAIN_GRACE`] long, and returns.
+/// `options.drain_grace` long, and returns.
 pub async fn run(options: EngineOptions, shutdown: CancellationToken) -> Result<(), EngineError> {
     // A port in use should not cost the time that a large model takes to open.
     let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone());
@@ -70,6 +69,7 @@ pub async fn run_on(
     shutdown: CancellationToken,
 ) -> Result<(), EngineError> {
     tracing::info!(?options, "engine starts");
+    let drain_grace = options.drain_grace;
     let above = Above::new(options.hop_token.clone(), options.mtls.as_ref(), serve::CALLERS);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
     let engine = tokio::task::spawn_blocking(move || assemble(&options, now)).await.map_err(|error| {
@@ -83,7 +83,7 @@ pub async fn run_on(
         "engine ready"
     );
     let stop = shutdown.child_token();
-    let server = bound.serve(serve::router(engine.clone(), above), stop.clone(), defaults::DRAIN_GRACE);
+    let server = bound.serve(serve::router(engine.clone(), above), stop.clone(), drain_grace);
     let watched = async {
         tokio::select! {
             () = engine.stopped() => {

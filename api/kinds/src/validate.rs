@@ -240,6 +240,12 @@ impl Walk<'_> {
 
     fn number(&mut self, schema: &Value, number: &serde_json::Number, path: &str) {
         let Some(value) = number.as_f64() else { return };
+        if schema.get("format").and_then(Value::as_str) == Some("int32")
+            && number.as_i64().is_none_or(|n| i32::try_from(n).is_err())
+        {
+            self.refuse(path, format!("must be between {} and {}, not {number}", i32::MIN, i32::MAX));
+            return;
+        }
         if let Some(min) = schema.get("minimum").and_then(Value::as_f64)
             && value < min
         {

@@ -84,6 +84,11 @@ fn structure_is_judged_with_advice() {
         (with(MODEL, "/spec/replicas", json!(1.5)), "spec.replicas", "must be an integer, not 1.5"),
         (with(MODEL, "/spec/replicas", json!(-1)), "spec.replicas", "must be at least 0, not -1"),
         (
+            with(MODEL, "/status", json!({ "replicas": 1_i64 << 40 })),
+            "status.replicas",
+            "must be between -2147483648 and 2147483647",
+        ),
+        (
             with(MODEL, "/spec/model/name", json!(7)),
             "spec.model.name",
             "must be a string, not 7: put it in quotes",

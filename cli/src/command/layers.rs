@@ -58,6 +58,7 @@ pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
         max_sequences: args.max_sequences,
         step_tokens: args.step_tokens,
         enable_prefix_cache: !args.no_prefix_cache,
+        drain_grace: Duration::from_secs(args.drain_grace),
         mtls: mtls(Component::Engine)?,
         hop_token: HopToken::from_env(),
         ..EngineOptions::new(args.model)

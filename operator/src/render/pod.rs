@@ -138,6 +138,14 @@ fn grace(added: &PodTemplate, site: Site<'_>) -> i64 {
     added.termination_grace_period_seconds.unwrap_or_else(|| seconds(defaults::PRE_STOP + streams))
 }
 
+/// What is left of the grace after the pod has left its Service, for the process to know.
+pub(super) fn drain_grace(added: &PodTemplate) -> EnvVar {
+    let pre_stop = seconds(defaults::PRE_STOP);
+    let asked = added.termination_grace_period_seconds.map(|grace| grace.saturating_sub(pre_stop).max(1));
+    let streams = asked.unwrap_or_else(|| seconds(defaults::STREAM_TIMEOUT));
+    variable("STRATA_DRAIN_GRACE", streams.to_string())
+}
+
 fn on_host(workload: &Workload, site: &HostSite, added: &PodTemplate) -> Parts {
     let component = workload.component();
     // A scheduler that has no replica yet holds requests back until one comes: that is ready enough.
@@ -180,6 +188,7 @@ fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
     let component = workload.component();
     let hop = hop::of(component, site);
     let mut env = environment(site);
+    env.push(drain_grace(&PodTemplate::default()));
     env.push(EnvVar {
         name: "STRATA_NAMESPACE".to_owned(),
         value_from: Some(EnvVarSource {

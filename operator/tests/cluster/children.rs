@@ -163,7 +163,7 @@ fn streams_have_their_time() {
     assert_eq!(whole["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"], 15);
     let drain = |pod: &Value| {
         let env = pod["containers"][0]["env"].as_array().unwrap().clone();
-        env.into_iter().find(|v| v["name"] == "STRATA_DRAIN_SECONDS").unwrap()["value"].clone()
+        env.into_iter().find(|v| v["name"] == "STRATA_DRAIN_GRACE").unwrap()["value"].clone()
     };
     assert_eq!(drain(&whole), "1800");
     let short = pod_of(json!({ "podTemplate": { "terminationGracePeriodSeconds": 75 } }));

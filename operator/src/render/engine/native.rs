@@ -2,22 +2,16 @@
 
 use k8s_openapi::api::core::v1::Container;
 use strata_kinds::model_deployment::PodTemplate;
-use strata_wire::defaults;
 
 use crate::cluster::ClusterSite;
-use crate::render::pod::{self, Parts, variable};
+use crate::render::pod::{self, Parts};
 use crate::render::{args, hop};
 use crate::workload::{Component, EngineWorkload};
 
 pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate, site: &ClusterSite) -> Parts {
     let hop = hop::of(Component::Engine, site);
     let mut env = pod::environment(site);
-    if let Some(grace) = added.termination_grace_period_seconds {
-        let streams = grace.saturating_sub(pod::seconds(defaults::PRE_STOP)).max(1);
-        env.push(variable("STRATA_DRAIN_SECONDS", streams.to_string()));
-    } else {
-        env.push(variable("STRATA_DRAIN_SECONDS", defaults::STREAM_TIMEOUT.as_secs().to_string()));
-    }
+    env.push(pod::drain_grace(added));
     env.extend(hop.env);
     env.extend(pod::added_env(added));
     let main = Container {
