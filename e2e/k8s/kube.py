@@ -91,6 +91,11 @@ class Kube:
 
     def call(self, method: str, path: str, body=None, content_type: str = "application/json") -> dict:
         status, text = self.request(method, path, body, content_type)
+        deadline = time.monotonic() + 30
+        while status == 429 and time.monotonic() < deadline:
+            # The API server asks to come again, as it does while a definition has just changed.
+            time.sleep(1)
+            status, text = self.request(method, path, body, content_type)
         if status // 100 != 2:
             raise ApiError(status, text)
         return json.loads(text)

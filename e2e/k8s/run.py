@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Run the modules of e2e/k8s, several at a time: each has a cluster of its own, and mostly waits.
+"""Run the modules of e2e/k8s, each with a cluster of its own; with `--jobs` several at a time.
 
-    python e2e/k8s/run.py --strata target/debug/strata --model MODEL.gguf [--jobs 3] [pytest's arguments]
+    python e2e/k8s/run.py --strata target/debug/strata --model MODEL.gguf [--jobs 2] [pytest's arguments]
 
 Prints each module's output when it has ended, and the sum of all in pytest's own form at the end. The
 modules that take longest begin first. With --kubeconfig they share one cluster and run one by one.
@@ -98,7 +98,7 @@ def a_strata_is_there(arguments: list[str]) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strata", type=pathlib.Path, required=True)
-    parser.add_argument("--jobs", type=int, default=int(os.environ.get("E2E_JOBS", "3")))
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("E2E_JOBS", "1")))
     known, rest = parser.parse_known_args()
     began = time.monotonic()
     shared = any(argument.startswith("--kubeconfig") for argument in rest)
