@@ -12,6 +12,7 @@ import os
 import pathlib
 import urllib.parse
 
+import openai
 import pytest
 import yaml
 from install import MODEL, NAMESPACE, ROOT, Strata, model
@@ -101,6 +102,14 @@ def answers(address: str) -> bool:
         connection.close()
 
 
+def tried(call):
+    """What the call gives, or None while the chain is not whole: the platform says 503 then."""
+    try:
+        return call()
+    except openai.InternalServerError:
+        return None
+
+
 def ask(strata: Strata, key: str | None = None) -> str:
     answer = strata.client(key=key).chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
@@ -174,7 +183,8 @@ def test_from_mode_to_mode_nothing_is_lost(kube, strata):
     # The name of a Service that is new here takes seconds to be known everywhere.
     below = urllib.parse.urlsplit(kube.url(NAMESPACE, "strata-platform")).netloc
     kube.wait("the platform to find the layer below", lambda: answers(below), 30)
-    stored.append(client.responses.create(model=MODEL, input="And again.", max_output_tokens=8).id)
+    again = lambda: client.responses.create(model=MODEL, input="And again.", max_output_tokens=8).id  # noqa: E731
+    stored.append(kube.wait("a response through the new chain", lambda: tried(again), 60))
 
     strata.install(mode="enterprise", enterprise={"localObjectsTenant": "acme"})
     key = strata.tenant("acme")
