@@ -132,7 +132,8 @@ async fn a_broken_edit_is_told_and_stops_nothing() {
     let before = run.status().layers;
     run.write("model.yaml", &model("a", 1).replace("replicas", "replica"));
     run.write("new.yaml", "kind: [\n");
-    run.wait_for("the problems", |run| run.status().problems.len() == 2).await;
+    // The status is written before the problems are told.
+    run.wait_for("the problems", |run| run.status().problems.len() == 2 && run.problems().len() >= 2).await;
     let problems = run.problems().join("\n");
     assert!(
         problems.contains("model.yaml:6: ModelDeployment a: `spec.replica` is not a field"),

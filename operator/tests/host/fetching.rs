@@ -1,6 +1,7 @@
 //! Models that are fetched before their engine starts.
 
 use strata_operator::condition::Reason;
+use strata_operator::host::status::StackStatus;
 use strata_operator::workload::Component;
 
 use crate::run::{Run, position};
@@ -21,6 +22,7 @@ async fn the_engine_starts_once_its_model_is_there() {
     run.start_with(run.options());
     run.wait_for("the progress in the status", |run| {
         run.told().len() > 1
+            && run.first_status().is_some()
             && run
                 .layers(Component::Engine)
                 .iter()
@@ -42,12 +44,11 @@ async fn a_fetch_that_fails_is_told_and_tried_again() {
     run.steer("fail-fetch", Some("the model is gated"));
     run.start_with(run.options());
     run.wait_for("the reason in the status", |run| {
-        run.told().len() > 1
-            && run.status().objects.iter().any(|o| {
-                o.conditions
-                    .iter()
-                    .any(|c| c.reason == Reason::Failing && c.message.contains("the model is gated"))
-            })
+        let gated = |status: StackStatus| {
+            let mut conditions = status.objects.into_iter().flat_map(|o| o.conditions);
+            conditions.any(|c| c.reason == Reason::Failing && c.message.contains("the model is gated"))
+        };
+        run.told().len() > 1 && run.first_status().is_some_and(gated)
     })
     .await;
     assert!(

@@ -131,7 +131,12 @@ impl Run {
     }
 
     pub(crate) fn status(&self) -> StackStatus {
-        status::read(&self.state()).unwrap().expect("it runs")
+        self.first_status().expect("it runs")
+    }
+
+    /// Nothing until the run has written one.
+    pub(crate) fn first_status(&self) -> Option<StackStatus> {
+        status::read(&self.state()).unwrap()
     }
 
     pub(crate) fn layers(&self, component: Component) -> Vec<LayerStatus> {
