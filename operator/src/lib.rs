@@ -14,6 +14,7 @@ pub mod plan;
 pub mod rbac;
 pub mod render;
 pub mod rollout;
+pub mod trust;
 pub mod workload;
 
 pub use mode::Mode;

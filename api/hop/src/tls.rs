@@ -14,7 +14,6 @@ mod reload;
 mod sparse;
 mod verify;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -51,23 +50,33 @@ pub struct PeerIdentity(pub Certificate);
 /// Why a process has no use of the certificates it was given.
 #[derive(Debug, thiserror::Error)]
 pub enum MtlsError {
-    /// The files cannot be used.
-    #[error("the certificates in {} ({DIR_ENV}) cannot be used: {source}", folder.display())]
+    /// They cannot be used.
+    #[error("the certificates in {place} cannot be used: {source}")]
     Credentials {
-        /// The folder.
-        folder: PathBuf,
+        /// Where they are.
+        place: String,
         /// Why not.
         source: CredentialsError,
     },
     /// They are another component's.
-    #[error("the certificate in {} ({DIR_ENV}) is of {found}, and this is {}", folder.display(), wanted.with_article())]
+    #[error("the certificate in {place} is of {found}, and this is {}", wanted.with_article())]
     Component {
-        /// The folder.
-        folder: PathBuf,
+        /// Where it is.
+        place: String,
         /// Whose it is.
         found: Identity,
         /// Who this is.
         wanted: Component,
+    },
+    /// They became another's.
+    #[error("the certificate in {place} is now of {found}, and this is {own}")]
+    Another {
+        /// Where it is.
+        place: String,
+        /// Whose it is.
+        found: Identity,
+        /// Who this is.
+        own: Identity,
     },
     /// The list of callers names something else.
     #[error("{CALLERS_ENV}: {0}")]

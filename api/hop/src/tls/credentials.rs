@@ -156,6 +156,14 @@ impl Credentials {
     }
 }
 
+/// Whether a private key in PEM is that of the first certificate in another PEM.
+pub fn fits(certificate: &[u8], key: &[u8]) -> bool {
+    let Ok(key) = PrivateKeyDer::from_pem_slice(key) else { return false };
+    let Ok(key) = ring::default_provider().key_provider.load_private_key(key) else { return false };
+    let chain = certificates(certificate);
+    !chain.is_empty() && CertifiedKey::new(chain, key).keys_match().is_ok()
+}
+
 /// The certificates of a PEM text; those that cannot be read are left out.
 pub fn certificates(pem: &[u8]) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect()
@@ -173,6 +181,12 @@ pub fn is_signed(chain: &[CertificateDer<'_>], roots: &RootCertStore, now: i64) 
         at(now),
         ring::default_provider().signature_verification_algorithms.all,
     )
+}
+
+/// Whether this one authority, in DER, signed the first certificate of `chain`, and it holds at `now`.
+pub fn signed_by(chain: &[CertificateDer<'_>], authority: &[u8], now: i64) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(authority)).is_ok() && is_signed(chain, &roots, now).is_ok()
 }
 
 fn at(now: i64) -> UnixTime {

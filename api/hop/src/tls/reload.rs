@@ -1,14 +1,14 @@
-//! One process's credentials, followed as their files change.
+//! One process's credentials, followed as they change.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 
-use super::credentials::{Credentials, Files};
+use super::credentials::{Credentials, CredentialsError, Files};
 use super::identity::{Component, Identity};
 use super::{CALLERS_ENV, DIR_ENV, MtlsError, server_config};
 
@@ -22,12 +22,13 @@ const REMIND: i64 = 3600;
 pub struct Mtls(Arc<Shared>);
 
 struct Shared {
-    folder: PathBuf,
+    /// What messages call the place that the credentials are from.
+    place: String,
     current: ArcSwap<Loaded>,
     callers: Option<Vec<Component>>,
 }
 
-/// One state of the files.
+/// One state of the credentials.
 pub(crate) struct Loaded {
     /// Grows with every state that is taken over.
     pub(crate) generation: u64,
@@ -75,31 +76,53 @@ impl Mtls {
         callers: Option<Vec<Component>>,
         look: Duration,
     ) -> Result<Self, MtlsError> {
-        let unusable = |source| MtlsError::Credentials { folder: folder.to_owned(), source };
-        let files = Files::read(folder).map_err(unusable)?;
-        let credentials = Credentials::parse(&files, now()).map_err(unusable)?;
-        let found = credentials.certificate.identity.clone();
-        if found.component() != component {
-            return Err(MtlsError::Component { folder: folder.to_owned(), found, wanted: component });
-        }
-        let server = Arc::new(server_config(&credentials).map_err(unusable)?);
-        let loaded = Loaded { generation: 1, credentials, server, files };
-        tracing::info!(
-            identity = %found,
-            folder = %folder.display(),
-            valid_for_s = loaded.credentials.certificate.not_after - now(),
-            authorities = loaded.credentials.roots.len(),
-            "hops use mutual TLS"
-        );
-        let shared =
-            Arc::new(Shared { folder: folder.to_owned(), current: ArcSwap::from_pointee(loaded), callers });
-        let weak = Arc::downgrade(&shared);
+        let place = format!("{} ({DIR_ENV})", folder.display());
+        let files =
+            Files::read(folder).map_err(|source| MtlsError::Credentials { place: place.clone(), source })?;
+        let mtls = Self::made(files, component, callers, place)?;
+        let (weak, folder) = (Arc::downgrade(&mtls.0), folder.to_owned());
         // A thread, for reading files blocks, and listeners of any runtime share it.
         std::thread::Builder::new()
             .name("hop-credentials".to_owned())
-            .spawn(move || follow(&weak, look))
+            .spawn(move || follow(&weak, &folder, look))
             .map_err(MtlsError::Thread)?;
-        Ok(Self(shared))
+        Ok(mtls)
+    }
+
+    /// Credentials that are in no file, which must be those of `component`. Others take their place by
+    /// [`Mtls::replace`].
+    pub fn of(files: Files, component: Component) -> Result<Self, MtlsError> {
+        Self::made(files, component, None, "memory".to_owned())
+    }
+
+    fn made(
+        files: Files,
+        component: Component,
+        callers: Option<Vec<Component>>,
+        place: String,
+    ) -> Result<Self, MtlsError> {
+        let unusable = |source| MtlsError::Credentials { place: place.clone(), source };
+        let credentials = Credentials::parse(&files, now()).map_err(unusable)?;
+        let found = credentials.certificate.identity.clone();
+        if found.component() != component {
+            return Err(MtlsError::Component { place, found, wanted: component });
+        }
+        let server = Arc::new(server_config(&credentials).map_err(unusable)?);
+        tracing::info!(
+            identity = %found,
+            place,
+            valid_for_s = credentials.certificate.not_after - now(),
+            authorities = credentials.roots.len(),
+            "hops use mutual TLS"
+        );
+        let loaded = Loaded { generation: 1, credentials, server, files };
+        Ok(Self(Arc::new(Shared { place, current: ArcSwap::from_pointee(loaded), callers })))
+    }
+
+    /// Takes over other credentials of the same component: connections made from now on use them.
+    /// `false` when they are those already in use. On an error the last good ones stay in force.
+    pub fn replace(&self, files: Files) -> Result<bool, MtlsError> {
+        self.0.take_over(&self.current(), files, now())
     }
 
     /// Who this process is.
@@ -113,7 +136,7 @@ impl Mtls {
         callers.iter().copied().filter(|c| told.is_none_or(|told| told.contains(c))).collect()
     }
 
-    /// How often the files have been taken over: 1 at first.
+    /// How often credentials have been taken over: 1 at first.
     pub fn generation(&self) -> u64 {
         self.0.current.load().generation
     }
@@ -127,12 +150,12 @@ pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
-fn follow(shared: &Weak<Shared>, look: Duration) {
-    let mut last = Said::default();
+fn follow(shared: &Weak<Shared>, folder: &Path, look: Duration) {
+    let mut said = Said::default();
     loop {
         std::thread::sleep(look);
         let Some(shared) = shared.upgrade() else { return };
-        shared.look(now(), &mut last);
+        shared.look(Files::read(folder), now(), &mut said);
     }
 }
 
@@ -144,9 +167,12 @@ struct Said {
 }
 
 impl Shared {
-    fn look(&self, now: i64, said: &mut Said) {
+    fn look(&self, read: Result<Files, CredentialsError>, now: i64, said: &mut Said) {
         let before = self.current.load_full();
-        match self.take_over(&before, now) {
+        let taken_over = read
+            .map_err(|source| MtlsError::Credentials { place: self.place.clone(), source })
+            .and_then(|files| self.take_over(&before, files, now));
+        match taken_over.map_err(without_age) {
             Ok(taken_over) => {
                 if taken_over {
                     said.expired_at = None;
@@ -155,8 +181,7 @@ impl Shared {
             }
             Err(why) => {
                 if said.complaint.as_ref() != Some(&why) {
-                    let folder = self.folder.display();
-                    tracing::warn!(%folder, why, "certificates not taken over; the last good ones stay in force");
+                    tracing::warn!(why, "certificates not taken over; the last good ones stay in force");
                     said.complaint = Some(why);
                 }
             }
@@ -164,7 +189,7 @@ impl Shared {
         let ended = self.current.load().credentials.certificate.not_after;
         if now > ended && said.expired_at.is_none_or(|at| now - at >= REMIND) {
             tracing::error!(
-                folder = %self.folder.display(),
+                place = self.place,
                 expired_s_ago = now - ended,
                 "this component's certificate has expired and nobody has renewed it: others refuse it"
             );
@@ -173,39 +198,37 @@ impl Shared {
     }
 
     /// Takes the files over if they are others than before. `false` when they are not.
-    fn take_over(&self, before: &Loaded, now: i64) -> Result<bool, String> {
-        let files = Files::read(&self.folder).map_err(|error| error.to_string())?;
+    fn take_over(&self, before: &Loaded, files: Files, now: i64) -> Result<bool, MtlsError> {
         if files == before.files {
             return Ok(false);
         }
-        let credentials = Credentials::parse(&files, now).map_err(without_age)?;
+        let place = || self.place.clone();
+        let unusable = |source| MtlsError::Credentials { place: place(), source };
+        let credentials = Credentials::parse(&files, now).map_err(unusable)?;
         let (old, new) = (&before.credentials.certificate, &credentials.certificate);
         if old.identity != new.identity {
-            return Err(format!("they are of {}, and this is {}", new.identity, old.identity));
+            let (found, own) = (new.identity.clone(), old.identity.clone());
+            return Err(MtlsError::Another { place: place(), found, own });
         }
-        let server = Arc::new(server_config(&credentials).map_err(|error| error.to_string())?);
+        let server = Arc::new(server_config(&credentials).map_err(unusable)?);
         tracing::info!(
             identity = %new.identity,
             valid_for_s = new.not_after - now,
             authorities = credentials.roots.len(),
             "certificates taken over"
         );
-        self.current.store(Arc::new(Loaded {
-            generation: before.generation + 1,
-            credentials,
-            server,
-            files,
-        }));
+        let generation = before.generation + 1;
+        self.current.store(Arc::new(Loaded { generation, credentials, server, files }));
         Ok(true)
     }
 }
 
 /// An error's text that stays the same from one look to the next.
 #[allow(clippy::needless_pass_by_value)] // for map_err
-fn without_age(error: super::CredentialsError) -> String {
+fn without_age(error: MtlsError) -> String {
     match error {
-        super::CredentialsError::Time { identity, .. } => {
-            format!("the certificate of {identity} has expired, or does not hold yet")
+        MtlsError::Credentials { place, source: CredentialsError::Time { identity, .. } } => {
+            format!("the certificate of {identity} in {place} has expired, or does not hold yet")
         }
         other => other.to_string(),
     }

@@ -91,7 +91,7 @@ async fn what_cannot_be_used_is_not_taken_over() {
         ("", "", "tls.crt holds no certificate in PEM"),
         (&good.certificate, &another.key, "tls.key is not the key of tls.crt"),
         (&expired.certificate, &expired.key, "has expired, or does not hold yet"),
-        (&another.certificate, &another.key, "they are of spiffe://strata/ns/keeps-the-last/gateway"),
+        (&another.certificate, &another.key, "is now of spiffe://strata/ns/keeps-the-last/gateway"),
     ] {
         mount.replace_raw(certificate, key, &authority.pem());
         logged(&["WARN", folder, "certificates not taken over", why]).await;
