@@ -11,7 +11,7 @@ mod judge;
 mod live;
 mod meta;
 mod namespace;
-mod pods;
+pub(crate) mod pods;
 mod policy;
 mod revision;
 mod rollout;

@@ -114,6 +114,11 @@ impl Rendered {
 pub fn revision(template: &PodTemplateSpec) -> String {
     // Maps in a template are sorted, so that equal templates have equal text.
     let text = serde_json::to_vec(template).unwrap_or_default();
+    short_hash(&text)
+}
+
+/// The first ten hexadecimal digits of the SHA-256 of `text`.
+pub(crate) fn short_hash(text: &[u8]) -> String {
     Sha256::digest(text).iter().take(5).fold(String::new(), |mut hash, byte| {
         use std::fmt::Write as _;
         let _ = write!(hash, "{byte:02x}");

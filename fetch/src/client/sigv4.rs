@@ -1,5 +1,6 @@
 //! Signatures for S3: AWS Signature Version 4, for requests without a body.
 
+use crate::checksum::hex;
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use percent_encoding::percent_decode_str;
@@ -96,10 +97,6 @@ fn hmac(key: &[u8], text: &str) -> Vec<u8> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
     mac.update(text.as_bytes());
     mac.finalize().into_bytes().to_vec()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    crate::checksum::hex(bytes)
 }
 
 #[cfg(test)]

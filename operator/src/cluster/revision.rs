@@ -12,7 +12,6 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{ClusterSite, Trust};
 use crate::workload::EngineWorkload;
@@ -158,12 +157,7 @@ pub(super) fn scheduler_inputs(site: &ClusterSite) -> String {
 /// Ten hexadecimal digits of the hash of a value, whatever the order of its members; members that are
 /// null or empty count as absent, so that a new optional field changes nothing.
 fn digest(value: &Value) -> String {
-    let text = canonical(value).to_string();
-    Sha256::digest(text).iter().take(5).fold(String::new(), |mut hash, byte| {
-        use std::fmt::Write as _;
-        let _ = write!(hash, "{byte:02x}");
-        hash
-    })
+    crate::render::short_hash(canonical(value).to_string().as_bytes())
 }
 
 fn canonical(value: &Value) -> Value {

@@ -19,8 +19,9 @@ use super::key::{Item, Key};
 use super::metrics::Metrics;
 use super::schedule::Lane;
 use super::shell::Shell;
-use super::views::{is_component, is_ready};
+use super::views::is_component;
 use crate::cluster::Progress;
+use crate::cluster::pods::is_ready;
 
 /// How often a scheduler is asked.
 const SCHEDULER: Duration = Duration::from_secs(1);

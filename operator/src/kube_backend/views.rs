@@ -8,18 +8,13 @@ use strata_wire::governance::GatewayStatus;
 use strata_wire::replicas::ReplicaReport;
 
 use super::key::Key;
+use crate::cluster::pods::is_ready;
 use crate::cluster::{GatewayView, Progress, SchedulerView};
 
 /// Whether a pod is one of a component of Strata.
 pub(super) fn is_component(pod: &Pod, component: &str) -> bool {
     let labels = pod.metadata.labels.as_ref();
     labels.and_then(|l| l.get("app.kubernetes.io/component")).is_some_and(|c| c == component)
-}
-
-/// Whether the kubelet says that a pod serves.
-pub(super) fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// What stands in the place of an answer before the first.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{Failure, Reconciled, Shell};
 use crate::cluster::{NamespaceSeen, judge, namespace_step, workload};
-use strata_kinds::ModelDeployment;
+use kube::core::ObjectMeta;
 
 use crate::kube_backend::apply::Family;
 use crate::kube_backend::kept::Parsed;
@@ -58,7 +58,9 @@ impl Shell {
             .iter()
             .filter(|m| m.metadata.namespace.as_deref() == Some(namespace))
             .filter(|m| m.metadata.deletion_timestamp.is_none())
-            .filter_map(|m| judge(m, &all, &site).1.or_else(|| self.has_pods(m).then(|| workload(m))))
+            .filter_map(|m| {
+                judge(m, &all, &site).1.or_else(|| self.has_pods(&m.metadata).then(|| workload(m)))
+            })
             .collect();
         engines.sort_by(|a, b| a.owner.name.cmp(&b.owner.name));
         engines
@@ -68,14 +70,12 @@ impl Shell {
     fn has_unread(&self, namespace: &str) -> bool {
         self.caches.models.all().iter().any(|model| {
             let Parsed::Bad(bad) = &**model else { return false };
-            let key = Key::of(&bad.meta);
-            let deployment = Key::new(key.namespace.clone(), format!("{}-engine", key.name));
-            key.namespace == namespace && self.caches.deployments.get(&deployment).is_some()
+            bad.meta.namespace.as_deref() == Some(namespace) && self.has_pods(&bad.meta)
         })
     }
 
-    fn has_pods(&self, model: &ModelDeployment) -> bool {
-        let key = Key::of(&model.metadata);
+    fn has_pods(&self, model: &ObjectMeta) -> bool {
+        let key = Key::of(model);
         let deployment = Key::new(key.namespace, format!("{}-engine", key.name));
         self.caches.deployments.get(&deployment).is_some()
     }
