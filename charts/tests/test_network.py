@@ -32,7 +32,16 @@ DNS = Pod("dns", "kube-system", {"k8s-app": "kube-dns"}, {}, {})
 API_SERVER = Address("apiserver", "10.0.0.1")
 EVERYONE = {**OWN, **MODELS, **OTHERS}
 
-# Who calls whom on port 8000, by mode; the entrances are everyone's.
+# The gateway answers applications and the layers on ports of their own.
+CLIENTS, LAYERS = 8000, 8443
+
+
+def port_of(target: str) -> int:
+    """Where a layer answers another."""
+    return LAYERS if target == "gateway" else CLIENTS
+
+
+# Who calls whom as a layer, by mode; the entrances are everyone's.
 FLOWS = {
     "development": {("platform", "engine"), ("operator", "engine")},
     "production": {("platform", "scheduler"), ("operator", "scheduler"), ("operator", "engine")},
@@ -60,7 +69,7 @@ def installed(mode: str) -> list[str]:
 def test_strata_calls_only_the_next_layer(helm, mode):
     rules = policies(helm, mode)
     pairs = itertools.product(installed(mode), {**OWN, **MODELS, **OTHERS})
-    out = {(s, t) for s, t in pairs if s != t and network.allowed(rules, OWN[s], EVERYONE[t], 8000)}
+    out = {(s, t) for s, t in pairs if s != t and network.allowed(rules, OWN[s], EVERYONE[t], port_of(t))}
     # Of Strata's own the entrances take everyone in; who may call out is the sources' matter.
     assert out == {(s, t) for s, t in FLOWS[mode] if s in OWN}
 
@@ -71,7 +80,19 @@ def test_only_the_entrances_are_reachable(helm, mode):
     for source in OTHERS.values():
         reached = [t for t in installed(mode) if network.allowed(rules, source, OWN[t], 8000)]
         assert reached == ENTRANCES[mode], source.name
-        assert not any(network.allowed(rules, source, OWN[t], 8001) for t in installed(mode)), source.name
+        for port in (8001, LAYERS):
+            assert not any(network.allowed(rules, source, OWN[t], port) for t in installed(mode)), source.name
+
+
+def test_the_layer_above_has_a_port_of_its_own(helm):
+    rules = policies(helm, "enterprise")
+    for caller in ("platform", "operator"):
+        assert network.allowed(rules, OWN[caller], OWN["gateway"], LAYERS)
+        assert not network.allowed(rules, OWN[caller], OWN["gateway"], CLIENTS)
+    plain = policies(helm, "enterprise", {"internalTls": False})
+    for caller in ("platform", "operator"):
+        assert network.allowed(plain, OWN[caller], OWN["gateway"], CLIENTS)
+        assert not network.allowed(plain, OWN[caller], OWN["gateway"], LAYERS)
 
 
 @pytest.mark.parametrize("mode", FLOWS)
@@ -98,8 +119,8 @@ def test_who_may_be_narrowed(helm):
         assert network.allowed(rules, OTHERS["app"], OWN[entrance], 8000)
         assert not network.allowed(rules, OTHERS["prometheus"], OWN[entrance], 8000)
         assert not network.allowed(rules, OTHERS["internet"], OWN[entrance], 8000)
-    assert network.allowed(rules, OWN["platform"], OWN["gateway"], 8000)
-    assert network.allowed(rules, OWN["operator"], OWN["gateway"], 8000)
+    assert network.allowed(rules, OWN["platform"], OWN["gateway"], LAYERS)
+    assert network.allowed(rules, OWN["operator"], OWN["gateway"], LAYERS)
     assert network.allowed(rules, OTHERS["prometheus"], OWN["operator"], 8000)
     assert not network.allowed(rules, OTHERS["app"], OWN["operator"], 8000)
     assert network.allowed(rules, OWN["gateway"], API_SERVER, 6443)
@@ -175,10 +196,16 @@ class TestTheWhole:
     def test_matrix(self, helm, mode):
         rules = policies(helm, mode, self.METRICS) + self.of_operator(mode)
         pods = self.pods(mode)
+        layers = set(pods) - set(OTHERS)
+
+        def reaches(source: str, target: str) -> bool:
+            port = port_of(target) if source in layers else CLIENTS
+            return network.allowed(rules, pods[source], pods[target], port)
+
         possible = {
             (s, t)
             for s, t in itertools.permutations(pods, 2)
-            if isinstance(pods[t], Pod) and t not in OTHERS and network.allowed(rules, pods[s], pods[t], 8000)
+            if isinstance(pods[t], Pod) and t not in OTHERS and reaches(s, t)
         }
         assert possible == self.expected(mode)
 

@@ -28,7 +28,7 @@ BAD = {
     "an API server on no port": ({"networkPolicy": {"apiServer": {"ports": []}}}, r"/networkPolicy/apiServer/ports"),
     "production that all may use, unsaid": ({"mode": "production"}, r"nothing checks who calls.*insecureNoAuth=true"),
     "development that all may use, unsaid": ({"mode": "development"}, r"nothing checks who calls.*insecureNoAuth"),
-    "certificates that nobody issues": ({"internalTls": True}, r"internalTls is not built yet.*Leave it out"),
+    "certificates that are neither wanted nor not": ({"internalTls": "yes"}, r"/internalTls.*got string, want boolean"),
     "no entrance": (
         {"mode": "production", "platform": {"insecureNoAuth": True, "enabled": False}},
         r"has no entrance.*platform.enabled=true",

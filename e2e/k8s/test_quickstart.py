@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 from conftest import measured
+from driver.node import PAUSE
 from install import MODEL, NAMESPACE, ROOT
 
 pytestmark = pytest.mark.pods
@@ -76,20 +79,41 @@ def test_status_says_what_is(kube, quickstart):
     assert "Serving" in events, "a transition gives an event"
 
 
-def test_nobody_gets_past_the_layers(kube, quickstart):
-    """Decision 12: an engine and a scheduler answer nobody without the credential of internal hops."""
-    for service in (f"{NAME}-engine", "strata-scheduler"):
-        from driver.node import PAUSE
+@pytest.fixture
+def call(kube, quickstart):
+    """What a pod of our own gets from a layer, with the certificate of a Secret or without one."""
 
-        url = f"http://{service}.{NAMESPACE}.svc:8000/v1/models"
-        name = f"stranger-of-{service}"
-        overrides = '{"spec":{"automountServiceAccountToken":false}}'
-        out = kube.kubectl(
-            *("run", name, "--namespace", NAMESPACE, "--image", PAUSE, "--image-pull-policy=Never", "--restart=Never"),
-            *("--attach", "--rm", "--quiet", "--overrides", overrides, "--", "request", url),
+    def call(url: str, certificate: str | None = None) -> str:
+        spec = {"automountServiceAccountToken": False}
+        arguments = ["request", "-timeout", "5s"]
+        container = {"name": "stranger", "image": PAUSE, "imagePullPolicy": "Never"}
+        if certificate:
+            container["volumeMounts"] = [{"name": "hop", "mountPath": "/hop"}]
+            spec["volumes"] = [{"name": "hop", "secret": {"secretName": certificate}}]
+            arguments += ["-certificate", "/hop"]
+        spec["containers"] = [{**container, "args": [*arguments, url]}]
+        return kube.kubectl(
+            *("run", "stranger", "--namespace", NAMESPACE, "--image", PAUSE, "--restart=Never", "--attach", "--rm"),
+            *("--quiet", "--overrides", json.dumps({"apiVersion": "v1", "spec": spec})),
             check=False,
         )
-        assert "401" in out, out
+
+    return call
+
+
+@pytest.mark.parametrize("service,layer", [(f"{NAME}-engine", "engine"), ("strata-scheduler", "scheduler")])
+def test_nobody_gets_past_the_layers(call, service, layer):
+    """Decision 12: engines and schedulers answer only the layer above, known by its certificate."""
+    url = f"{service}.{NAMESPACE}.svc:8000/v1/models"
+    assert '"object"' not in call(f"http://{url}"), "a layer answered in the clear"
+    stranger = call(f"https://{url}")
+    assert "401" in stranger and "shows no certificate" in stranger, stranger
+    # An engine shows a good certificate, of a layer that stands below.
+    other = call(f"https://{url}", "strata-hop-engine")
+    assert "401" in other and f"strata-{layer}" not in other and "engine" in other, other
+    # The layer above may: what was refused is who called, and nothing else.
+    above = "strata-hop-scheduler" if layer == "engine" else "strata-hop-gateway"
+    assert '"object"' in call(f"https://{url}", above)
 
 
 def left_of_strata(kube) -> set[str]:

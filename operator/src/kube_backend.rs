@@ -35,7 +35,6 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, Config};
 use strata_hop::ListenError;
 use strata_hop::listen::Bound;
-use strata_hop::tls::Mtls;
 use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +54,8 @@ use self::views::Views;
 use self::watch::Filling;
 use self::watches::Watches;
 use self::work::{WORKERS, Worker};
-use crate::cluster::ClusterSite;
+use crate::cluster::{ClusterSite, Trust};
+use crate::trust::Authority;
 
 pub use cache::FIELD_MANAGER;
 
@@ -71,9 +71,6 @@ pub struct ClusterOptions {
     pub listen: String,
     /// By which the others know this process: the pod's name.
     pub identity: String,
-    /// By which schedulers and gateways know this process, and it knows them; without it, the token in
-    /// the Secret `strata-hop`.
-    pub mtls: Option<Mtls>,
     /// Whether several processes agree on one that writes. Without it there must be only this one.
     pub leader_election: bool,
 }
@@ -133,6 +130,7 @@ pub async fn run_with(
         listen = %bound.addr(),
         image = options.site.image,
         mode = %options.site.mode,
+        trust = ?options.site.trust,
         namespace = options.site.namespace,
         model_namespaces = ?options.site.model_namespaces,
         identity = options.identity,
@@ -155,6 +153,8 @@ pub async fn run_with(
         applier: Applier::new(client.clone(), caches, metrics.clone()),
         recorder: Recorder::new(client.clone(), reporter),
         hop: HopSecret,
+        authority: (options.site.trust == Trust::Mtls).then(|| Authority::new(&options.site.namespace)),
+        certified: std::sync::Mutex::default(),
         priorities: std::sync::Mutex::default(),
     });
     let filling = Filling::new();
@@ -177,7 +177,7 @@ pub async fn run_with(
         tasks.spawn(async move { worker.run(&shutdown).await });
     }
     let mut background = JoinSet::new();
-    let poller = Poller { shell: shell.clone(), gate: gate.clone(), metrics, mtls: options.mtls };
+    let poller = Poller { shell: shell.clone(), gate: gate.clone(), metrics };
     background.spawn(async move { poller.run().await });
     {
         let (shell, gate, filling) = (shell.clone(), gate.clone(), filling.clone());

@@ -31,7 +31,8 @@ pub struct Rule {
 const READ: &[&str] = &["get", "list", "watch"];
 const MANAGE: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 
-/// The Secrets that the operator fills in Strata's namespace, where the chart makes them.
+/// The Secrets that the operator fills in Strata's namespace, where the chart makes them: of
+/// [`crate::trust`], and the token.
 const OWN_SECRETS: &[&str] =
     &["strata-ca", "strata-hop", "strata-hop-gateway", "strata-hop-operator", "strata-hop-platform"];
 /// Those that it makes in each namespace with models.

@@ -31,9 +31,15 @@ use strata_hop::tls::{Component, Identity};
 pub use authority::{Authority, Outcome, TrustError};
 pub use plan::{SecretAction, World, due, plan};
 pub use record::Record;
-pub use store::{KubeSecrets, SecretStore};
+pub use store::SecretStore;
 
-use crate::Mode;
+use crate::{Mode, workload};
+
+/// The Secrets of the layers in Strata's own namespace, which the chart makes.
+pub const CENTRAL_SECRETS: [&str; 3] = ["strata-hop-gateway", "strata-hop-operator", "strata-hop-platform"];
+
+/// The Secrets beside the models.
+pub const BESIDE_MODELS: [&str; 2] = ["strata-hop-engine", "strata-hop-scheduler"];
 
 /// The Secret of the authorities.
 pub const AUTHORITY_SECRET: &str = "strata-ca";
@@ -73,6 +79,13 @@ impl SecretName {
         Self { namespace: identity.namespace().to_owned(), name: secret_name(identity.component()) }
     }
 
+    /// The component that it is for, if that is one of those beside the models.
+    fn beside_models(&self) -> Option<workload::Component> {
+        [workload::Component::Engine, workload::Component::Scheduler]
+            .into_iter()
+            .find(|component| self.name == format!("strata-hop-{component}"))
+    }
+
     /// The Secret of the authorities.
     pub fn authorities(namespace: &str) -> Self {
         Self { namespace: namespace.to_owned(), name: AUTHORITY_SECRET.to_owned() }
@@ -99,6 +112,14 @@ pub struct Held {
     pub owners: Vec<OwnerReference>,
 }
 
+impl Held {
+    /// The same whatever the order in which the API server lists the owners.
+    pub fn new(data: BTreeMap<String, Vec<u8>>, mut owners: Vec<OwnerReference>) -> Self {
+        owners.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+        Self { data, owners }
+    }
+}
+
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Held").field("keys", &self.data.keys()).finish_non_exhaustive()
@@ -110,7 +131,7 @@ impl std::fmt::Debug for Held {
 pub struct Wanted {
     /// Who.
     pub identity: Identity,
-    /// What its Secret goes away with: the models of its namespace.
+    /// What its Secret goes away with: the models of its namespace, by name.
     pub owners: Vec<OwnerReference>,
 }
 

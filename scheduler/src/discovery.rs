@@ -19,8 +19,6 @@ pub struct Model {
     pub policy: Option<Policy>,
     /// Percent of the requests for pods of the canary track.
     pub canary_percent: Option<u8>,
-    /// Whether an image that is not Strata's runs it, which has no certificate and is called plainly.
-    pub foreign: bool,
 }
 
 /// An engine pod, as far as routing needs it.
@@ -32,6 +30,8 @@ pub struct Pod {
     pub track: Track,
     /// Where it listens, such as `10.0.0.1:8000`, once it has an address.
     pub authority: Option<String>,
+    /// Whether it speaks TLS there: pods of one model may differ while a cluster changes over.
+    pub tls: bool,
     /// Whether the kubelet says that it can serve.
     pub ready: bool,
     /// Whether it has been up: then it may only be unready for a moment.
@@ -51,7 +51,7 @@ pub struct Found {
 
 /// The lists for these models and pods, each by its object's name. Of two models that serve one name
 /// the older wins; of two of the same second, the one whose object's name comes first. `secured` tells
-/// that layers show each other certificates.
+/// that this scheduler has a certificate to show.
 pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secured: bool) -> Found {
     let mut served: BTreeMap<&str, (&String, &Model)> = BTreeMap::new();
     for (object, model) in models.iter().filter(|(_, model)| !model.leaving) {
@@ -76,7 +76,7 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
     for (name, pod) in pods.iter().filter(|(_, pod)| !pod.leaving) {
         let listed = by_object.get(&*pod.model).and_then(|name| found.endpoints.models.get_mut(*name));
         let (Some(listed), Some(authority)) = (listed, &pod.authority) else { continue };
-        let scheme = if secured && !models[&pod.model].foreign { "https" } else { "http" };
+        let scheme = if secured && pod.tls { "https" } else { "http" };
         let endpoint =
             Endpoint { name: name.clone(), url: format!("{scheme}://{authority}"), track: pod.track };
         if pod.ready {
@@ -255,13 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn with_certificates_strata_s_own_engines_are_called_by_tls() {
-        let models =
-            named(vec![("own", model("own", 1)), ("other", Model { foreign: true, ..model("other", 1) })]);
-        let pods = named(vec![("a", pod("own", 1)), ("b", pod("other", 2))]);
-        let urls = |secured| {
-            let models = find(&models, &pods, secured).endpoints.models;
-            [models["own"].replicas[0].url.clone(), models["other"].replicas[0].url.clone()]
+    fn with_certificates_engines_that_have_some_are_called_by_tls() {
+        let models = named(vec![("m", model("m", 1))]);
+        let pods = named(vec![("a", Pod { tls: true, ..pod("m", 1) }), ("b", pod("m", 2))]);
+        let urls = |secured| -> Vec<String> {
+            let found = find(&models, &pods, secured).endpoints.models.remove("m").unwrap();
+            found.replicas.into_iter().map(|replica| replica.url).collect()
         };
         assert_eq!(urls(true), ["https://10.0.0.1:8000", "http://10.0.0.2:8000"]);
         assert_eq!(urls(false), ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]);
@@ -293,8 +292,9 @@ mod tests {
     }
 
     fn any_pod() -> impl Strategy<Value = Pod> {
-        ("[a-c]", any::<[bool; 4]>(), 0u8..9).prop_map(|(model, [ready, started, leaving, canary], host)| {
+        ("[a-c]", any::<[bool; 5]>(), 0u8..9).prop_map(|(model, [ready, started, leaving, canary, tls], host)| {
             Pod {
+                tls,
                 track: if canary { Track::Canary } else { Track::Stable },
                 authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
                 model,
@@ -317,14 +317,16 @@ mod tests {
                     .prop_map(|(served, created, leaving)| Model { leaving, ..model(&served, created) }),
                 0..4,
             ),
+            secured: bool,
         ) {
-            let found = find(&models, &pods, false);
+            let found = find(&models, &pods, secured);
             for (name, listed) in &found.endpoints.models {
                 let owners: Vec<_> = models.iter().filter(|(_, m)| !m.leaving && m.served == *name).collect();
                 let oldest = owners.iter().map(|(_, m)| m.created).min().unwrap();
                 for replica in &listed.replicas {
                     let pod = &pods[&replica.name];
-                    prop_assert!(pod.ready && !pod.leaving && replica.url.strip_prefix("http://") == pod.authority.as_deref());
+                    let scheme = if secured && pod.tls { "https://" } else { "http://" };
+                    prop_assert!(pod.ready && !pod.leaving && replica.url.strip_prefix(scheme) == pod.authority.as_deref());
                     prop_assert_eq!(models[&pod.model].created, oldest);
                     prop_assert_eq!(&models[&pod.model].served, name);
                     prop_assert_eq!(pod.track, replica.track);

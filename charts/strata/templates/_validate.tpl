@@ -1,9 +1,6 @@
 {{- /* Rules that join several values, which the schema cannot tell in words. */ -}}
 {{- define "strata.validate" -}}
 {{- $v := .Values -}}
-{{- if $v.internalTls -}}
-  {{- fail "\n\ninternalTls is not built yet: no operator issues the layers' certificates, so that gateway and platform would wait for them for ever. Leave it out: a shared token and NetworkPolicies guard the layers.\n" -}}
-{{- end -}}
 {{- if ne $v.mode "enterprise" -}}
   {{- if not $v.platform.insecureNoAuth -}}
     {{- fail (printf "\n\nmode %s has no gateway, so nothing checks who calls the platform. If that is what you want, set platform.insecureNoAuth=true; else set mode=enterprise.\n" $v.mode) -}}

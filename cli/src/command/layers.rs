@@ -141,7 +141,6 @@ pub(super) fn operator(args: args::Operator) -> anyhow::Result<()> {
             ..ClusterSite::new(args.image, args.mode.into(), args.namespace)
         },
         listen: args.listen,
-        mtls: mtls(Component::Operator)?,
         identity: args.identity.unwrap_or_else(kube_backend::default_identity),
         leader_election: !args.no_leader_election,
     };

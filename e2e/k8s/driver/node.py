@@ -175,6 +175,8 @@ state = "{self.folder}/run"
             "imageGCHighThresholdPercent": 100,
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "nodeStatusUpdateFrequency": "5s",
+            # What changes in a Secret reaches the pods that mount it as often.
+            "syncFrequency": "10s",
             "maxPods": 110,
             # A crashed container is tried again soon: tests wait for recoveries.
             "crashLoopBackOff": {"maxContainerRestartPeriod": "10s"},

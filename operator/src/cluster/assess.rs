@@ -9,7 +9,7 @@ use strata_wire::replicas::Track;
 use super::live::{self, Live};
 use super::revision::{History, Revision, engine_inputs};
 use super::rollout::{Have, Tracks, Want, tracks};
-use super::{ModelSeen, REVISION_LABEL, TRACK_LABEL, pods};
+use super::{ClusterSite, ModelSeen, REVISION_LABEL, TRACK_LABEL, pods};
 use crate::render::is_device;
 use crate::workload::EngineWorkload;
 
@@ -39,7 +39,12 @@ pub(super) struct Assessment<'a> {
 }
 
 impl<'a> Assessment<'a> {
-    pub(super) fn of(engine: &EngineWorkload, seen: &ModelSeen<'a>, now: Timestamp) -> Self {
+    pub(super) fn of(
+        engine: &EngineWorkload,
+        seen: &ModelSeen<'a>,
+        site: &ClusterSite,
+        now: Timestamp,
+    ) -> Self {
         let workload = format!("{}-engine", engine.owner.name);
         let canary_workload = format!("{workload}-canary");
         let (canary_pods, stable_pods) = seen
@@ -49,7 +54,7 @@ impl<'a> Assessment<'a> {
             .filter(|p| pods::stays(p))
             .partition(|p| pods::label(p, TRACK_LABEL) == Track::Canary.to_string());
         let mut made = Self {
-            inputs: engine_inputs(engine),
+            inputs: engine_inputs(engine, site),
             history: History::of(&workload, seen.revisions),
             stable: live::find(seen, &workload),
             canary: live::find(seen, &canary_workload).filter(|c| c.replicas > 0),

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use serde_json::{Value, json};
+use strata_kinds::model_deployment::Runtime;
 
 use super::{ClusterSite, Trust};
 use crate::workload::EngineWorkload;
@@ -135,13 +136,16 @@ impl Revision {
     }
 }
 
-/// Hash of what a user wrote of an engine's template.
-pub(super) fn engine_inputs(engine: &EngineWorkload) -> String {
+/// Hash of what an engine's template is made for: what a user wrote, and how the layers know each other.
+pub(super) fn engine_inputs(engine: &EngineWorkload, site: &ClusterSite) -> String {
     let spec = &engine.spec;
+    // An image that is not Strata's has no part in it.
+    let mtls = site.trust == Trust::Mtls && spec.runtime() == Runtime::Native;
     digest(&json!({
         "model": spec.model, "task": spec.task, "adapters": spec.adapters, "engine": spec.engine,
         "parallelism": spec.parallelism, "podTemplate": spec.pod_template,
         "experimental": spec.experimental, "refresh": engine.refresh,
+        "mtls": mtls.then_some(true),
     }))
 }
 
@@ -245,11 +249,19 @@ mod tests {
             refresh: None,
         };
         // Another hash here would make every pod of every user anew at the next upgrade.
-        assert_eq!(engine_inputs(&engine), "03daa830ad");
-        let before = engine_inputs(&engine);
+        let mut site = ClusterSite::new("strata:1", crate::Mode::Enterprise, "strata");
+        assert_eq!(engine_inputs(&engine, &site), "03daa830ad");
+        let before = engine_inputs(&engine, &site);
         engine.spec.replicas = Some(3);
-        assert_eq!(engine_inputs(&engine), before);
+        assert_eq!(engine_inputs(&engine, &site), before);
+        site.trust = Trust::Mtls;
+        let with_certificates = engine_inputs(&engine, &site);
+        assert_ne!(with_certificates, before);
         engine.refresh = Some("now".into());
-        assert_ne!(engine_inputs(&engine), before);
+        assert_ne!(engine_inputs(&engine, &site), with_certificates);
+        engine.spec.engine.get_or_insert_default().runtime = Some(Runtime::Vllm);
+        let of_an_image_that_is_not_ours = engine_inputs(&engine, &site);
+        site.trust = Trust::Token;
+        assert_eq!(engine_inputs(&engine, &site), of_an_image_that_is_not_ours);
     }
 }

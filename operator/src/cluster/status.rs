@@ -38,7 +38,7 @@ pub fn model_status(
     // A refused model may have replicas from before: they are counted as they are.
     let own = workload(object);
     let engine_seen = engine.unwrap_or(&own);
-    let assessment = Assessment::of(engine_seen, seen, now);
+    let assessment = Assessment::of(engine_seen, seen, site, now);
     let tracks = assessment.recorded().map(|r| assessment.tracks(engine_seen, &r.hash));
     let stable = tracks
         .as_ref()

@@ -53,7 +53,7 @@ pub fn model_step(
     now: Timestamp,
 ) -> ModelStep {
     let workload = Workload::Engine(engine.clone());
-    let assessment = Assessment::of(engine, seen, now);
+    let assessment = Assessment::of(engine, seen, site, now);
     let settled =
         assessment.history.settle(&assessment.inputs, || render(&workload, Site::Cluster(site)).template());
     let current = &settled.revision;

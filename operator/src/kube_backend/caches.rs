@@ -17,6 +17,7 @@ use super::kept::{Meta, Parsed};
 use super::key::Key;
 use super::watch::Keep;
 use crate::cluster::Capabilities;
+use crate::trust::{AUTHORITY_SECRET, BESIDE_MODELS, CENTRAL_SECRETS};
 
 /// The caches.
 #[derive(Debug)]
@@ -28,10 +29,21 @@ pub(super) struct Caches {
     pub(super) pods: Cache<Pod>,
     pub(super) revisions: Cache<ControllerRevision>,
     pub(super) secrets: Cache<Secret>,
+    /// The layers' certificates. Each name is watched by itself, for Secrets are read by name alone.
+    pub(super) certificates: Vec<Certificates>,
     /// Kinds of which nothing but the metadata is read.
     pub(super) others: Vec<Other>,
     /// Optional kinds that the cluster has, by name of their definition.
     present: Mutex<Present>,
+}
+
+/// The Secrets of one name.
+#[derive(Debug)]
+pub(super) struct Certificates {
+    pub(super) name: &'static str,
+    /// Whether they are beside the models; else there is one, in Strata's own namespace.
+    pub(super) beside_models: bool,
+    pub(super) cache: Cache<Secret>,
 }
 
 /// A kind of which nothing but the metadata is read.
@@ -65,6 +77,8 @@ impl Caches {
             ApiResource::erase::<PodDisruptionBudget>(&()),
             ApiResource::erase::<HorizontalPodAutoscaler>(&()),
         ];
+        let certificates =
+            |beside_models| move |name| Certificates { name, beside_models, cache: Cache::default() };
         let other = |optional| move |resource| Other { resource, optional, cache: Cache::default() };
         Self {
             models: Cache::default(),
@@ -74,6 +88,12 @@ impl Caches {
             pods: Cache::default(),
             revisions: Cache::default(),
             secrets: Cache::default(),
+            certificates: CENTRAL_SECRETS
+                .into_iter()
+                .chain([AUTHORITY_SECRET])
+                .map(certificates(false))
+                .chain(BESIDE_MODELS.into_iter().map(certificates(true)))
+                .collect(),
             others: builtin
                 .into_iter()
                 .map(other(false))
@@ -119,6 +139,11 @@ impl Caches {
                 self.others.iter().find(same).map(|o| &o.cache as &dyn Children)
             }
         }
+    }
+
+    /// The watched Secrets of a name, if it is that of certificates.
+    pub(super) fn certificates(&self, name: &str) -> Option<&Cache<Secret>> {
+        self.certificates.iter().find(|c| c.name == name).map(|c| &c.cache)
     }
 
     /// All models that can be read.

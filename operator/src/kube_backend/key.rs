@@ -38,6 +38,8 @@ pub(super) enum Item {
     Tenant(Key),
     /// A QuotaPolicy's status.
     Policy(Key),
+    /// The certificates of all layers.
+    Trust,
 }
 
 impl Item {
@@ -48,6 +50,7 @@ impl Item {
             Self::Namespace(_) => "Namespace",
             Self::Tenant(_) => "Tenant",
             Self::Policy(_) => "QuotaPolicy",
+            Self::Trust => "Trust",
         }
     }
 }
@@ -56,6 +59,7 @@ impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Namespace(name) => f.write_str(name),
+            Self::Trust => f.write_str("certificates"),
             Self::Model(key) | Self::Tenant(key) | Self::Policy(key) => key.fmt(f),
         }
     }

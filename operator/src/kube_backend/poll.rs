@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
-use strata_hop::tls::Mtls;
 use strata_kinds::ModelDeployment;
 use tokio::task::JoinSet;
 
@@ -41,7 +40,6 @@ pub(super) struct Poller {
     pub(super) shell: Arc<Shell>,
     pub(super) gate: Arc<Gate>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) mtls: Option<Mtls>,
 }
 
 /// Whether the init container that fetches the model runs.
@@ -70,7 +68,7 @@ fn is_settled(model: &ModelDeployment) -> bool {
 impl Poller {
     /// Asks while this process leads, for ever.
     pub(super) async fn run(&self) {
-        let asker = Arc::new(Asker::new(self.mtls.as_ref()));
+        let mut asker: Option<Arc<Asker>> = None;
         let mut leads = self.gate.leads();
         let mut ticks = tokio::time::interval(SCHEDULER_SOON);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -91,6 +89,10 @@ impl Poller {
                     }
                 }
                 _ = ticks.tick(), if *self.gate.leads().borrow() => {
+                    if asker.is_none() {
+                        asker = self.asker();
+                    }
+                    let Some(asker) = &asker else { continue };
                     let now = Instant::now();
                     let due = self.questions();
                     self.forget(&due);
@@ -108,6 +110,15 @@ impl Poller {
                 }
             }
         }
+    }
+
+    /// None as long as this process has no certificate to show.
+    fn asker(&self) -> Option<Arc<Asker>> {
+        let mtls = match &self.shell.authority {
+            Some(authority) => Some(authority.own()?),
+            None => None,
+        };
+        Some(Arc::new(Asker::new(mtls)))
     }
 
     /// Whom to ask, and how often.

@@ -5,12 +5,13 @@ mod governed;
 mod model;
 mod namespace;
 mod say;
+mod trust;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::runtime::events::Recorder;
 use strata_kinds::Tenant;
 
@@ -24,6 +25,7 @@ use super::schedule::Lane;
 use super::views::Views;
 use crate::cluster::{ClusterSite, judge_tenant};
 use crate::plan::Verdict;
+use crate::trust::Authority;
 
 /// What all reconcilers share.
 pub(super) struct Shell {
@@ -34,6 +36,10 @@ pub(super) struct Shell {
     pub(super) applier: Applier,
     pub(super) recorder: Recorder,
     pub(super) hop: HopSecret,
+    /// Who vouches for the layers, where they know each other by certificates.
+    pub(super) authority: Option<Authority>,
+    /// Whose the certificates beside the models are, as of the last look at them, by namespace.
+    pub(super) certified: Mutex<BTreeMap<String, Vec<OwnerReference>>>,
     /// Priorities of the accepted tenants, as of the last change of one.
     pub(super) priorities: Mutex<BTreeSet<i32>>,
 }
@@ -86,6 +92,7 @@ impl Shell {
             Item::Namespace(namespace) => self.namespace(namespace).await,
             Item::Tenant(key) => self.tenant(key).await,
             Item::Policy(key) => self.policy(key).await,
+            Item::Trust => self.trust().await,
         }
     }
 
@@ -116,6 +123,8 @@ impl Shell {
 
     /// Looks at everything again.
     pub(super) fn poke_all(&self, lane: Lane) {
+        // Pods mount what it makes.
+        self.queue.poke(Item::Trust, lane);
         let mut namespaces = BTreeSet::from([self.site.namespace.clone()]);
         for model in self.caches.models.all() {
             let key = super::key::Key::of(super::cache::Held::meta(&*model));

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource};
@@ -88,6 +88,9 @@ impl Watches {
             let named = Scope { fields: Some(format!("metadata.name={}", hop::NAME)), ..scope.clone() };
             self.spawn(&mut tasks, &named, "Secret", move || kept, |c| &c.secrets, tell);
         }
+        if self.shell.authority.is_some() {
+            self.watch_certificates(&mut tasks, &models, &own);
+        }
         let definitions: Api<PartialObjectMeta<CustomResourceDefinition>> = Api::all(self.client.clone());
         let optional = Optional::new(self);
         tasks.spawn(optional.follow_definitions(definitions, self.filling.expect()));
@@ -97,6 +100,26 @@ impl Watches {
             self.filling.expect(),
         ));
         tasks
+    }
+
+    fn watch_certificates(&self, tasks: &mut JoinSet<()>, models: &[Scope], own: &Scope) {
+        for (index, certificates) in self.shell.caches.certificates.iter().enumerate() {
+            let scopes = if certificates.beside_models { models } else { std::slice::from_ref(own) };
+            for scope in scopes {
+                let fields = Some(format!("metadata.name={}", certificates.name));
+                let named = Scope { fields, ..scope.clone() };
+                let (shell, kept) = (self.shell.clone(), self.shell.caches.clone());
+                let tell = move |_: &Change<Secret>, lane| shell.queue.poke(Item::Trust, lane);
+                self.spawn(
+                    tasks,
+                    &named,
+                    "Secret",
+                    move || kept,
+                    move |c| &c.certificates[index].cache,
+                    tell,
+                );
+            }
+        }
     }
 
     /// One watch for each allowed namespace, or one for all.

@@ -59,23 +59,14 @@ pub(super) struct Hop {
 pub(super) fn of(component: Component, site: &ClusterSite) -> Hop {
     let scheme = Scheme::of(site);
     match site.trust {
-        Trust::Token => {
-            let token = EnvVarSource {
-                secret_key_ref: Some(SecretKeySelector {
-                    name: HOP_SECRET.to_owned(),
-                    key: "token".to_owned(),
-                    optional: None,
-                }),
-                ..EnvVarSource::default()
-            };
-            let env = EnvVar { name: "STRATA_HOP_TOKEN".to_owned(), value: None, value_from: Some(token) };
-            Hop { scheme, env: vec![env], mounts: Vec::new(), volumes: Vec::new() }
-        }
+        Trust::Token => Hop { scheme, env: vec![token(false)], mounts: Vec::new(), volumes: Vec::new() },
         Trust::Mtls => Hop {
             scheme,
             env: [variable("STRATA_HOP_DIR", FOLDER)]
                 .into_iter()
                 .chain(callers(component, site.mode))
+                // For engines from before the layers had certificates.
+                .chain((component == Component::Scheduler).then(|| token(true)))
                 .collect(),
             mounts: vec![VolumeMount {
                 name: "hop".to_owned(),
@@ -94,6 +85,19 @@ pub(super) fn of(component: Component, site: &ClusterSite) -> Hop {
             }],
         },
     }
+}
+
+/// The token that engines without a certificate are shown.
+fn token(optional: bool) -> EnvVar {
+    let source = EnvVarSource {
+        secret_key_ref: Some(SecretKeySelector {
+            name: HOP_SECRET.to_owned(),
+            key: "token".to_owned(),
+            optional: optional.then_some(true),
+        }),
+        ..EnvVarSource::default()
+    };
+    EnvVar { name: "STRATA_HOP_TOKEN".to_owned(), value: None, value_from: Some(source) }
 }
 
 /// Who may call a component, where that depends on the mode. Engines keep their template when the mode

@@ -16,7 +16,7 @@ use super::plan::{SecretAction, World, due, plan};
 use super::record;
 use super::store::SecretStore;
 use super::{Held, Schedule, SecretName, Wanted};
-use crate::kube_backend::FIELD_MANAGER;
+use crate::render::labels;
 
 /// Most plans in a row. Two suffice where nobody else writes: one makes an authority, the next what
 /// depends on it.
@@ -196,25 +196,20 @@ async fn read<S: SecretStore>(store: &S, name: &SecretName) -> Result<Option<Sec
 }
 
 fn held(secret: Secret) -> Held {
-    Held {
-        data: secret.data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect(),
-        owners: secret.metadata.owner_references.unwrap_or_default(),
-    }
+    Held::new(
+        secret.data.unwrap_or_default().into_iter().map(|(name, bytes)| (name, bytes.0)).collect(),
+        secret.metadata.owner_references.unwrap_or_default(),
+    )
 }
 
 fn secret(name: &SecretName, held: &Held, version: Option<String>) -> Secret {
-    let component = name.name.strip_prefix("strata-hop-").unwrap_or("operator");
-    let labels = [
-        ("app.kubernetes.io/name", "strata"),
-        ("app.kubernetes.io/part-of", "strata"),
-        ("app.kubernetes.io/component", component),
-        ("app.kubernetes.io/managed-by", FIELD_MANAGER),
-    ];
+    // The others are the chart's, which has labels of its own for them.
+    let beside_models = name.beside_models().map(|component| labels(component, None));
     Secret {
         metadata: ObjectMeta {
             name: Some(name.name.clone()),
             namespace: Some(name.namespace.clone()),
-            labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+            labels: beside_models,
             owner_references: (!held.owners.is_empty()).then(|| held.owners.clone()),
             resource_version: version,
             ..ObjectMeta::default()

@@ -18,9 +18,6 @@ const PORT: u16 = 8000;
 /// The name of the port that takes requests.
 const PORT_NAME: &str = "http";
 
-/// The runtime that is Strata's engine, and what runs when a model names none.
-const OWN_RUNTIME: &str = "Native";
-
 /// A kind of objects that is watched.
 pub(super) trait Readable:
     Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
@@ -57,8 +54,35 @@ struct PodSpec {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Container {
     ports: Option<Vec<Port>>,
+    readiness_probe: Option<Probe>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Probe {
+    http_get: Option<HttpGet>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct HttpGet {
+    scheme: Option<String>,
+}
+
+impl Container {
+    /// The port that takes requests, if it is this container's.
+    fn port(&self) -> Option<u16> {
+        let ports = self.ports.as_deref().unwrap_or_default();
+        ports.iter().find(|port| port.name.as_deref() == Some(PORT_NAME)).map(|port| port.container_port)
+    }
+
+    /// Whether its readiness is asked for by TLS.
+    fn is_tls(&self) -> bool {
+        let get = self.readiness_probe.as_ref().and_then(|probe| probe.http_get.as_ref());
+        get.is_some_and(|get| get.scheme.as_deref() == Some("HTTPS"))
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -96,9 +120,9 @@ impl Readable for PodObject {
 
     fn plain(self) -> Pod {
         let mut labels = self.metadata.labels.unwrap_or_default();
-        let ports = self.spec.into_iter().flat_map(|s| s.containers.unwrap_or_default());
-        let mut ports = ports.flat_map(|c| c.ports.unwrap_or_default());
-        let port = ports.find(|p| p.name.as_deref() == Some(PORT_NAME)).map_or(PORT, |p| p.container_port);
+        let containers = self.spec.and_then(|s| s.containers).unwrap_or_default();
+        let serves = containers.iter().find_map(|c| Some((c.port()?, c.is_tls())));
+        let (port, tls) = serves.unwrap_or((PORT, false));
         let status = self.status.as_ref();
         let authority = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()).map(|ip| {
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
@@ -113,6 +137,7 @@ impl Readable for PodObject {
                 _ => Track::Stable,
             },
             authority,
+            tls,
             ready: conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"),
             started: containers.iter().any(|c| c.started == Some(true)),
             leaving: self.metadata.deletion_timestamp.is_some(),
@@ -131,7 +156,6 @@ pub(super) struct ModelObject {
 #[derive(Clone, Debug, Deserialize)]
 struct ModelSpec {
     model: Named,
-    engine: Option<Engine>,
     routing: Option<Routing>,
     rollout: Option<Rollout>,
 }
@@ -139,11 +163,6 @@ struct ModelSpec {
 #[derive(Clone, Debug, Deserialize)]
 struct Named {
     name: String,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Engine {
-    runtime: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -167,7 +186,6 @@ impl Readable for ModelObject {
         ];
         let weights: BTreeMap<String, f64> =
             named.into_iter().filter_map(|(name, weight)| Some((name.to_owned(), weight?))).collect();
-        let runtime = self.spec.engine.and_then(|engine| engine.runtime);
         let canary = self.spec.rollout.and_then(|rollout| rollout.canary);
         Model {
             served: self.spec.model.name,
@@ -179,7 +197,6 @@ impl Readable for ModelObject {
                 RoutingPolicy::RoundRobin => Policy::RoundRobin,
             }),
             canary_percent: canary.map(|canary| canary.weight.clamp(0, 100) as u8),
-            foreign: runtime.is_some_and(|runtime| runtime != OWN_RUNTIME),
         }
     }
 }
@@ -220,6 +237,7 @@ mod tests {
                 model: "m".to_owned(),
                 track: Track::Canary,
                 authority: Some("10.1.2.3:8123".to_owned()),
+                tls: false,
                 ready: true,
                 started: true,
                 leaving: false,
@@ -232,6 +250,15 @@ mod tests {
             p["spec"]["containers"][1]["ports"] = json!([]);
         });
         assert_eq!(six.authority.as_deref(), Some("[fd00::7]:8000"));
+        let secured = pod(|p| {
+            p["spec"]["containers"][1]["readinessProbe"] =
+                json!({"httpGet": {"path": "/ready", "port": "http", "scheme": "HTTPS"}});
+        });
+        assert!(secured.tls);
+        let beside = pod(|p| {
+            p["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"scheme": "HTTPS"}});
+        });
+        assert!(!beside.tls, "a container beside it");
         let bare = pod(|p| {
             *p = json!({"metadata": {"name": "x"}, "spec": {"containers": null}, "status": {"podIP": ""}});
         });
@@ -259,7 +286,6 @@ mod tests {
                 weights: [("latency".to_owned(), 0.0), ("prefix".to_owned(), 70.0)].into(),
                 policy: Some(Policy::RoundRobin),
                 canary_percent: Some(20),
-                foreign: true,
             }
         );
     }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"io"
@@ -16,8 +17,9 @@ import (
 )
 
 const usage = `probe                 wait for SIGTERM (what a pause container does)
-probe request [-H 'name: value']... [-d BODY] [-timeout 30s] [-retry 0s] URL
-                      print the answer's body; exit 1 unless its status is 2xx`
+probe request [-H 'name: value']... [-d BODY] [-timeout 30s] [-retry 0s] [-certificate DIR] URL
+                      print the answer's body; exit 1 unless its status is 2xx. https believes whoever
+                      answers, and shows the tls.crt and tls.key of DIR`
 
 func main() {
 	if len(os.Args) < 2 {
@@ -63,14 +65,24 @@ func request(args []string, out io.Writer) error {
 	flags.Var(&extra, "H", "a header, name: value")
 	body := flags.String("d", "", "a body; makes the request a POST of JSON")
 	timeout := flags.Duration("timeout", 30*time.Second, "for one attempt, body included")
+	certificate := flags.String("certificate", "", "a folder with the tls.crt and tls.key to show")
 	retry := flags.Duration("retry", 0, "go on trying this long while there is no connection or a 5xx")
 	_ = flags.Parse(args)
 	if flags.NArg() != 1 {
 		return fmt.Errorf("%s", usage)
 	}
+	trust := &tls.Config{InsecureSkipVerify: true} // It is the server's refusals that are tested.
+	if *certificate != "" {
+		shown, err := tls.LoadX509KeyPair(*certificate+"/tls.crt", *certificate+"/tls.key")
+		if err != nil {
+			return err
+		}
+		trust.Certificates = []tls.Certificate{shown}
+	}
+	client := http.Client{Timeout: *timeout, Transport: &http.Transport{TLSClientConfig: trust}}
 	end := time.Now().Add(*retry)
 	for {
-		again, err := attempt(flags.Arg(0), *body, extra, *timeout, out)
+		again, err := attempt(&client, flags.Arg(0), *body, extra, out)
 		if err == nil || !again || time.Now().After(end) {
 			return err
 		}
@@ -78,7 +90,7 @@ func request(args []string, out io.Writer) error {
 	}
 }
 
-func attempt(url, body string, extra headers, timeout time.Duration, out io.Writer) (again bool, err error) {
+func attempt(client *http.Client, url, body string, extra headers, out io.Writer) (again bool, err error) {
 	method := http.MethodGet
 	if body != "" {
 		method = http.MethodPost
@@ -97,7 +109,6 @@ func attempt(url, body string, extra headers, timeout time.Duration, out io.Writ
 		}
 		r.Header.Set(strings.TrimSpace(name), strings.TrimSpace(value))
 	}
-	client := http.Client{Timeout: timeout}
 	answer, err := client.Do(r)
 	if err != nil {
 		return true, err

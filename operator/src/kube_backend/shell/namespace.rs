@@ -8,7 +8,8 @@ use kube::core::ObjectMeta;
 
 use crate::kube_backend::apply::Family;
 use crate::kube_backend::kept::Parsed;
-use crate::kube_backend::key::Key;
+use crate::kube_backend::key::{Item, Key};
+use crate::kube_backend::schedule::Lane;
 use crate::workload::EngineWorkload;
 
 impl Shell {
@@ -25,6 +26,9 @@ impl Shell {
             failure.get_or_insert(new);
             Ok(())
         };
+        if self.is_news_to_trust(namespace, &engines) {
+            self.queue.poke(Item::Trust, Lane::Urgent);
+        }
         // Pods mount it, so that it comes first.
         let needs_token = !engines.is_empty() || namespace == site.namespace;
         if let Err(error) = self.hop.keep(self, namespace, needs_token, &engines).await {
@@ -52,7 +56,7 @@ impl Shell {
 
     /// The models of a namespace that stay: the accepted ones, and those that were refused after they
     /// had been accepted, since their pods still serve.
-    fn engines(&self, namespace: &str) -> Vec<EngineWorkload> {
+    pub(super) fn engines(&self, namespace: &str) -> Vec<EngineWorkload> {
         let (all, site) = (self.caches.good_models(), self.site());
         let mut engines: Vec<EngineWorkload> = all
             .iter()
