@@ -114,15 +114,17 @@ async fn shares_change_without_a_restart_and_turns_are_taken_within_a_track() {
     file.write(&Endpoints { models: [("m".to_owned(), all)].into() });
     let pool = rig.scheduler.registry.pool("m").unwrap();
     eventually("the share is read", || pool.rules.load().canary_percent == Some(100)).await;
-    for n in 0..10 {
-        assert_ne!(turn(&rig, &format!("{n}"), 1).await, "m-a");
+    // Promoted: the few replicas that tried the revision do not take everything.
+    let before = a.got().len();
+    for n in 0..9 {
+        turn(&rig, &format!("{n}"), 1).await;
     }
-    assert_eq!((c.got().len(), d.got().len()), (5, 5));
+    assert_eq!((a.got().len() - before, c.got().len(), d.got().len()), (3, 3, 3));
     let half = ModelEndpoints { policy: Some(Policy::RoundRobin), ..split(&[&a], &[&c, &d], 50) };
     file.write(&Endpoints { models: [("m".to_owned(), half)].into() });
     eventually("the share is read", || pool.rules.load().canary_percent == Some(50)).await;
     for _ in 0..40 {
         rig.send(rig.request("/v1/embeddings", r#"{"model":"m","input":"x"}"#)).await;
     }
-    assert_eq!((c.got().len(), d.got().len()), (15, 15), "both of the canary's replicas take turns");
+    assert_eq!((c.got().len(), d.got().len()), (13, 13), "both of the canary's replicas take turns");
 }
