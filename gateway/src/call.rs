@@ -113,9 +113,10 @@ impl Call {
             return;
         }
         let sent = {
-            let sending = self.place.pool.send(&self.place.upstream, defaults::FIRST_BYTE_TIMEOUT, |base| {
-                self.request(base, &outgoing)
-            });
+            let sending =
+                self.place.pool.send(&self.place.upstream, defaults::FIRST_BYTE_ABOVE_TIMEOUT, |base| {
+                    self.request(base, &outgoing)
+                });
             let mut sending = std::pin::pin!(sending);
             tokio::select! {
                 sent = &mut sending => Some(sent),

@@ -46,7 +46,7 @@ pub(crate) async fn pass(State(app): State<App>, request: Request) -> Result<Res
     *onward.headers_mut() = headers_for_upstream(&app, &parts.headers);
     let response = app
         .client
-        .send(onward, defaults::FIRST_BYTE_TIMEOUT)
+        .send(onward, defaults::FIRST_BYTE_ABOVE_TIMEOUT)
         .await
         .map_err(|error| error.fault(app.options.upstream_kind.layer()))?;
     let (head, body) = response.into_parts();

@@ -12,6 +12,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time until the first byte of an upstream response.
 pub const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The same for a layer above the scheduler, which may first wait for a model to wake.
+pub const FIRST_BYTE_ABOVE_TIMEOUT: Duration =
+    Duration::from_secs(WAKE_TIMEOUT.as_secs() + FIRST_BYTE_TIMEOUT.as_secs());
 /// Longest silence between two chunks of a stream.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest life of one streamed response.

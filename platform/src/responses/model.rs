@@ -78,8 +78,11 @@ pub(crate) async fn ask(
     *request.headers_mut() = headers.clone();
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("text/event-stream"));
-    let response =
-        app.client.send(request, defaults::FIRST_BYTE_TIMEOUT).await.map_err(|error| error.fault(layer))?;
+    let response = app
+        .client
+        .send(request, defaults::FIRST_BYTE_ABOVE_TIMEOUT)
+        .await
+        .map_err(|error| error.fault(layer))?;
     let (head, body) = response.into_parts();
     let passed = forward::response_headers(&head.headers, explain);
     if head.status != StatusCode::OK {
