@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use strata_operator::cluster::ClusterSite;
 use strata_wire::defaults;
 
 use crate::output::Format;
@@ -293,6 +294,9 @@ pub(crate) struct Gateway {
     /// Where the platform and the operator are answered by mutual TLS; needs STRATA_HOP_DIR
     #[arg(long, value_name = "ADDR", env = "STRATA_INTERNAL_LISTEN")]
     pub(crate) internal_listen: Option<String>,
+    /// Seconds for open requests to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
+    pub(crate) drain_grace: u64,
     #[command(flatten)]
     pub(crate) state: StateArgs,
 }
@@ -320,6 +324,9 @@ pub(crate) struct Platform {
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8080")]
     pub(crate) listen: String,
+    /// Seconds for open requests to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
+    pub(crate) drain_grace: u64,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     /// Listen beyond this machine although nothing checks who calls
@@ -360,6 +367,15 @@ pub(crate) struct Operator {
     /// Secrets of the models' namespaces with the credentials to pull the image
     #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
     pub(crate) image_pull_secrets: Vec<String>,
+    /// Namespace of the one platform's models, in the modes without a gateway [default: any]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) platform_namespace: Option<String>,
+    /// Ports of the API server, which schedulers are let out to
+    #[arg(long, value_name = "PORT,PORT", value_delimiter = ',', default_values_t = ClusterSite::API_SERVER_PORTS)]
+    pub(crate) api_server_ports: Vec<u16>,
+    /// Where the API server is, for the same [default: anywhere]
+    #[arg(long, value_name = "CIDR,CIDR", value_delimiter = ',')]
+    pub(crate) api_server_cidrs: Vec<String>,
     /// Make no NetworkPolicies
     #[arg(long)]
     pub(crate) no_network_policies: bool,

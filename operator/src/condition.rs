@@ -83,8 +83,6 @@ reasons! {
     AutoscalerMissing,
     /// Another object, older than this one, serves the same model name.
     NameConflict,
-    /// Another object, older than this one, asks the same scheduler for another policy.
-    RoutingConflict,
     /// The mode has no room for it.
     ModeLimit,
     /// It asks for something that is not built yet.

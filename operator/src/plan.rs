@@ -7,7 +7,6 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt;
-use strata_kinds::model_deployment::RoutingPolicy;
 use strata_kinds::unbuilt::{self, Place};
 use strata_kinds::validate::FieldError;
 use strata_kinds::{ModelDeployment, ModelDeploymentSpec, NAMESPACE, QuotaPolicy, Tenant};
@@ -17,6 +16,7 @@ pub use status::{ModelObservation, ObjectStatus, statuses};
 
 use crate::Mode;
 use crate::condition::Reason;
+use crate::render::too_few_devices;
 use crate::workload::{EngineWorkload, Owner, SchedulerWorkload, Workload};
 
 /// Annotation of a ModelDeployment: with another value its pods are made anew, as this version of the
@@ -151,15 +151,15 @@ pub(crate) fn judge_models<'a>(
 ) -> Vec<EngineWorkload> {
     let mut engines: Vec<EngineWorkload> = Vec::new();
     let mut serves: BTreeMap<&str, ObjectKey> = BTreeMap::new();
-    let mut policies: BTreeMap<String, (RoutingPolicy, String)> = BTreeMap::new();
     for (key, model) in by_age("ModelDeployment", models) {
         let spec = &model.spec;
-        let policy = spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default();
         let uri = ModelUri::parse(&spec.model.uri, spec.model.revision.as_deref());
         let verdict = if let Some(verdict) = not_built(&unbuilt::model_deployment(spec, place)) {
             verdict
         } else if let (Place::Cluster, Err(error)) = (place, uri) {
             refused(Reason::Invalid, format!("`spec.model.uri`: {error}"))
+        } else if let Some(message) = too_few_devices(spec) {
+            refused(Reason::Invalid, message)
         } else if let Some(older) = serves.get(spec.model.name.as_str()) {
             refused(
                 Reason::NameConflict,
@@ -188,19 +188,11 @@ pub(crate) fn judge_models<'a>(
                 Reason::ModeLimit,
                 "mode development has one model: delete the others, or use --mode production".to_owned(),
             )
-        } else if let Some((_, older)) = policies.get(&key.namespace).filter(|(other, _)| *other != policy) {
-            refused(
-                Reason::RoutingConflict,
-                format!(
-                    "one scheduler serves the namespace, and ModelDeployment {older} asks it for another `spec.routing.policy`: use one policy, or another namespace"
-                ),
-            )
         } else {
             Verdict::Accepted
         };
         if verdict == Verdict::Accepted {
             serves.insert(&spec.model.name, key.clone());
-            policies.entry(key.namespace.clone()).or_insert_with(|| (policy, key.name.clone()));
             engines.push(workload(model));
         }
         judged.push(Judged { key, generation: model.metadata.generation.unwrap_or(1), verdict });
@@ -229,17 +221,12 @@ pub fn workload(model: &ModelDeployment) -> EngineWorkload {
 /// before the first model comes and after the last has gone, so that neither restarts the layers.
 fn schedulers(engines: &[EngineWorkload], place: Place) -> Vec<SchedulerWorkload> {
     let mut by_namespace: BTreeMap<&str, SchedulerWorkload> = BTreeMap::new();
-    let empty = |namespace: &str| SchedulerWorkload {
-        namespace: namespace.to_owned(),
-        owners: Vec::new(),
-        policy: RoutingPolicy::default(),
-    };
+    let empty = |namespace: &str| SchedulerWorkload { namespace: namespace.to_owned(), owners: Vec::new() };
     if place == Place::Host {
         by_namespace.insert(NAMESPACE, empty(NAMESPACE));
     }
     for engine in engines {
         let scheduler = by_namespace.entry(&engine.namespace).or_insert_with(|| empty(&engine.namespace));
-        scheduler.policy = engine.spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default();
         scheduler.owners.push(engine.owner.clone());
     }
     by_namespace.into_values().collect()

@@ -77,7 +77,18 @@ pub const RULES: &[Rule] = &[
         &["leases"],
         &["strata-operator"],
         &["get", "list", "watch", "update", "patch"],
-        "one operator leads, by the Lease that the chart makes",
+        "one operator leads",
+    ),
+    // What is created has no name yet, as far as rules are concerned. The chart does not make it: Argo CD
+    // passes over Leases.
+    rule(Scope::Own, "coordination.k8s.io", &["leases"], &["create"], "make the Lease of the one that leads"),
+    named(
+        Scope::Own,
+        "",
+        &["serviceaccounts"],
+        &["strata-operator"],
+        &["get"],
+        "let the Lease go with the operator's account",
     ),
     named(
         Scope::Own,

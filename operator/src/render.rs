@@ -20,7 +20,7 @@ use strata_kinds::model_deployment::Runtime;
 use crate::cluster::ClusterSite;
 use crate::workload::{Component, Workload};
 
-pub(crate) use engine::{egress_ports, is_device};
+pub(crate) use engine::{egress_ports, is_device, too_few_devices};
 pub use hop::HOP_SECRET;
 pub(crate) use hop::Scheme;
 

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::RoutingPolicy;
+use strata_wire::replicas::Policy;
 
 /// A layer of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,8 +82,6 @@ pub struct SchedulerWorkload {
     pub namespace: String,
     /// The models that it routes to.
     pub owners: Vec<Owner>,
-    /// How it picks a replica.
-    pub policy: RoutingPolicy,
 }
 
 impl Workload {
@@ -114,6 +113,15 @@ impl Workload {
             Self::Platform => "strata-platform".to_owned(),
         }
     }
+}
+
+/// How a model's replicas are to be picked, as schedulers name it.
+pub fn policy(spec: &ModelDeploymentSpec) -> Option<Policy> {
+    let asked = spec.routing.as_ref()?.policy?;
+    Some(match asked {
+        RoutingPolicy::PrefixAware => Policy::Prefix,
+        RoutingPolicy::RoundRobin => Policy::RoundRobin,
+    })
 }
 
 /// The scorers' weights that a model sets, by the names that the scheduler reads.

@@ -292,8 +292,8 @@ mod tests {
     }
 
     fn any_pod() -> impl Strategy<Value = Pod> {
-        ("[a-c]", any::<[bool; 5]>(), 0u8..9).prop_map(|(model, [ready, started, leaving, canary, tls], host)| {
-            Pod {
+        ("[a-c]", any::<[bool; 5]>(), 0u8..9).prop_map(
+            |(model, [ready, started, leaving, canary, tls], host)| Pod {
                 tls,
                 track: if canary { Track::Canary } else { Track::Stable },
                 authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
@@ -301,8 +301,8 @@ mod tests {
                 ready,
                 started,
                 leaving,
-            }
-        })
+            },
+        )
     }
 
     proptest! {

@@ -97,6 +97,7 @@ pub(super) fn platform(args: args::Platform) -> anyhow::Result<()> {
         mtls: mtls(Component::Platform)?,
         hop_token: HopToken::from_env(),
         insecure_no_auth: args.insecure_no_auth,
+        drain_grace: Duration::from_secs(args.drain_grace),
         ..PlatformOptions::new(args.upstream, kind, args.state.folder()?)
     };
     serve(|shutdown| strata_platform::run(options, shutdown))
@@ -121,7 +122,7 @@ pub(super) fn gateway(args: args::Gateway) -> anyhow::Result<()> {
         state: crate::state::ledger(&state),
         mtls: mtls(Component::Gateway)?,
         hop_token: HopToken::from_env(),
-        grace: defaults::DRAIN_GRACE,
+        grace: Duration::from_secs(args.drain_grace),
         adopt_local: args.adopt_local,
     };
     serve(|shutdown| strata_gateway::run(options, shutdown))
@@ -137,6 +138,9 @@ pub(super) fn operator(args: args::Operator) -> anyhow::Result<()> {
             image_pull_secrets: args.image_pull_secrets,
             log_format: std::env::var("STRATA_LOG_FORMAT").ok(),
             network_policies: !args.no_network_policies,
+            api_server_ports: args.api_server_ports,
+            api_server_cidrs: args.api_server_cidrs,
+            platform_namespace: args.platform_namespace,
             trust: if args.internal_tls { Trust::Mtls } else { Trust::Token },
             ..ClusterSite::new(args.image, args.mode.into(), args.namespace)
         },

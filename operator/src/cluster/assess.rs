@@ -34,7 +34,7 @@ pub(super) struct Assessment<'a> {
     pub canary_pods: Vec<&'a Pod>,
     /// When a lack of devices will count as one.
     pub look_again: Option<Duration>,
-    /// The device that is lacking, once it counts.
+    /// What is lacking that old pods hold, once it counts.
     pub scarce: Option<&'a str>,
 }
 
@@ -115,7 +115,8 @@ impl<'a> Assessment<'a> {
         (whole && self.stable_pods.iter().all(ready)).then_some(revision)
     }
 
-    /// A pod of the stable track's revision that waits for a device, while old pods hold some.
+    /// A pod of the stable track's revision that waits for a device, or cannot be made within the
+    /// namespace's quota, while old pods hold some of it (kueue#8769).
     fn find_scarcity(&mut self, engine: &EngineWorkload, now: Timestamp) {
         let Some(live) = &self.stable else { return };
         let is_new = |p: &&&Pod| pods::label(p, REVISION_LABEL) == live.revision;
@@ -123,10 +124,17 @@ impl<'a> Assessment<'a> {
             pods::is_placed(p)
                 && (pods::label(p, REVISION_LABEL) != live.revision || self.canary_pods.contains(p))
         });
+        if held && live.refusal.as_deref().is_some_and(is_over_quota) {
+            self.scarce = Some("room in the namespace's ResourceQuota");
+            return;
+        }
         if !held || !uses_devices(engine) {
             return;
         }
         let waiting = self.stable_pods.iter().filter(is_new).filter(|p| !pods::is_placed(p)).find_map(|p| {
+            if let Some(since) = pods::gated(p) {
+                return Some(("device by what admits its pods", since));
+            }
             let (message, since) = pods::unschedulable(p)?;
             Some((pods::lacking_device(message)?, since))
         });
@@ -138,6 +146,11 @@ impl<'a> Assessment<'a> {
             self.look_again = Some(SCARCE_AFTER.saturating_sub(waited));
         }
     }
+}
+
+/// Whether pods were refused because the namespace has used up what it may.
+pub(super) fn is_over_quota(refusal: &str) -> bool {
+    refusal.contains("exceeded quota")
 }
 
 fn uses_devices(engine: &EngineWorkload) -> bool {

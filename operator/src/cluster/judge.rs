@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use strata_kinds::model_deployment::RoutingPolicy;
+use strata_kinds::model_deployment::Runtime;
 use strata_kinds::unbuilt::Place;
 use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
 
-use super::ClusterSite;
+use super::{ClusterSite, Trust};
 use crate::Mode;
+use crate::condition::Reason;
 use crate::plan::{Verdict, World, judge_models, plan};
 use crate::workload::EngineWorkload;
 
@@ -24,11 +25,8 @@ pub fn judge(
         all.iter().map(|m| &**m).filter(|m| site.serves(m.metadata.namespace.as_deref().unwrap_or_default()))
     };
     let here = |m: &ModelDeployment| m.metadata.namespace.as_deref() == Some(namespace.as_str());
-    // One scheduler serves a namespace: where all agree on its policy nobody is in the way.
-    let disagree = served().any(|m| here(m) && policy(m) != policy(model));
-    let matters = |m: &&ModelDeployment| {
-        m.spec.model.name == model.spec.model.name || (disagree && here(m)) || site.mode == Mode::Development
-    };
+    let matters =
+        |m: &&ModelDeployment| m.spec.model.name == model.spec.model.name || site.mode == Mode::Development;
     let is_it = |m: &ModelDeployment| here(m) && m.name_any() == name;
     let candidates = served().filter(matters).filter(|m| !is_it(m)).chain([model]);
     let mut judged = Vec::new();
@@ -37,12 +35,32 @@ pub fn judge(
         .into_iter()
         .find(|j| j.key.namespace == namespace && j.key.name == name)
         .map_or(Verdict::Accepted, |j| j.verdict);
+    if verdict == Verdict::Accepted
+        && let Some(message) = no_entrance(model, site)
+    {
+        return (Verdict::Refused { reason: Reason::ModeLimit, message }, None);
+    }
     let engine = engines.into_iter().find(|e| e.namespace == namespace && e.owner.name == name);
     (verdict, engine)
 }
 
-fn policy(model: &ModelDeployment) -> RoutingPolicy {
-    model.spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default()
+/// Why nobody could call the model, in a mode in which one platform is all the entrance there is.
+fn no_entrance(model: &ModelDeployment, site: &ClusterSite) -> Option<String> {
+    if site.mode.has_gateway() {
+        return None;
+    }
+    if let Some(platforms) = &site.platform_namespace
+        && model.metadata.namespace.as_deref() != Some(platforms)
+    {
+        return Some(format!(
+            "in mode {} the platform serves the models of the namespace `{platforms}` alone: move it there, install the chart with platform.modelNamespace, or use mode enterprise",
+            site.mode
+        ));
+    }
+    let by_tls = site.mode == Mode::Development && site.trust == Trust::Mtls;
+    (by_tls && model.spec.runtime() != Runtime::Native).then(|| {
+        "in mode development the platform calls engines by TLS, and an image that is not Strata's has no certificate: install the chart with internalTls=false, or use mode production".to_owned()
+    })
 }
 
 /// What is made of a tenant.

@@ -33,7 +33,9 @@ pub fn namespace_step(
     seen: &NamespaceSeen<'_>,
     site: &ClusterSite,
 ) -> Vec<Child> {
-    let Some(first) = engines.first() else { return Vec::new() };
+    if engines.is_empty() {
+        return Vec::new();
+    }
     let mut apply = Vec::new();
     if site.network_policies {
         let of_engines = meta::of_namespace(namespace, Component::Engine, engines);
@@ -46,7 +48,6 @@ pub fn namespace_step(
     let workload = Workload::Scheduler(SchedulerWorkload {
         namespace: namespace.to_owned(),
         owners: engines.iter().map(|e| e.owner.clone()).collect::<Vec<Owner>>(),
-        policy: first.spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default(),
     });
     if site.network_policies {
         apply.push(Child::of(&policy::schedulers(&meta, site)));

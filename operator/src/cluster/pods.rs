@@ -46,6 +46,14 @@ pub(super) fn unschedulable(pod: &Pod) -> Option<(&str, Option<Timestamp>)> {
     waits.then(|| (scheduled.message.as_deref().unwrap_or("no node has room"), since))
 }
 
+/// Since when something else, such as Kueue, keeps the pod from being placed.
+pub(super) fn gated(pod: &Pod) -> Option<Option<Timestamp>> {
+    let scheduled = condition(pod, "PodScheduled")?;
+    let waits = scheduled.status == "False" && scheduled.reason.as_deref() == Some("SchedulingGated");
+    let since = scheduled.last_transition_time.as_ref().or(pod.metadata.creation_timestamp.as_ref());
+    waits.then(|| since.map(|t| t.0))
+}
+
 /// The devices that a message of the Kubernetes scheduler says are lacking.
 pub(super) fn lacking_device(message: &str) -> Option<&str> {
     message.split("Insufficient ").skip(1).find_map(|rest| {

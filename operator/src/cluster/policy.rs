@@ -2,8 +2,8 @@
 //! need.
 
 use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-    NetworkPolicySpec,
+    IPBlock, NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
+    NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -13,9 +13,6 @@ use super::meta::{self, SCHEDULER};
 use crate::Mode;
 use crate::render::{egress_ports, match_labels};
 use crate::workload::{Component, EngineWorkload};
-
-/// Ports of the API server, before and after its Service's address is translated.
-const API_SERVER: [u16; 2] = [443, 6443];
 
 /// Engines answer the schedulers of their namespace (the platform, in mode development) and the operator,
 /// and call nobody.
@@ -46,7 +43,7 @@ pub(super) fn schedulers(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy
         meta::named(meta, SCHEDULER),
         match_labels(Component::Scheduler, None).into_iter().collect(),
         vec![ingress(callers)],
-        vec![layers, dns(), anywhere(&API_SERVER)],
+        vec![layers, dns(), api_server(site)],
         site,
     )
 }
@@ -124,6 +121,16 @@ fn anywhere(ports: &[u16]) -> NetworkPolicyEgressRule {
     NetworkPolicyEgressRule { to: None, ports: Some(ports) }
 }
 
+/// The API server, which no label selects.
+fn api_server(site: &ClusterSite) -> NetworkPolicyEgressRule {
+    let at = |cidr: &String| NetworkPolicyPeer {
+        ip_block: Some(IPBlock { cidr: cidr.clone(), except: None }),
+        ..NetworkPolicyPeer::default()
+    };
+    let cidrs: Vec<NetworkPolicyPeer> = site.api_server_cidrs.iter().map(at).collect();
+    NetworkPolicyEgressRule { to: (!cidrs.is_empty()).then_some(cidrs), ..anywhere(&site.api_server_ports) }
+}
+
 /// A component in the same namespace.
 fn here(component: Component) -> NetworkPolicyPeer {
     peer(None, match_labels(component, None).into_iter().collect())
@@ -190,6 +197,24 @@ mod tests {
         let shared = namespace_step("models", &engines, &NamespaceSeen { revisions: &[] }, &site);
         let children: Vec<Child> = shared.into_iter().chain(of_models).collect();
         children.into_iter().filter(|c| c.key().kind == "NetworkPolicy").map(|c| c.object).collect()
+    }
+
+    #[test]
+    fn schedulers_reach_the_api_server_where_it_is() {
+        let rule = |ports: &[u16], cidrs: &[&str]| {
+            let site = ClusterSite {
+                api_server_ports: ports.into(),
+                api_server_cidrs: cidrs.iter().map(ToString::to_string).collect(),
+                ..ClusterSite::new("strata:1", Mode::Production, "strata")
+            };
+            serde_json::to_value(super::api_server(&site)).unwrap()
+        };
+        let port = |n: u16| json!({ "port": n, "protocol": "TCP" });
+        assert_eq!(rule(&[443, 6443], &[]), json!({ "ports": [port(443), port(6443)] }));
+        assert_eq!(
+            rule(&[16443], &["10.0.0.1/32"]),
+            json!({ "ports": [port(16443)], "to": [{ "ipBlock": { "cidr": "10.0.0.1/32" } }] })
+        );
     }
 
     #[test]

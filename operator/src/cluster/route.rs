@@ -32,7 +32,8 @@ pub(super) fn of_model(engine: &EngineWorkload, meta: &ObjectMeta, site: &Cluste
                     "targetPorts": [{ "number": PORT }],
                     "endpointPickerRef": {
                         "group": "", "kind": "Service", "name": SCHEDULER, "port": { "number": PORT },
-                        "failureMode": "FailOpen",
+                        // Past the picker no engine would know the caller.
+                        "failureMode": "FailClose",
                     },
                 },
             }),
@@ -61,6 +62,8 @@ fn http_route(engine: &EngineWorkload, site: &ClusterSite) -> serde_json::Value 
                 "type": "URLRewrite",
                 "urlRewrite": { "path": { "type": "ReplacePrefixMatch", "replacePrefixMatch": "/v1" } },
             }],
+            // As long as a stream may take is for Strata to say.
+            "timeouts": { "request": "0s" },
             "backendRefs": [backend],
         }],
     });

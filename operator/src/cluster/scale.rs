@@ -17,9 +17,10 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use strata_kinds::model_deployment::Autoscaling;
 use strata_kinds::quantity;
+use strata_wire::replicas::Track;
 use strata_wire::{defaults, metrics};
 
-use super::{Capabilities, Child, ClusterSite, ModelSeen, SchedulerView, pods};
+use super::{Capabilities, Child, ClusterSite, ModelSeen, SchedulerView, TRACK_LABEL, pods};
 use crate::render::{PORT, Scheme};
 use crate::workload::EngineWorkload;
 
@@ -102,7 +103,10 @@ fn calm(
         let idle = Duration::try_from_secs_f64(demand.idle_s.max(0.0)).unwrap_or_default();
         left = left.max(after.saturating_sub(idle));
     }
-    let serving: Vec<&Pod> = seen.pods.iter().map(|p| &**p).filter(|p| pods::stays(p)).collect();
+    // A canary's are not among the replicas.
+    let is_stable = |p: &&Pod| pods::label(p, TRACK_LABEL) != Track::Canary.to_string();
+    let serving: Vec<&Pod> =
+        seen.pods.iter().map(|p| &**p).filter(|p| pods::stays(p)).filter(is_stable).collect();
     if serving.len() as i64 != i64::from(replicas) {
         return Calm::No;
     }

@@ -79,6 +79,10 @@ pub struct ClusterSite {
     pub log_format: Option<String>,
     /// Whether NetworkPolicies are made.
     pub network_policies: bool,
+    /// Ports of the API server, before and after its Service's address is translated.
+    pub api_server_ports: Vec<u16>,
+    /// Where the API server is; anywhere when empty.
+    pub api_server_cidrs: Vec<String>,
     /// How the layers know each other.
     pub trust: Trust,
     /// Which layers the chart installed.
@@ -87,6 +91,9 @@ pub struct ClusterSite {
     pub namespace: String,
     /// Namespaces whose ModelDeployments are served; all when empty.
     pub model_namespaces: Vec<String>,
+    /// The namespace whose models the platform uses in the modes without a gateway, where that is known:
+    /// those of other namespaces would have no entrance.
+    pub platform_namespace: Option<String>,
     /// Namespaces from which metrics may be read, such as that of Prometheus or KEDA.
     pub metrics_namespaces: Vec<String>,
     /// Priorities of the accepted tenants; 0 counts always.
@@ -98,6 +105,9 @@ pub struct ClusterSite {
 }
 
 impl ClusterSite {
+    /// Where an API server usually listens.
+    pub const API_SERVER_PORTS: [u16; 2] = [443, 6443];
+
     /// A site with nothing but what must be known.
     pub fn new(image: impl Into<String>, mode: Mode, namespace: impl Into<String>) -> Self {
         Self {
@@ -106,10 +116,13 @@ impl ClusterSite {
             image_pull_secrets: Vec::new(),
             log_format: None,
             network_policies: true,
+            api_server_ports: Self::API_SERVER_PORTS.into(),
+            api_server_cidrs: Vec::new(),
             trust: Trust::Token,
             mode,
             namespace: namespace.into(),
             model_namespaces: Vec::new(),
+            platform_namespace: None,
             metrics_namespaces: Vec::new(),
             priorities: BTreeSet::new(),
             gateway: None,

@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use strata_kinds::ModelDeployment;
 use strata_kinds::model_deployment::{CanaryStatus, ModelDeploymentStatus};
 
-use super::assess::Assessment;
+use super::assess::{Assessment, is_over_quota};
 use super::rollout::{Scarcity, Tracks};
 use super::{ClusterSite, ModelSeen, REVISION_LABEL, pods, route, scale, trouble};
 use crate::condition::{Condition, Reason, Truth, stamp};
@@ -281,7 +281,7 @@ fn in_the_way(
     }
     let live = [&assessment.stable, &assessment.canary];
     let refusal = live.into_iter().flatten().find_map(|live| live.refusal.as_ref()).filter(|_| !complete)?;
-    let reason = if refusal.contains("exceeded quota") { Reason::QuotaExceeded } else { Reason::PodsRefused };
+    let reason = if is_over_quota(refusal) { Reason::QuotaExceeded } else { Reason::PodsRefused };
     let advice = if reason == Reason::QuotaExceeded {
         "raise the namespace's ResourceQuota, or ask for less"
     } else {

@@ -191,8 +191,8 @@ impl Supervisor {
                 .serving(rendered.name(), steps)
                 .map(|pod| Endpoint::new(&pod.name, pod.view().address.url()))
                 .collect();
-            let weights = workload::weights(&engine.spec);
-            let model = ModelEndpoints { replicas, weights, ..ModelEndpoints::default() };
+            let (weights, policy) = (workload::weights(&engine.spec), workload::policy(&engine.spec));
+            let model = ModelEndpoints { replicas, weights, policy, ..ModelEndpoints::default() };
             endpoints.models.insert(engine.spec.model.name.clone(), model);
         }
         if self.endpoints.as_ref() == Some(&endpoints) {

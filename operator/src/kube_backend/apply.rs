@@ -3,6 +3,9 @@
 //! An object is sent when it was rendered otherwise than last time, or when the fields that belong to
 //! our field manager are others than those that the API server answered last time: whoever changes
 //! one of our fields takes it over, and so it goes missing there. Values are never compared.
+//!
+//! What is not known as ours is sent without force: somebody else's object of the same name is refused by
+//! the API server, and not taken over.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -73,7 +76,10 @@ impl Applier {
             self.metrics.skipped();
             return Ok(());
         }
-        let answer = self.patch(&child.resource, &key, None, &child.object, FIELD_MANAGER).await?;
+        let is_ours = store.is_none() || marks.is_some();
+        let params = PatchParams { force: is_ours, ..PatchParams::apply(FIELD_MANAGER) };
+        let answer = self.patch(&child.resource, &key, None, &child.object, &params).await;
+        let answer = answer.map_err(|error| if is_ours { error } else { not_ours(error) })?;
         let ours = match store {
             Some(store) => store.absorb(&answer).map_err(kube::Error::SerdeError)?.ours,
             None => 0,
@@ -97,7 +103,8 @@ impl Applier {
             "metadata": { "name": name, "namespace": namespace },
             "spec": { "replicas": replicas },
         });
-        self.patch(&resource, &key, Some("scale"), &scale, "strata-operator-scale").await.map(drop)
+        let params = PatchParams::apply("strata-operator-scale").force();
+        self.patch(&resource, &key, Some("scale"), &scale, &params).await.map(drop)
     }
 
     /// A server-side apply. Returns the object as the API server has it now.
@@ -107,14 +114,13 @@ impl Applier {
         key: &ChildKey,
         subresource: Option<&str>,
         object: &Value,
-        manager: &str,
+        params: &PatchParams,
     ) -> Result<String, kube::Error> {
         let request = Request::new(DynamicObject::url_path(resource, Some(&key.namespace)));
-        let params = PatchParams::apply(manager).force();
         let patch = Patch::Apply(object);
         let request = match subresource {
-            None => request.patch(&key.name, &params, &patch),
-            Some(subresource) => request.patch_subresource(subresource, &key.name, &params, &patch),
+            None => request.patch(&key.name, params, &patch),
+            Some(subresource) => request.patch_subresource(subresource, &key.name, params, &patch),
         };
         self.client.request_text(request.map_err(kube::Error::BuildRequest)?).await
     }
@@ -188,6 +194,22 @@ impl Applier {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             result => result.map(drop),
         }
+    }
+}
+
+/// What is said of somebody else's object: a conflict that no second try resolves.
+fn not_ours(error: kube::Error) -> kube::Error {
+    match error {
+        kube::Error::Api(mut status) if status.code == 409 => {
+            status.code = 422;
+            status.reason = "NotOurs".to_owned();
+            status.message = format!(
+                "there is one of that name already, which is not Strata's: rename or delete it ({})",
+                status.message.trim()
+            );
+            kube::Error::Api(status)
+        }
+        other => other,
     }
 }
 

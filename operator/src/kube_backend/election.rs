@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::runtime::watcher::{self, Event};
@@ -14,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::gate::Gate;
 use super::lease::{self, RENEW_DEADLINE, RENEW_EVERY, Sighting};
 
-/// The Lease's name.
+/// The name of the Lease, and of the operator's account.
 pub(super) const NAME: &str = "strata-operator";
 /// One request about the Lease must not eat up the time in which another could still succeed.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -95,7 +97,8 @@ impl Candidate<'_> {
         let api = self.api();
         let Some(lease) = patiently(api.get_opt(NAME)).await? else {
             *seen = None;
-            let first = lease::first(&self.namespace, NAME, &self.identity, Timestamp::now());
+            let owner = self.account().await;
+            let first = lease::first(&self.namespace, NAME, owner, &self.identity, Timestamp::now());
             return self.put(api.create(&PostParams::default(), &first)).await;
         };
         let sighting = sight(seen, lease);
@@ -104,6 +107,21 @@ impl Candidate<'_> {
         }
         let mine = lease::held(sighting.lease(), &self.identity, Timestamp::now());
         self.put(api.replace(NAME, &PostParams::default(), &mine)).await
+    }
+
+    /// What the Lease goes away with: the account that the chart makes for the operator. Without a chart
+    /// there is none, and the Lease stays.
+    async fn account(&self) -> Option<OwnerReference> {
+        let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
+        let found = patiently(accounts.get_metadata_opt(NAME)).await;
+        let found = found.inspect_err(|error| tracing::debug!(%error, "the Lease gets no owner")).ok()??;
+        Some(OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "ServiceAccount".to_owned(),
+            name: NAME.to_owned(),
+            uid: found.metadata.uid?,
+            ..OwnerReference::default()
+        })
     }
 
     /// Writes the Lease. Success opens the gate for a time counted from before the request, since the

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
 
 /// How long a leader leads without renewing.
@@ -68,10 +68,17 @@ impl Sighting {
 }
 
 /// The first Lease of a name.
-pub(super) fn first(namespace: &str, name: &str, me: &str, now: Timestamp) -> Lease {
+pub(super) fn first(
+    namespace: &str,
+    name: &str,
+    owner: Option<OwnerReference>,
+    me: &str,
+    now: Timestamp,
+) -> Lease {
     let metadata = ObjectMeta {
         name: Some(name.to_owned()),
         namespace: Some(namespace.to_owned()),
+        owner_references: owner.map(|owner| vec![owner]),
         ..ObjectMeta::default()
     };
     held(&Lease { metadata, spec: None }, me, now)
@@ -119,7 +126,7 @@ mod tests {
         let now = Instant::now();
         let second = Duration::from_secs(1);
         // Its clock stands still in the past, but for the microseconds.
-        let mut seen = Sighting::new(first("n", "l", "other", at(-1_000_000)), now);
+        let mut seen = Sighting::new(first("n", "l", None, "other", at(-1_000_000)), now);
         assert_eq!(seen.free_at("me"), now + DURATION);
         let mut renewed = held(seen.lease(), "other", at(-1_000_000));
         renewed.spec.as_mut().unwrap().renew_time =
@@ -133,7 +140,7 @@ mod tests {
     #[test]
     fn what_was_given_back_is_free_at_once() {
         let now = Instant::now();
-        let lease = first("n", "l", "other", at(1));
+        let lease = first("n", "l", None, "other", at(1));
         let mut seen = Sighting::new(lease.clone(), now);
         let later = now + Duration::from_secs(3);
         seen.update(released(&lease, at(2)), later);
@@ -145,7 +152,7 @@ mod tests {
 
     #[test]
     fn renewing_changes_only_the_time() {
-        let lease = first("n", "l", "me", at(1));
+        let lease = first("n", "l", None, "me", at(1));
         let renewed = held(&lease, "me", at(5));
         let mut expected = spec(&lease);
         expected.renew_time = Some(MicroTime(at(5)));

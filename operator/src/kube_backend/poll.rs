@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
+use strata_hop::HopToken;
 use strata_kinds::ModelDeployment;
 use tokio::task::JoinSet;
 
@@ -104,12 +105,20 @@ impl Poller {
                         }
                         last.insert(question.clone(), now);
                         open.insert(question.clone());
-                        let token = super::hop::token(&self.shell.caches, &self.shell.site.namespace);
+                        let token = self.token_for(&question);
                         asking.spawn(asker.clone().ask(question, token));
                     }
                 }
             }
         }
+    }
+
+    /// The token is shown where layers know each other by it, to the layers alone.
+    fn token_for(&self, question: &Question) -> Option<HopToken> {
+        let is_layer = !matches!(question, Question::Download { .. });
+        (is_layer && self.shell.authority.is_none())
+            .then(|| super::hop::token(&self.shell.caches, &self.shell.site.namespace))
+            .flatten()
     }
 
     /// None as long as this process has no certificate to show.
@@ -126,7 +135,9 @@ impl Poller {
         let caches = &self.shell.caches;
         let mut questions = Vec::new();
         let mut unsettled: HashSet<String> = HashSet::new();
+        let mut with_models: HashSet<String> = HashSet::new();
         for model in caches.good_models() {
+            with_models.extend(model.metadata.namespace.clone());
             if !is_settled(&model) {
                 unsettled.extend(model.metadata.namespace.clone());
             }
@@ -135,7 +146,8 @@ impl Poller {
         for pod in caches.pods.all() {
             let key = Key::of(&pod.metadata);
             let Some(ip) = ip(&pod).filter(|_| stays(&pod)) else { continue };
-            if is_component(&pod, "scheduler") && is_ready(&pod) {
+            // Anybody may give a pod such labels, where there is nothing of ours.
+            if is_component(&pod, "scheduler") && is_ready(&pod) && with_models.contains(&key.namespace) {
                 let soon = unsettled.contains(&key.namespace);
                 questions.push((
                     Question::Scheduler { pod: key, ip },
@@ -223,7 +235,8 @@ impl Poller {
             Question::Gateway { pod, .. } => {
                 let says = answer.body.and_then(|b| ask::parse(&b)).map(Arc::new);
                 self.metrics.polled(target, if says.is_ok() { "ok" } else { "failed" });
-                if self.shell.views.set_gateway(pod, says.clone()).as_ref() != Some(&says) {
+                let (before, says) = self.shell.views.set_gateway(pod, says);
+                if before.as_ref() != Some(&says) {
                     self.shell.poke_governed(Lane::Bulk);
                 }
             }

@@ -72,19 +72,8 @@ impl Views {
 
     /// Takes a scheduler's answer, or that it gave none. Returns what counted before and what counts now.
     pub(super) fn set_scheduler(&self, pod: Key, report: Report) -> (Option<Report>, Report) {
-        let mut inner = self.lock();
-        if report.is_ok() {
-            inner.misses.remove(&pod);
-        } else {
-            let misses = inner.misses.entry(pod.clone()).or_insert(0);
-            *misses = misses.saturating_add(1);
-            if *misses < MISSES
-                && let Some(good) = inner.schedulers.get(&pod).filter(|r| r.is_ok()).cloned()
-            {
-                return (Some(good.clone()), good);
-            }
-        }
-        (inner.schedulers.insert(pod, report.clone()), report)
+        let Inner { schedulers, misses, .. } = &mut *self.lock();
+        take(schedulers, misses, pod, report)
     }
 
     /// Downloads of a namespace, by pod.
@@ -108,14 +97,15 @@ impl Views {
     ) {
         let mut inner = self.lock();
         inner.schedulers.retain(|key, _| scheduler(key));
-        inner.misses.retain(|key, _| scheduler(key));
+        inner.misses.retain(|key, _| scheduler(key) || gateway(key));
         inner.downloads.retain(|key, _| download(key));
         inner.gateways.retain(|key, _| gateway(key));
     }
 
-    /// Takes a gateway's answer. Returns the one before.
-    pub(super) fn set_gateway(&self, pod: Key, says: Governance) -> Option<Governance> {
-        self.lock().gateways.insert(pod, says)
+    /// The same for a gateway.
+    pub(super) fn set_gateway(&self, pod: Key, says: Governance) -> (Option<Governance>, Governance) {
+        let Inner { gateways, misses, .. } = &mut *self.lock();
+        take(gateways, misses, pod, says)
     }
 
     /// One view for each ready gateway pod that stays, of the pods given.
@@ -134,6 +124,27 @@ impl Views {
     }
 }
 
+/// Takes an answer, or a failure unless it is one of the first after an answer.
+fn take<T: Clone>(
+    answers: &mut HashMap<Key, Result<T, String>>,
+    misses: &mut HashMap<Key, u32>,
+    pod: Key,
+    answer: Result<T, String>,
+) -> (Option<Result<T, String>>, Result<T, String>) {
+    if answer.is_ok() {
+        misses.remove(&pod);
+    } else {
+        let misses = misses.entry(pod.clone()).or_insert(0);
+        *misses = misses.saturating_add(1);
+        if *misses < MISSES
+            && let Some(good) = answers.get(&pod).filter(|r| r.is_ok()).cloned()
+        {
+            return (Some(good.clone()), good);
+        }
+    }
+    (answers.insert(pod, answer.clone()), answer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,5 +160,16 @@ mod tests {
         assert_eq!(views.set_scheduler(pod.clone(), bad.clone()).1, good);
         assert_eq!(views.set_scheduler(pod.clone(), bad.clone()), (Some(good.clone()), bad));
         assert_eq!(views.set_scheduler(pod, good.clone()).1, good);
+    }
+
+    #[test]
+    fn a_gateway_may_miss_a_question_too() {
+        let (views, pod) = (Views::default(), Key::new("n", "g"));
+        let good: Governance = Ok(Arc::new(GatewayStatus::default()));
+        let bad: Governance = Err("no answer".to_owned());
+        assert_eq!(views.set_gateway(pod.clone(), good.clone()), (None, good.clone()));
+        assert_eq!(views.set_gateway(pod.clone(), bad.clone()), (Some(good.clone()), good.clone()));
+        assert_eq!(views.set_gateway(pod.clone(), bad.clone()).1, good);
+        assert_eq!(views.set_gateway(pod, bad.clone()).1, bad);
     }
 }

@@ -22,6 +22,7 @@ use super::views::is_component;
 use super::watch::{Filling, Keep, Scope, feed};
 use crate::Mode;
 use crate::cluster::MANAGED_LABEL;
+use crate::cluster::pods::is_ready;
 use crate::render::MODEL_LABEL;
 
 /// Label of all pods of Strata.
@@ -215,18 +216,24 @@ fn pod_changed(shell: &Shell, change: &Change<Pod>, lane: Lane) {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     if let Some(model) = model_of(&pod.metadata) {
         shell.queue.poke(Item::Model(Key::new(namespace, model.clone())), lane);
-    } else if is_component(pod, "scheduler") {
-        // Routing counts the schedulers that stay.
-        let stays = |p: &Pod| p.metadata.deletion_timestamp.is_none();
-        let news = match change {
-            Change::Set { before, now } => before.as_ref().is_none_or(|b| stays(b) != stays(now)),
-            Change::Gone(_) => true,
-        };
-        if news && lane == Lane::Urgent {
+    } else if lane == Lane::Urgent && changes_who_serves(change) {
+        // Nobody is asked who does not serve, so that no answer tells of it.
+        if is_component(pod, "scheduler") {
             for model in shell.caches.models_in(&namespace) {
                 shell.queue.poke(Item::Model(Key::of(&model.metadata)), Lane::Bulk);
             }
+        } else if is_component(pod, "gateway") && namespace == shell.site.namespace {
+            shell.poke_governed(Lane::Bulk);
         }
+    }
+}
+
+/// Whether a pod has begun or ceased to serve, or to be there.
+fn changes_who_serves(change: &Change<Pod>) -> bool {
+    let serves = |p: &Pod| (p.metadata.deletion_timestamp.is_none(), is_ready(p));
+    match change {
+        Change::Set { before, now } => before.as_ref().is_none_or(|b| serves(b) != serves(now)),
+        Change::Gone(_) => true,
     }
 }
 
@@ -277,11 +284,7 @@ fn model_changed(shell: &Shell, change: &Change<Parsed<ModelDeployment>>, lane: 
 
 /// Whether the verdict on `other` may depend on `model`.
 fn concerns(model: &ModelDeployment, other: &ModelDeployment, mode: Mode) -> bool {
-    let policy = |m: &ModelDeployment| m.spec.routing.as_ref().and_then(|r| r.policy).unwrap_or_default();
-    let same_namespace = model.metadata.namespace == other.metadata.namespace;
-    model.spec.model.name == other.spec.model.name
-        || (same_namespace && policy(model) != policy(other))
-        || mode == Mode::Development
+    model.spec.model.name == other.spec.model.name || mode == Mode::Development
 }
 
 #[cfg(test)]
@@ -291,21 +294,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pod_that_ceases_to_serve_is_news() {
+        let pod = |ready: &str, leaving: bool| -> Arc<Pod> {
+            let mut pod = json!({
+                "metadata": { "name": "s" },
+                "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+            });
+            if leaving {
+                pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let news = |before: Option<Arc<Pod>>, now| changes_who_serves(&Change::Set { before, now });
+        assert!(news(None, pod("False", false)), "it is new");
+        assert!(news(Some(pod("True", false)), pod("False", false)), "dynamo#13622: Ready, and not routable");
+        assert!(news(Some(pod("False", false)), pod("True", false)));
+        assert!(news(Some(pod("True", false)), pod("True", true)));
+        assert!(!news(Some(pod("True", false)), pod("True", false)));
+        assert!(changes_who_serves(&Change::Gone(pod("True", true))));
+    }
+
+    #[test]
     fn those_are_judged_again_whom_a_model_may_stand_in_the_way_of() {
-        let model = |namespace: &str, name: &str, policy: &str| -> ModelDeployment {
+        let model = |namespace: &str, name: &str| -> ModelDeployment {
             serde_json::from_value(json!({
                 "apiVersion": "strata.dev/v1alpha1", "kind": "ModelDeployment",
                 "metadata": { "name": "x", "namespace": namespace },
-                "spec": { "model": { "name": name, "uri": "/m" }, "routing": { "policy": policy } },
+                "spec": { "model": { "name": name, "uri": "/m" } },
             }))
             .unwrap()
         };
-        let a = model("n", "a", "PrefixAware");
+        let a = model("n", "a");
         let say = |other: &ModelDeployment, mode| concerns(&a, other, mode);
-        assert!(say(&model("elsewhere", "a", "PrefixAware"), Mode::Enterprise), "the same name anywhere");
-        assert!(!say(&model("n", "b", "PrefixAware"), Mode::Enterprise));
-        assert!(say(&model("n", "b", "RoundRobin"), Mode::Enterprise), "one scheduler, two wishes");
-        assert!(!say(&model("elsewhere", "b", "RoundRobin"), Mode::Enterprise));
-        assert!(say(&model("elsewhere", "b", "PrefixAware"), Mode::Development), "only one model at all");
+        assert!(say(&model("elsewhere", "a"), Mode::Enterprise), "the same name anywhere");
+        assert!(!say(&model("n", "b"), Mode::Enterprise));
+        assert!(say(&model("elsewhere", "b"), Mode::Development), "only one model at all");
     }
 }

@@ -86,11 +86,6 @@ fn what_is_refused_says_what_to_do() {
             None,
             json!({ "model": { "name": "o", "uri": "/m" }, "autoscaling": { "min": 1, "max": 2 } }),
         ),
-        model(
-            "d",
-            None,
-            json!({ "model": { "name": "p", "uri": "/m" }, "routing": { "policy": "RoundRobin" } }),
-        ),
     ];
     let tenants = [
         tenant("t", json!({ "models": ["*"] })),
@@ -101,6 +96,24 @@ fn what_is_refused_says_what_to_do() {
     let secrets = BTreeMap::from([("half".to_owned(), BTreeSet::from(["id".to_owned()]))]);
     let world = World { secrets: Some(&secrets), ..world(&models, &tenants, &policies) };
     insta::assert_snapshot!(summary(&plan(&world, Place::Host, Mode::Enterprise)));
+}
+
+#[test]
+fn a_replica_needs_a_device_for_each_of_its_parts() {
+    let judged = |limits: serde_json::Value| {
+        let parallelism = json!({ "tensor": 2, "pipeline": 2 });
+        let template = json!({ "resources": { "limits": limits } });
+        let spec = json!({
+            "model": { "name": "m", "uri": "pvc://c/m" }, "engine": { "runtime": "Vllm", "image": "x" },
+            "parallelism": parallelism, "podTemplate": template,
+        });
+        summary(&plan(&world(&[model("a", None, spec)], &[], &[]), Place::Cluster, Mode::Production))
+    };
+    let too_few = judged(json!({ "nvidia.com/gpu": 2 }));
+    assert!(too_few.contains("2 nvidia.com/gpu for a replica") && too_few.contains("ask for 4"), "{too_few}");
+    for enough in [json!({ "nvidia.com/gpu": 4 }), json!({ "rdma/hca": 1 }), json!({ "memory": "1Gi" })] {
+        assert_eq!(judged(enough), "strata-scheduler a-engine");
+    }
 }
 
 #[test]

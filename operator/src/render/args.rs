@@ -1,6 +1,5 @@
 //! The command line of each component.
 
-use strata_kinds::model_deployment::RoutingPolicy;
 use strata_kinds::quantity;
 
 use super::{HostSite, Site};
@@ -15,13 +14,7 @@ pub(super) fn args(workload: &Workload, site: Site<'_>) -> Vec<String> {
             let threads = cpu_limit(engine);
             engine_args(engine, &super::host::model(&engine.spec, host), threads)
         }
-        Workload::Scheduler(scheduler) => {
-            let mut args = vec!["--endpoints".to_owned(), host.endpoints.clone()];
-            if scheduler.policy == RoutingPolicy::RoundRobin {
-                args.extend(["--policy".to_owned(), "round-robin".to_owned()]);
-            }
-            args
-        }
+        Workload::Scheduler(_) => vec!["--endpoints".to_owned(), host.endpoints.clone()],
         Workload::Gateway => gateway_args(host),
         Workload::Platform => platform_args(host),
     }

@@ -73,7 +73,7 @@ fn gpus(spec: &ModelDeploymentSpec) -> u64 {
         .pod_template
         .iter()
         .flat_map(|t| t.resources.iter().flat_map(|r| r.limits.iter()))
-        .filter(|(name, _)| is_device(name))
+        .filter(|(name, _)| is_accelerator(name))
         .map(|(_, quantity)| quantity.0.parse().unwrap_or(1))
         .collect();
     match (asked.is_empty(), spec.runtime()) {
@@ -88,6 +88,26 @@ pub(crate) fn is_device(resource: &str) -> bool {
     resource.contains('/') && !resource.starts_with("kubernetes.io/")
 }
 
+/// Whether a device computes. Those that only carry data between nodes stand beside it.
+fn is_accelerator(resource: &str) -> bool {
+    const NETWORK: [&str; 7] = ["rdma", "efa", "hca", "sriov", "roce", "infiniband", "ib_"];
+    let name = resource.to_ascii_lowercase();
+    is_device(&name) && !NETWORK.iter().any(|kind| name.contains(kind))
+}
+
+/// Why a replica's processes could not all have a device of their own, if the user asked for too few.
+pub(crate) fn too_few_devices(spec: &ModelDeploymentSpec) -> Option<String> {
+    let needed = spec.parallelism.as_ref().map_or(1, strata_kinds::model_deployment::Parallelism::devices);
+    let asked = spec.pod_template.as_ref().and_then(|t| t.resources.as_ref())?;
+    let (resource, given) = asked.limits.iter().find(|(name, _)| is_accelerator(name))?;
+    let given: u64 = given.0.parse().ok()?;
+    (spec.runtime() == Runtime::Vllm && given < needed).then(|| {
+        format!(
+            "`spec.podTemplate.resources.limits`: {given} {resource} for a replica, and `spec.parallelism` spreads it over {needed}: ask for {needed}, or leave the limit out"
+        )
+    })
+}
+
 /// A container that is not Strata's.
 fn foreign(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Container {
     let spec = &engine.spec;
@@ -100,6 +120,7 @@ fn foreign(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Containe
                 pod::variable("HOME", "/tmp"),
                 pod::variable("STRATA_MODEL_PATH", path),
                 pod::variable("STRATA_MODEL_NAME", spec.model.name.clone()),
+                pod::drain_grace(added),
             ]
             .into_iter()
             .chain(pod::added_env(added))

@@ -44,6 +44,7 @@ pub(super) fn template(
         (_, Site::Cluster(cluster)) => scheduler(workload, cluster),
         (_, Site::Host(host)) => on_host(workload, host, &added),
     };
+    let annotations = annotations(&parts.main, &added);
     let pod = PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -68,16 +69,21 @@ pub(super) fn template(
         ..PodSpec::default()
     };
     PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels),
-            annotations: (!added.annotations.is_empty()).then(|| added.annotations.clone()),
-            ..ObjectMeta::default()
-        }),
+        metadata: Some(ObjectMeta { labels: Some(labels), annotations, ..ObjectMeta::default() }),
         spec: Some(match site {
             Site::Cluster(cluster) => on_cluster(pod, workload, &added, cluster),
             Site::Host(_) => pod,
         }),
     }
+}
+
+/// The user's own, and how metrics are to be asked for where that is not as usual.
+fn annotations(main: &Container, added: &PodTemplate) -> Option<BTreeMap<String, String>> {
+    let get = main.readiness_probe.as_ref().and_then(|probe| probe.http_get.as_ref());
+    let scheme = get.and_then(|get| get.scheme.as_deref()).map(str::to_lowercase);
+    let said = scheme.map(|scheme| ("prometheus.io/scheme".to_owned(), scheme));
+    let all: BTreeMap<String, String> = said.into_iter().chain(added.annotations.clone()).collect();
+    (!all.is_empty()).then_some(all)
 }
 
 /// What only a cluster has: an account, groups, Secrets of registries, nodes to spread over.
@@ -138,12 +144,16 @@ fn grace(added: &PodTemplate, site: Site<'_>) -> i64 {
     added.termination_grace_period_seconds.unwrap_or_else(|| seconds(defaults::PRE_STOP + streams))
 }
 
-/// What is left of the grace after the pod has left its Service, for the process to know.
-pub(super) fn drain_grace(added: &PodTemplate) -> EnvVar {
+/// What is left of the grace after the pod has left its Service, in seconds.
+pub(super) fn stream_seconds(added: &PodTemplate) -> i64 {
     let pre_stop = seconds(defaults::PRE_STOP);
     let asked = added.termination_grace_period_seconds.map(|grace| grace.saturating_sub(pre_stop).max(1));
-    let streams = asked.unwrap_or_else(|| seconds(defaults::STREAM_TIMEOUT));
-    variable("STRATA_DRAIN_GRACE", streams.to_string())
+    asked.unwrap_or_else(|| seconds(defaults::STREAM_TIMEOUT))
+}
+
+/// The same, for the process to know.
+pub(super) fn drain_grace(added: &PodTemplate) -> EnvVar {
+    variable("STRATA_DRAIN_GRACE", stream_seconds(added).to_string())
 }
 
 fn on_host(workload: &Workload, site: &HostSite, added: &PodTemplate) -> Parts {

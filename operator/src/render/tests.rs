@@ -1,5 +1,5 @@
 use serde_json::json;
-use strata_kinds::model_deployment::{ModelDeploymentSpec, RoutingPolicy};
+use strata_kinds::model_deployment::ModelDeploymentSpec;
 
 use super::*;
 use crate::Mode;
@@ -70,7 +70,6 @@ fn a_scheduler_on_kubernetes() {
             Owner { name: "a".into(), uid: Some("1".into()) },
             Owner { name: "b".into(), uid: Some("2".into()) },
         ],
-        policy: RoutingPolicy::RoundRobin,
     });
     insta::assert_yaml_snapshot!(
         "scheduler_deployment",
@@ -80,11 +79,7 @@ fn a_scheduler_on_kubernetes() {
 
 #[test]
 fn commands_on_a_host() {
-    let scheduler = Workload::Scheduler(SchedulerWorkload {
-        namespace: "strata".into(),
-        owners: vec![],
-        policy: RoutingPolicy::PrefixAware,
-    });
+    let scheduler = Workload::Scheduler(SchedulerWorkload { namespace: "strata".into(), owners: vec![] });
     let tuned = engine(json!({
         "model": { "name": "m", "uri": "/m.gguf" },
         "engine": { "kvCache": { "blocks": 64, "prefixCaching": false } },

@@ -133,6 +133,10 @@ fn devices_are_asked_for_once() {
     assert_eq!(gpus(own), "2", "what the user says holds");
     let other = json!({ "podTemplate": { "resources": { "limits": { "amd.com/gpu": 1 } } } });
     assert_eq!(gpus(other), Value::Null, "another device is asked for");
+    for network in ["rdma/hca_shared_devices_a", "vpc.amazonaws.com/efa"] {
+        let beside = json!({ "podTemplate": { "resources": { "limits": { network: 1 } } } });
+        assert_eq!(gpus(beside), "1", "{network} computes nothing");
+    }
     let cpu = json!({ "engine": { "runtime": "Vllm", "image": "x", "device": "Cpu" } });
     assert_eq!(gpus(cpu), Value::Null);
 }

@@ -77,6 +77,15 @@ impl World {
                 self.pods[*index].leaving = Some(GRACE);
             }
             for _ in there.len() as i32..wanted {
+                let name = if track == "canary" { "a-engine-canary" } else { "a-engine" };
+                let refuses = self.quota.is_some_and(|quota| self.pods.len() >= quota);
+                if let Some(live) = self.deployments.get_mut(name) {
+                    live.refusal =
+                        refuses.then(|| "pods \"x\" is forbidden: exceeded quota: pods".to_owned());
+                }
+                if refuses {
+                    break;
+                }
                 self.made += 1;
                 self.pods.push(SimPod {
                     name: format!("a-engine-{revision}-{}", self.made),

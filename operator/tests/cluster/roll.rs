@@ -108,6 +108,33 @@ fn scarce_devices_are_passed_on_and_surge_comes_back() {
     assert_eq!(surges, [1, 0, 1], "and back, once");
 }
 
+/// kueue#8769: a rollout that needs one pod more than the namespace may have never ends.
+#[test]
+fn a_quota_without_room_for_one_more_is_kept_to() {
+    for replicas in [1, 2] {
+        let mut world = World::new(json!({ "replicas": replicas }));
+        world.quota = Some(replicas);
+        world.settle();
+        world.edit(told("new"));
+        world.operate();
+        world.kubernetes();
+        world.operate();
+        let said = world.status()["conditions"].to_string();
+        assert!(said.contains("NoSpareDevice") && said.contains("ResourceQuota"), "{said}");
+        for _ in 0..60 {
+            world.operate();
+            world.kubernetes();
+        }
+        assert!(world.ready());
+        assert_eq!(bounds(&world.deployments["a-engine"]).0, 1, "surge is back");
+    }
+    let mut world = World::new(json!({ "replicas": 2 }));
+    world.quota = Some(1);
+    world.settle();
+    let said = world.status()["conditions"].to_string();
+    assert!(said.contains("QuotaExceeded"), "nothing of it is given back by waiting: {said}");
+}
+
 #[test]
 fn devices_that_come_in_time_cost_no_replica() {
     let mut world = World::new(json!({

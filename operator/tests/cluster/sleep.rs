@@ -48,6 +48,18 @@ fn it_sleeps_after_its_time_and_wakes_when_asked() {
 }
 
 #[test]
+fn a_canary_does_not_keep_it_awake() {
+    let mut world = sleepy();
+    world.edit(json!({ "rollout": { "canary": { "weight": 50 } } }));
+    world.edit(json!({ "podTemplate": { "env": [{ "name": "V", "value": "new" }] } }));
+    world.settle();
+    assert_eq!(world.of_track("canary").len(), 1);
+    world.demand = idle(1000.0);
+    world.now += 1000;
+    assert_eq!(world.decide().unwrap().scale, Some(0));
+}
+
+#[test]
 fn loading_counts_as_being_asked_for() {
     let mut world = sleepy();
     world.pods[0].phase = Phase::Loading;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use strata_operator::Mode;
-use strata_operator::cluster::{Progress, Refused, SchedulerView};
+use strata_operator::cluster::{Progress, Refused, SchedulerView, Trust};
 use strata_wire::download::DownloadState;
 use strata_wire::replicas::Demand;
 
@@ -36,6 +36,29 @@ fn container(name: &str, state: serde_json::Value, restarts: i32) -> serde_json:
 
 fn waiting(reason: &str, message: &str) -> serde_json::Value {
     json!({ "state": { "waiting": { "reason": reason, "message": message } } })
+}
+
+/// Without a gateway the platform is the one entrance: what it does not reach is not served.
+#[test]
+fn a_model_without_an_entrance_is_refused() {
+    let refusal = |world: &mut World| -> Option<String> {
+        let status = world.status();
+        let ready = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap();
+        (ready["reason"] == "ModeLimit").then(|| ready["message"].as_str().unwrap().to_owned())
+    };
+    let mut world = World::new(json!({}));
+    world.site.platform_namespace = Some("strata".to_owned());
+    assert!(refusal(&mut world).unwrap().contains("namespace `strata` alone"));
+    world.site.mode = Mode::Enterprise;
+    assert_eq!(refusal(&mut world), None, "gateways find every namespace");
+
+    let mut world = World::new(json!({ "engine": { "runtime": "Vllm", "image": "x" } }));
+    world.site.mode = Mode::Development;
+    assert_eq!(refusal(&mut world), None);
+    world.site.trust = Trust::Mtls;
+    assert!(refusal(&mut world).unwrap().contains("internalTls=false"));
+    world.edit(json!({ "engine": null }));
+    assert_eq!(refusal(&mut world), None);
 }
 
 /// Every situation: what is said, and that kstatus and `kubectl wait` agree with it.

@@ -84,6 +84,8 @@ pub struct World {
     pub others: BTreeMap<String, Value>,
     pub pods: Vec<SimPod>,
     pub devices: Option<usize>,
+    /// Pods that the namespace may have.
+    pub quota: Option<usize>,
     /// Values of the environment variable `V` with which an engine never serves.
     pub bad: BTreeSet<String>,
     pub schedulers: Vec<SchedulerView>,
@@ -110,6 +112,7 @@ impl World {
             others: BTreeMap::new(),
             pods: Vec::new(),
             devices: None,
+            quota: None,
             bad: BTreeSet::new(),
             schedulers: Vec::new(),
             demand: Demand::default(),

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
+use kube::api::PatchParams;
 use kube::core::{ApiResource, ObjectMeta};
 use kube::runtime::events::{Event, EventType};
 use serde::Serialize;
@@ -83,7 +84,9 @@ impl Shell {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name,
         };
-        match self.applier.patch(&resource, &key, Some("status"), &patch, FIELD_MANAGER).await {
+        // What is said is ours alone.
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        match self.applier.patch(&resource, &key, Some("status"), &patch, &params).await {
             Ok(answer) => {
                 self.absorb::<K>(&answer);
                 Ok(())

@@ -4,11 +4,13 @@ use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::{Device, PodTemplate};
 use strata_kinds::quantity;
 
-use super::{empty_dir, foreign, is_device, mount, set_env};
+use super::{empty_dir, foreign, is_accelerator, mount, set_env};
 use crate::render::PORT;
-use crate::render::pod::{Parts, quantities, variable};
+use crate::render::pod::{Parts, quantities, stream_seconds, variable};
 use crate::workload::EngineWorkload;
 
+/// How long it finishes streams after it was told to stop, in seconds.
+const DRAIN: &str = "--shutdown-timeout";
 /// The resource that a GPU is.
 const GPU: &str = "nvidia.com/gpu";
 
@@ -17,7 +19,7 @@ pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) ->
     let mut main = foreign(engine, path, added);
     // The image's entry point has changed over its versions; this has not.
     main.command = Some(vec!["vllm".to_owned(), "serve".to_owned()]);
-    main.args = Some(args(spec, path));
+    main.args = Some(args(spec, path, added));
     let threads = spec.engine.as_ref().and_then(|e| e.threads);
     set_env(
         &mut main,
@@ -48,17 +50,17 @@ pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) ->
     Parts { main, init: Vec::new(), volumes: vec![empty_dir("tmp", None), empty_dir("shm", Some("Memory"))] }
 }
 
-/// GPUs that Strata asks for: none on a CPU, and none where the user asked for devices.
+/// GPUs that Strata asks for: none on a CPU, and none where the user asked for some.
 pub(super) fn gpus(spec: &ModelDeploymentSpec) -> u64 {
     let on_cpu = spec.engine.as_ref().and_then(|e| e.device) == Some(Device::Cpu);
     let limits = spec.pod_template.iter().flat_map(|t| t.resources.iter().flat_map(|r| r.limits.keys()));
-    if on_cpu || limits.into_iter().any(|name| is_device(name)) {
+    if on_cpu || limits.into_iter().any(|name| is_accelerator(name)) {
         return 0;
     }
     spec.parallelism.as_ref().map_or(1, strata_kinds::model_deployment::Parallelism::devices)
 }
 
-fn args(spec: &ModelDeploymentSpec, path: &str) -> Vec<String> {
+fn args(spec: &ModelDeploymentSpec, path: &str, added: &PodTemplate) -> Vec<String> {
     let mut args = vec![path.to_owned()];
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("--served-model-name", spec.model.name.clone());
@@ -75,6 +77,10 @@ fn args(spec: &ModelDeploymentSpec, path: &str) -> Vec<String> {
         }
     }
     let engine = spec.engine.clone().unwrap_or_default();
+    // By itself it cuts every stream when it is told to stop (vLLM 0.18 or newer knows the flag).
+    if !engine.args.iter().any(|arg| arg.starts_with(DRAIN)) {
+        add(DRAIN, stream_seconds(added).to_string());
+    }
     if let Some(length) = engine.max_model_len {
         add("--max-model-len", length.to_string());
     }
