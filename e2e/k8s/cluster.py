@@ -209,6 +209,10 @@ class Cluster:
         plane.run("ip", "link", "set", node.name, "master", "br0", "up")
         node.sandbox.run("ip", "route", "add", "default", "via", network.control_plane)
         node.sandbox.sysctl("net.ipv4.ip_forward", "1")
+        # A packet to a Service in the moment in which it has no pod is sent on to the default route, which is
+        # on the same wire: whoever sent it would be told to go there, and believe it for minutes.
+        for device in ("all", "default", "eth0"):
+            node.sandbox.sysctl(f"net.ipv4.conf.{device}.send_redirects", "0")
         pods, via = network.node_pods(node.number), ["via", node.address]
         routes = [[pods, *via]] + ([[network.services, *via]] if node.number == 1 else [])
         for route in routes:
