@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Run the modules of e2e/k8s, each with a cluster of its own; with `--jobs` several at a time.
+"""Run the modules of e2e/k8s, each with a cluster of its own.
 
     python e2e/k8s/run.py --strata target/debug/strata --model MODEL.gguf [--jobs 2] [pytest's arguments]
 
-Prints each module's output when it has ended, and the sum of all in pytest's own form at the end. The
-modules that take longest begin first. With --kubeconfig they share one cluster and run one by one.
+Modules that run pods follow one another, `--jobs` of them at a time; beside them run those that need a
+control plane alone. Prints each module's output when it has ended, and the sum of all in pytest's own form
+at the end. The modules that take longest begin first. With --kubeconfig all share one cluster and run one
+by one.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from driver import machine  # noqa: E402
 from kube import Kube  # noqa: E402
 
 # Modules that take longest, so that none of them begins last.
-LONGEST = ["drain", "rollout", "scaling", "chart", "scarce_devices", "autoscaling", "modes", "operator_faults", "operator_leader", "operator"]
+LONGEST = ["chart", "rollout", "scarce_devices", "scaling", "internal_tls", "operator", "operator_faults", "operator_leader"]
 # More than any module takes on a busy machine: a hanging one must not take the others' time.
 LIMIT_S = 1500
 COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed)")
@@ -37,6 +39,12 @@ def modules() -> list[pathlib.Path]:
     found = {path.stem.removeprefix("test_"): path for path in HERE.glob("test_*.py")}
     first = [found.pop(name) for name in LONGEST if name in found]
     return first + [found[name] for name in sorted(found)]
+
+
+def lanes(paths: list[pathlib.Path]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Those that run pods, and those that do not."""
+    without = [path for path in paths if "mark.control_plane" in path.read_text()]
+    return [path for path in paths if path not in without], without
 
 
 def counts(output: str) -> dict[str, int]:
@@ -49,18 +57,19 @@ def counts(output: str) -> dict[str, int]:
 class Run:
     def __init__(self, arguments: list[str]):
         self.arguments = arguments
-        self.waiting = modules()
+        self.lanes = lanes(modules())
         self.lock = threading.Lock()
         self.total: dict[str, int] = {}
         self.failed: list[str] = []
         self.ended = 0
 
-    def work(self) -> None:
+    def work(self, *lanes: list[pathlib.Path]) -> None:
         while True:
             with self.lock:
-                if not self.waiting:
+                lane = next((lane for lane in lanes if lane), None)
+                if lane is None:
                     return
-                path = self.waiting.pop(0)
+                path = lane.pop(0)
             began = time.monotonic()
             command = [sys.executable, "-m", "pytest", "-q", "-rs", str(path), *self.arguments]
             try:
@@ -112,7 +121,10 @@ def main() -> int:
         archive = pathlib.Path(folder) / "strata.tar"
         images.strata_image(known.strata.resolve(), archive, strip=True)
         run = Run(["--strata", str(known.strata), "--archive", str(archive), *rest])
-        threads = [threading.Thread(target=run.work) for _ in range(1 if shared else known.jobs)]
+        pods, control_plane = run.lanes
+        first = (pods, control_plane)
+        works = [first] if shared else [first] * known.jobs + [(control_plane,)]
+        threads = [threading.Thread(target=run.work, args=lanes) for lanes in works]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -97,3 +97,42 @@ def test_a_rollout_writes_once(serving):
     kube.wait("the touch", lambda: kube.get(serving.path)["metadata"]["resourceVersion"] != began, 10)
     time.sleep(3)
     assert versions() == before
+
+
+def test_a_canary_gets_its_share_and_is_promoted(serving):
+    """A new revision on a quarter of the requests; the old one's pods stay until it is promoted."""
+    kube, old = serving.kube, serving.engines()
+
+    def finished(pod: str) -> int:
+        """Streams that an engine finished, by its own metrics."""
+        scheme = pod_scheme(kube, pod)
+        text = kube.request("GET", f"/api/v1/namespaces/{MODELS}/pods/{scheme}:{pod}:8000/proxy/metrics")[1]
+        lines = [line for line in text.splitlines() if line.startswith("vllm:request_success_total") and '"length"' in line]
+        return int(float(lines[0].rsplit(" ", 1)[1]))
+
+    serving.apply(engine={"maxModelLen": 768}, rollout={"canary": {"weight": 25}})
+    kube.wait("the canary to serve", lambda: serving.condition().get("reason") == "CanaryServing", 90)
+    assert old.items() <= serving.engines().items(), "the old revision serves on"
+    (canary,) = serving.engines().keys() - old.keys()
+    assert kube.get(serving.path)["status"]["canary"]["readyReplicas"] == 1
+    before = finished(canary)
+    with serving.load(clients=2, tokens=4) as load:
+        serving.more_streams(load, 40)
+    load.assert_whole()
+    got, asked = finished(canary) - before, load.finished()
+    # By chance a quarter of these may be so far off.
+    assert abs(got - asked / 4) <= 2 * (asked * 3 / 16) ** 0.5 + 2, f"{got} of {asked}"
+
+    with serving.load(clients=2) as load:
+        serving.more_streams(load, 2)
+        serving.apply(engine={"maxModelLen": 768})
+        serving.ready()
+        kube.wait("the others to be gone", lambda: serving.engines_gone_to(1), 120)
+        serving.more_streams(load, 2)
+    load.assert_whole()
+    assert "canary" not in kube.get(serving.path)["status"] and old.keys().isdisjoint(serving.engines())
+
+
+def pod_scheme(kube, pod: str) -> str:
+    found = kube.get(f"/api/v1/namespaces/{MODELS}/pods/{pod}")
+    return found["spec"]["containers"][0]["readinessProbe"]["httpGet"].get("scheme", "HTTP").lower()
