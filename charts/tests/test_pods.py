@@ -82,6 +82,37 @@ def test_root_filesystem_is_read_only(helm, case):
             assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
 
 
+def environment(deployment: dict) -> dict[str, str]:
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
+
+
+def test_sqlite_has_room_for_its_files(helm, case):
+    """It sorts in a file in SQLITE_TMPDIR, /var/tmp, /usr/tmp or /tmp, and the root is read-only."""
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        mounts = [m["mountPath"] for m in container.get("volumeMounts", []) if m["name"] == "state"]
+        assert bool(mounts) is (name != "strata-operator")
+        assert [environment(deployment).get("SQLITE_TMPDIR")] == (mounts or [None]), name
+
+
+def test_streams_are_let_end_before_the_pod_is_killed(helm, case):
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        spec = deployment["spec"]["template"]["spec"]
+        pause = spec["containers"][0].get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})["sleep"]["seconds"]
+        grace = environment(deployment).get("STRATA_DRAIN_GRACE")
+        assert (grace is None) is (name == "strata-operator")
+        if grace:
+            assert int(grace) == spec["terminationGracePeriodSeconds"] - pause - 1, name
+
+
+@pytest.mark.parametrize("grace,pause,left", [(65, 5, "59"), (6, 5, "1"), (7, 5, "1"), (8, 5, "2"), (1, 0, "1")])
+def test_streams_have_a_second_at_least(helm, grace, pause, left):
+    values = {"gateway": {"terminationGracePeriodSeconds": grace, "preStopSeconds": pause}}
+    gateway = deployments(helm.objects("strata", values))["strata-gateway"]
+    assert environment(gateway)["STRATA_DRAIN_GRACE"] == left
+
+
 def test_only_who_asks_the_api_server_holds_a_token(helm, case):
     for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
         token = deployment["spec"]["template"]["spec"]["automountServiceAccountToken"]
