@@ -170,6 +170,29 @@ def test_the_operator_alone_is_told_that_no_policies_are_wanted(helm):
 
 
 @pytest.mark.parametrize(
+    "server,told",
+    [
+        ({}, []),
+        ({"ports": [443, 6443]}, []),
+        ({"ports": [6443]}, ["--api-server-ports=6443"]),
+        ({"ports": [443, 16443]}, ["--api-server-ports=443,16443"]),
+        ({"cidrs": ["10.0.0.1/32", "fd00::1/128"]}, ["--api-server-cidrs=10.0.0.1/32,fd00::1/128"]),
+    ],
+)
+def test_the_operator_is_told_where_schedulers_find_the_api_server(helm, server, told):
+    operator = deployments(helm.objects("strata", {"networkPolicy": {"apiServer": server}}))["strata-operator"]
+    args = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [a for a in args if a.startswith("--api-server")] == told
+
+
+def test_the_operator_knows_the_ports_that_it_is_not_told():
+    values = yaml.safe_load((CHARTS / "strata/values.yaml").read_text())
+    reference = (CHARTS.parent / "docs/reference/cli.md").read_text()
+    said = reference.split("--api-server-ports <", 1)[1].split("[default: ", 1)[1].split("]", 1)[0]
+    assert [int(port) for port in said.split()] == values["networkPolicy"]["apiServer"]["ports"]
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"networkPolicy": {"entranceFrom": [{"podSelector": {}}]}},
