@@ -28,7 +28,13 @@ OTHERS = {
     "prometheus": Pod("prometheus", "monitoring", {"app": "prometheus"}, {}, PORTS),
     "internet": Address("internet", "203.0.113.9"),
 }
-DNS = Pod("dns", "kube-system", {"k8s-app": "kube-dns"}, {}, {})
+# What answers names: CoreDNS, OpenShift's, and a cache on the node.
+DNS = [
+    (Pod("coredns", "kube-system", {"k8s-app": "kube-dns"}, {}, {}), 53),
+    (Pod("dns-default", "openshift-dns", {"dns.operator.openshift.io/daemonset-dns": "default"}, {}, {}), 5353),
+    (Pod("node-local-dns", "kube-system", {"k8s-app": "node-local-dns"}, {}, {}), 53),
+    (Address("cache", "169.254.20.10"), 53),
+]
 API_SERVER = Address("apiserver", "10.0.0.1")
 EVERYONE = {**OWN, **MODELS, **OTHERS}
 
@@ -99,7 +105,9 @@ def test_the_layer_above_has_a_port_of_its_own(helm):
 def test_names_and_the_api_server(helm, mode):
     rules = policies(helm, mode)
     for name in installed(mode):
-        assert network.allowed(rules, OWN[name], DNS, 53, "UDP") and network.allowed(rules, OWN[name], DNS, 53)
+        for server, port in DNS:
+            for protocol in ("UDP", "TCP"):
+                assert network.allowed(rules, OWN[name], server, port, protocol), f"{name} and {server.name}"
         reaches = network.allowed(rules, OWN[name], API_SERVER, 6443)
         assert reaches is (name != "platform"), f"{name} and the API server"
         assert not network.allowed(rules, OWN[name], OTHERS["internet"], 80)
