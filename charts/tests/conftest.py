@@ -85,6 +85,28 @@ def each_helm(request) -> Helm:
     return Helm(need(request.param, request.param.upper()))
 
 
+@pytest.fixture(scope="session")
+def kubeconform(tmp_path_factory):
+    """Checks YAML against the API server's schemas, strictly; returns what does not fit."""
+    import schemas  # Which takes this file's names.
+
+    program = need("kubeconform", "KUBECONFORM")
+    need("kube-apiserver", "KUBE_APISERVER")
+    known = schemas.kubernetes()
+    ours = tmp_path_factory.mktemp("schemas")
+    schemas.write(ours, schemas.of_files(sorted((ROOT / "crds").glob("*.yaml"))))
+    schemas.write(ours, schemas.of_files(sorted((CACHE / "k8s/crds").rglob("*.yaml"))))
+
+    def check(text: str, skip: str = "") -> str:
+        command = [program, "-strict", "-summary", "-skip", skip]
+        for folder in (known, ours):
+            command += ["-schema-location", f"{folder}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"]
+        done = subprocess.run([*command, "-"], input=text, capture_output=True, text=True, timeout=120)
+        return "" if done.returncode == 0 else done.stdout + done.stderr
+
+    return check
+
+
 def cases() -> list[pathlib.Path]:
     """The sets of values that are rendered: one file each."""
     return sorted((CHARTS / "tests/cases").glob("*.yaml"))

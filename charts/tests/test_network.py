@@ -218,18 +218,34 @@ class TestTheWhole:
         assert possible == self.expected(mode)
 
     @pytest.mark.parametrize("mode", FLOWS)
-    def test_nothing_leaves_the_cluster(self, helm, mode):
-        """But to the API server, and for a model that is fetched to where it is fetched from."""
+    def test_what_leaves_the_cluster(self, helm, mode):
+        """Calls of the API server, which may be anywhere; and for a model that is fetched its download."""
         rules = policies(helm, mode) + self.of_operator(mode)
         for name, pod in self.pods(mode).items():
             if name in OTHERS:
                 continue
             api = name in ("operator", "gateway") or name.startswith("scheduler")
-            assert network.allowed(rules, pod, API_SERVER, 6443) is api, name
-            assert not network.allowed(rules, pod, OTHERS["internet"], 80), name
+            for port in (443, 6443):
+                assert network.allowed(rules, pod, API_SERVER, port) is api, name
+                # As the guide says, below `Without internet`.
+                assert network.allowed(rules, pod, OTHERS["internet"], port) is api, name
+            assert network.allowed(rules, pod, OTHERS["internet"], 53, "UDP") is not name.startswith("engine"), name
+            for port in (22, 80, 8000, LAYERS):
+                assert not network.allowed(rules, pod, OTHERS["internet"], port), name
             assert not network.allowed(rules, pod, OTHERS["app"], 8000), name
         fetched = strata("engine", "models")
         fetched.labels["strata.dev/model-deployment"] = "fetched"
         if mode != "development":
             assert network.allowed(rules, fetched, OTHERS["internet"], 443)
         assert not network.allowed(rules, fetched, OTHERS["internet"], 22)
+
+
+@pytest.mark.parametrize("mode", FLOWS)
+def test_where_the_api_server_is_named_nothing_else_leaves(helm, mode):
+    """The operator does the same for schedulers, by the flag that it is given (test_pods.py)."""
+    rules = policies(helm, mode, {"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1/32"]}}})
+    for name in installed(mode):
+        for port in (443, 6443):
+            assert network.allowed(rules, OWN[name], API_SERVER, port) is (name != "platform"), name
+        for port in (22, 80, 443, 6443, 8000, LAYERS):
+            assert not network.allowed(rules, OWN[name], OTHERS["internet"], port), name

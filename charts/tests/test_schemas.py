@@ -1,31 +1,8 @@
 """Everything that is rendered or shown as an example fits the API server's own schemas, strictly."""
 
-import subprocess
-
 import pytest
-import schemas
 import yaml
-from conftest import CACHE, ROOT, arguments_of, need, rendered_by_operator, values_of
-
-
-@pytest.fixture(scope="session")
-def kubeconform(tmp_path_factory):
-    """Checks YAML; returns what does not fit."""
-    program = need("kubeconform", "KUBECONFORM")
-    need("kube-apiserver", "KUBE_APISERVER")
-    known = schemas.kubernetes()
-    ours = tmp_path_factory.mktemp("schemas")
-    schemas.write(ours, schemas.of_files(sorted((ROOT / "crds").glob("*.yaml"))))
-    schemas.write(ours, schemas.of_files(sorted((CACHE / "k8s/crds").rglob("*.yaml"))))
-
-    def check(text: str, skip: str = "") -> str:
-        command = [program, "-strict", "-summary", "-skip", skip]
-        for folder in (known, ours):
-            command += ["-schema-location", f"{folder}/{{{{ .ResourceKind }}}}{{{{ .KindSuffix }}}}.json"]
-        done = subprocess.run([*command, "-"], input=text, capture_output=True, text=True, timeout=120)
-        return "" if done.returncode == 0 else done.stdout + done.stderr
-
-    return check
+from conftest import CACHE, ROOT, arguments_of, rendered_by_operator, values_of
 
 
 def test_the_check_sees_what_is_wrong(kubeconform):
