@@ -128,7 +128,7 @@ def arguments_of(case: pathlib.Path) -> list[str]:
 
 
 def rendered_by_operator() -> list[tuple[str, dict]]:
-    """Every Kubernetes object in the snapshots of the operator's tests, with the snapshot's name."""
+    """Every Kubernetes object that the operator's tests keep as rendered, with the name of what holds it."""
     found = []
     for path in sorted((ROOT / "operator/src").rglob("*.snap")):
         # A header of insta, then what was rendered: YAML or JSON, an object, several, or a list.
@@ -141,4 +141,7 @@ def rendered_by_operator() -> list[tuple[str, dict]]:
             for candidate in document if isinstance(document, list) else [document]:
                 if isinstance(candidate, dict) and {"apiVersion", "kind", "metadata"} <= candidate.keys():
                     found.append((path.name.removesuffix(".snap"), candidate))
+    # All that is applied in one situation, as it is applied: one file each.
+    for path in sorted((ROOT / "operator/tests/cluster/rendered").glob("*.yaml")):
+        found += [(path.stem, document) for document in yaml.safe_load_all(path.read_text())]
     return found

@@ -35,6 +35,12 @@ def test_restricted_engines_and_schedulers(name, deployment):
 def test_the_operator_has_snapshots():
     names = {d["metadata"]["labels"]["app.kubernetes.io/component"] for _, d in engine_deployments()}
     assert {"engine", "scheduler"} <= names
+    kinds = {o["kind"] for _, o in rendered_by_operator()}
+    assert {"HorizontalPodAutoscaler", "ScaledObject", "HTTPRoute", "InferencePool", "NetworkPolicy"} <= kinds
+    pods = [d["spec"]["template"]["spec"] for _, d in engine_deployments()]
+    assert any(c["command"][0] == "vllm" for pod in pods for c in pod["containers"])
+    assert any("nvidia.com/gpu" in c["resources"]["limits"] for pod in pods for c in pod["containers"])
+    assert any(c["name"] == "fetch" for pod in pods for c in pod.get("initContainers", []))
 
 
 GOOD = {
@@ -77,8 +83,10 @@ def test_the_check_of_restricted_sees(path, value):
 
 
 def test_root_filesystem_is_read_only(helm, case):
-    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
-        for container in deployment["spec"]["template"]["spec"]["containers"]:
+    own = deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items()
+    for name, deployment in [*own, *engine_deployments()]:
+        spec = deployment["spec"]["template"]["spec"]
+        for container in spec["containers"] + spec.get("initContainers", []):
             assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
 
 

@@ -73,7 +73,8 @@ def test_pod_security_restricted(prepared):
     prepared.wait("the default account", lambda: prepared.find(f"{path}/serviceaccounts/default"))
     for origin, deployment in pods:
         template = deployment["spec"]["template"]
-        spec = {**template["spec"], "priorityClassName": None}
+        # Both name what is not in this cluster.
+        spec = {**template["spec"], "priorityClassName": None, "runtimeClassName": None}
         pod = {"metadata": {"name": "x", "labels": template["metadata"]["labels"]}, "spec": spec}
         status, text = prepared.request("POST", f"{path}/pods?dryRun=All&fieldValidation=Strict", pod)
         assert status == 201, f"{origin}, {deployment['metadata']['name']}: {text}"
