@@ -3,8 +3,9 @@
 import re
 
 import network
+import scrape
 import yaml
-from conftest import ROOT
+from conftest import ROOT, rendered_by_operator
 from network import Address, Pod
 from test_network import policies, strata
 
@@ -43,3 +44,43 @@ def test_engines_reach_a_proxy(kubeconform):
     assert not network.allowed([none, policy], engine, proxy, 443)
     assert not network.allowed([none, policy], strata("scheduler", "models"), proxy, 3128)
     assert not network.allowed([none, policy], Pod("app", "models", {"app": "chat"}), proxy, 3128)
+
+
+def test_metrics_by_the_prometheus_operator(helm):
+    (values, *_) = shown("kubernetes.md", "Metrics and autoscaling")
+    kinds = [o["kind"] for o in helm.objects("strata", values, *scrape.KINDS)]
+    assert {"ServiceMonitor", "PodMonitor"} <= set(kinds)
+
+
+def test_metrics_by_hand(helm):
+    _, config, _ = shown("kubernetes.md", "Metrics and autoscaling")
+    (job,) = config["scrape_configs"]
+    assert job["tls_config"] == {"insecure_skip_verify": True}
+    of_chart = [scrape.pod_of(o) for o in helm.objects("strata") if o["kind"] == "Deployment"]
+    names = {p.labels["app.kubernetes.io/component"]: p for p in of_chart}
+    for name, pod in names.items():
+        targets = scrape.targets(job, pod)
+        assert len(targets) == (name != "platform"), name
+        assert all(t["__scheme__"] == "http" and t["namespace"] == "strata" for t in targets)
+    assert scrape.targets(job, scrape.pod_of(scrape.ENGINE)) == [
+        {"__scheme__": "http", "namespace": "models", "pod": "smol-engine", "model_deployment": "smol"}
+    ]
+    (speaks_tls,) = scrape.targets(job, scrape.pod_of(scrape.with_tls(scrape.ENGINE)))
+    assert speaks_tls["__scheme__"] == "https"
+
+
+def test_the_adapter_answers_what_the_operator_asks():
+    *_, values = shown("kubernetes.md", "Metrics and autoscaling")
+    (rule,) = values["rules"]["external"]
+    asked = {
+        (m["external"]["metric"]["name"], *m["external"]["metric"]["selector"]["matchLabels"])
+        for _, o in rendered_by_operator()
+        if o["kind"] == "HorizontalPodAutoscaler"
+        for m in o["spec"]["metrics"]
+    }
+    assert {label for _, label in asked} == {"model_deployment"}
+    names = re.search(r'__name__=~"([^"]+)"', rule["seriesQuery"])[1]
+    assert all(re.fullmatch(names, name) for name, _ in asked)
+    # One number for each model: Kubernetes sums what it is given, and divides by the replicas.
+    assert rule["metricsQuery"].startswith("sum(<<.Series>>{<<.LabelMatchers>>}) by (namespace, model_deployment)")
+    assert rule["resources"] == {"overrides": {"namespace": {"resource": "namespace"}}}

@@ -125,7 +125,9 @@ def test_who_may_be_narrowed(helm):
     rules = policies(helm, "enterprise", values)
     for entrance in ("platform", "gateway"):
         assert network.allowed(rules, OTHERS["app"], OWN[entrance], 8000)
-        assert not network.allowed(rules, OTHERS["prometheus"], OWN[entrance], 8000)
+        # Metrics are on the one port that there is.
+        assert network.allowed(rules, OTHERS["prometheus"], OWN[entrance], 8000)
+        assert not network.allowed(rules, OTHERS["prometheus"], OWN[entrance], LAYERS)
         assert not network.allowed(rules, OTHERS["internet"], OWN[entrance], 8000)
     assert network.allowed(rules, OWN["platform"], OWN["gateway"], LAYERS)
     assert network.allowed(rules, OWN["operator"], OWN["gateway"], LAYERS)
@@ -133,6 +135,12 @@ def test_who_may_be_narrowed(helm):
     assert not network.allowed(rules, OTHERS["app"], OWN["operator"], 8000)
     assert network.allowed(rules, OWN["gateway"], API_SERVER, 6443)
     assert not network.allowed(rules, OWN["gateway"], OTHERS["internet"], 6443)
+
+
+def test_without_metrics_nobody_is_let_in_for_them(helm):
+    app = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}}}]
+    rules = policies(helm, "enterprise", {"networkPolicy": {"entranceFrom": app}})
+    assert not any(network.allowed(rules, OTHERS["prometheus"], OWN[name], 8000) for name in OWN)
 
 
 def test_only_the_namespaces_with_models(helm):

@@ -200,6 +200,12 @@ def test_the_operator_knows_the_ports_that_it_is_not_told():
     assert [int(port) for port in said.split()] == values["networkPolicy"]["apiServer"]["ports"]
 
 
+def deep(base: dict, over: dict) -> dict:
+    """Values over others, as Helm merges them."""
+    both = {k: deep(base[k], v) if isinstance(v, dict) and k in base else v for k, v in over.items()}
+    return {**base, **both}
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -212,8 +218,12 @@ def test_the_operator_knows_the_ports_that_it_is_not_told():
     ids=lambda v: "+".join(v),
 )
 def test_what_is_about_no_pod_restarts_none(helm, values):
-    before = deployments(helm.objects("strata"))
-    after = deployments(helm.objects("strata", values))
+    # Who reads metrics is told to the operator: the same before and after.
+    plain = {"networkPolicy": {"metricsNamespaces": ["monitoring"]}}
+    kinds = ["--api-versions=monitoring.coreos.com/v1/ServiceMonitor,monitoring.coreos.com/v1/PodMonitor"]
+    first, then = helm.objects("strata", plain, *kinds), helm.objects("strata", deep(plain, values), *kinds)
+    assert first != then, "nothing was rendered otherwise"
+    before, after = deployments(first), deployments(then)
     for name in before:
         assert before[name]["spec"]["template"] == after[name]["spec"]["template"], name
 

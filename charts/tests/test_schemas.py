@@ -18,7 +18,7 @@ def test_the_check_sees_what_is_wrong(kubeconform):
 def test_chart(helm, kubeconform, case):
     # Of the Prometheus operator's kinds there is no definition here.
     rendered = helm.template("strata", values_of(case), *arguments_of(case))
-    assert kubeconform(rendered, skip="ServiceMonitor" + ("" if has_routes() else ",HTTPRoute,ReferenceGrant")) == ""
+    assert kubeconform(rendered, skip="ServiceMonitor,PodMonitor" + ("" if has_routes() else ",HTTPRoute,ReferenceGrant")) == ""
 
 
 def has_routes() -> bool:

@@ -56,7 +56,8 @@ def test_notes(helm, mode, tmp_path):
     notes = (chart / "templates/NOTES.txt").read_text()
     (chart / "templates/notes.yaml").write_text("notes: |\n  {{- include \"notes\" . | nindent 2 }}\n")
     (chart / "templates/_notes.tpl").write_text('{{- define "notes" -}}\n' + notes + "{{- end -}}\n")
-    values = {"mode": mode, "platform": {"insecureNoAuth": mode != "enterprise"}, "serviceMonitor": {"enabled": True}}
+    values = {"mode": mode, "platform": {"insecureNoAuth": mode != "enterprise"}}
+    values |= {"serviceMonitor": {"enabled": True}, "networkPolicy": {"metricsNamespaces": ["monitoring"]}}
     rendered = [o for o in helm.objects(chart, values) if "notes" in o]
     frozen(f"notes-{mode}.txt", rendered[0]["notes"] + "\n")
 

@@ -41,6 +41,10 @@ BAD = {
         {"mode": "production", "modelNamespaces": ["models"], **OPEN},
         r'models of namespace "strata", which is not in modelNamespaces.*platform.modelNamespace',
     ),
+    "metrics that nobody is let in to read": (
+        {"serviceMonitor": {"enabled": True}},
+        r"serviceMonitor.enabled is set, but the NetworkPolicies let no Prometheus.*metricsNamespaces",
+    ),
     "a route to nowhere": ({"gateway": {"httpRoute": {"enabled": True}}}, r"needs gateway.httpRoute.parentRefs"),
     "a grace that is used up": (
         {"platform": {"terminationGracePeriodSeconds": 5}},

@@ -28,7 +28,7 @@ def rendered(case: pathlib.Path) -> list[dict]:
     helm = charts.Helm(str(binaries.path_of("helm4")))
     objects = helm.objects("strata", charts.values_of(case), *charts.arguments_of(case))
     # Of the Prometheus operator's kinds there is no definition here.
-    return [o for o in objects if o["kind"] != "ServiceMonitor"]
+    return [o for o in objects if o["kind"] not in ("ServiceMonitor", "PodMonitor")]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,9 @@
     {{- fail (printf "\n\nthe platform would use the models of namespace %q, which is not in modelNamespaces %v. Set platform.modelNamespace to one of them.\n" $models $v.modelNamespaces) -}}
   {{- end -}}
 {{- end -}}
+{{- if and $v.serviceMonitor.enabled $v.networkPolicy.enabled (not $v.networkPolicy.metricsNamespaces) -}}
+  {{- fail "\n\nserviceMonitor.enabled is set, but the NetworkPolicies let no Prometheus read metrics. Set networkPolicy.metricsNamespaces to its namespace, for example {monitoring}.\n" -}}
+{{- end -}}
 {{- range $name, $component := dict "gateway" $v.gateway "platform" $v.platform -}}
   {{- if and $component.httpRoute.enabled (not $component.httpRoute.parentRefs) -}}
     {{- fail (printf "\n\n%s.httpRoute.enabled needs %s.httpRoute.parentRefs: the name of the Gateway that the route hangs from.\n" $name $name) -}}
