@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+from typing import NoReturn
 
 import pytest
 import yaml
@@ -30,11 +31,12 @@ def binary(name: str, variable: str) -> str | None:
 
 def need(name: str, variable: str) -> str:
     """The path of a tool; without it the test is skipped, and in CI fails."""
-    found = binary(name, variable)
-    if found:
-        return found
-    why = f"skipped: {name} is not built; run `make e2e` once, or set {variable}"
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    return binary(name, variable) or unavailable(f"{name} is not built; run `make k8s` once, or set {variable}")
+
+
+def unavailable(why: str) -> NoReturn:
+    """Skips a test that lacks something; in CI that is a failure."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"skipped: {why}")
 
 
 class Refused(Exception):
