@@ -111,7 +111,9 @@ def may(kube, account: str, verb: str, resource: str, group: str = "", namespace
         ("strata-operator", "patch", "deployments", "apps", "models"),
         ("strata-operator", "get", "secrets", "", "strata:strata-hop"),
         ("strata-operator", "create", "secrets", "", "models:strata-hop"),
+        ("strata-operator", "create", "leases", "coordination.k8s.io", "strata"),
         ("strata-operator", "update", "leases", "coordination.k8s.io", "strata:strata-operator"),
+        ("strata-operator", "get", "serviceaccounts", "", "strata:strata-operator"),
         ("strata-operator", "watch", "customresourcedefinitions", "apiextensions.k8s.io", ""),
         ("strata-gateway", "watch", "tenants", "strata.dev", "strata"),
         ("strata-gateway", "watch", "secrets", "", "strata"),
@@ -139,7 +141,6 @@ def test_what_they_may(installed, account, verb, resource, group, where):
         ("strata-operator", "update", "leases", "coordination.k8s.io", "strata:another"),
         # What the chart makes and takes away, no operator that is about to end makes again.
         ("strata-operator", "create", "secrets", "", "strata"),
-        ("strata-operator", "create", "leases", "coordination.k8s.io", "strata"),
         # Nothing that reaches further.
         ("strata-operator", "create", "pods", "", "models"),
         ("strata-operator", "create", "pods/exec", "", "models"),
