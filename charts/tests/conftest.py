@@ -1,6 +1,6 @@
 """Rendering the charts with real Helm binaries.
 
-Helm 4 and 3 come from the cache where `make e2e` builds them, or from HELM4 and HELM3. Without them the
+Helm 4 and 3 come from the cache where `make k8s` builds them, or from HELM4 and HELM3. Without them the
 tests are skipped and say so; in CI that is a failure.
 """
 
@@ -15,7 +15,8 @@ import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHARTS = ROOT / "charts"
-CACHE = pathlib.Path(os.environ.get("STRATA_CACHE", pathlib.Path.home() / ".cache/strata"))
+# Where `make k8s` builds, as e2e/k8s/driver/binaries.py says.
+K8S = pathlib.Path(os.environ.get("STRATA_K8S_CACHE") or pathlib.Path.home() / ".cache/strata/k8s")
 # Helm built by hand says it is Kubernetes 1.20, which the charts refuse.
 KUBE_VERSION = "1.36.0"
 
@@ -25,7 +26,7 @@ def binary(name: str, variable: str) -> str | None:
     named = os.environ.get(variable)
     if named:
         return named
-    cached = CACHE / "k8s/bin" / name
+    cached = K8S / "bin" / name
     return str(cached) if cached.exists() else shutil.which(name)
 
 
@@ -97,7 +98,7 @@ def kubeconform(tmp_path_factory):
     known = schemas.kubernetes()
     ours = tmp_path_factory.mktemp("schemas")
     schemas.write(ours, schemas.of_files(sorted((ROOT / "crds").glob("*.yaml"))))
-    schemas.write(ours, schemas.of_files(sorted((CACHE / "k8s/crds").rglob("*.yaml"))))
+    schemas.write(ours, schemas.of_files(sorted((K8S / "crds").rglob("*.yaml"))))
 
     def check(text: str, skip: str = "") -> str:
         command = [program, "-strict", "-summary", "-skip", skip]

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import CACHE, ROOT, arguments_of, rendered_by_operator, unavailable, values_of
+from conftest import K8S, ROOT, arguments_of, rendered_by_operator, unavailable, values_of
 
 
 def test_the_check_sees_what_is_wrong(kubeconform):
@@ -23,7 +23,7 @@ def test_chart(helm, kubeconform, case):
 
 def has_routes() -> bool:
     """Whether the definitions of the Gateway API are at hand."""
-    return any("httproutes" in p.name for p in (CACHE / "k8s/crds").rglob("*.yaml"))
+    return any("httproutes" in p.name for p in (K8S / "crds").rglob("*.yaml"))
 
 
 def test_definitions(helm, kubeconform):
@@ -57,7 +57,7 @@ def with_defaults(schema: dict, value: object) -> object:
 
 
 def definition_of(kind: str, version: str) -> dict:
-    for path in sorted((CACHE / "k8s/crds").rglob("*.yaml")):
+    for path in sorted((K8S / "crds").rglob("*.yaml")):
         for definition in yaml.safe_load_all(path.read_text()):
             if definition and definition.get("kind") == "CustomResourceDefinition" and definition["spec"]["names"]["kind"] == kind:
                 (found,) = [v for v in definition["spec"]["versions"] if v["name"] == version]

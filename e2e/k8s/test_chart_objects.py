@@ -37,7 +37,7 @@ def prepared(kube):
     for name in ("strata", "models", "models-a", "models-b"):
         kube.namespace(name)
     for kind in ("httproutes", "referencegrants"):
-        definition = next((charts.CACHE / "k8s/crds").rglob(f"*_{kind}.yaml"))
+        definition = next((charts.K8S / "crds").rglob(f"*_{kind}.yaml"))
         kube.kubectl("apply", "--server-side", "-f", str(definition))
         listed = "/apis/gateway.networking.k8s.io/v1beta1/" + kind
         kube.wait(f"{kind} to be served", lambda: kube.find(listed))  # noqa: B023
