@@ -3,6 +3,7 @@
 import re
 
 import network
+import pytest
 import scrape
 import yaml
 from conftest import ROOT, rendered_by_operator
@@ -18,6 +19,19 @@ def shown(guide: str, heading: str) -> list:
     blocks = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     assert blocks, heading
     return [document for block in blocks for document in yaml.safe_load_all(block)]
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/guides/kubernetes.md", "charts/strata/templates/NOTES.txt"])
+def test_who_waits_for_a_model_waits_long_enough(path):
+    """Without --timeout `kubectl wait` gives up after 30 s, before a model is loaded."""
+    waits = [line for line in (ROOT / path).read_text().splitlines() if line.strip().startswith("kubectl wait")]
+    assert waits and all(line.endswith(" --timeout=10m") for line in waits)
+
+
+def test_the_images_size_is_the_one_that_is_tested():
+    said = re.search(r"make image`.*?less than (\d+) MB", (GUIDES / "kubernetes.md").read_text())
+    held = re.search(r"^LIMIT_BYTES = (\d+)e6$", (ROOT / "e2e/k8s/test_image.py").read_text(), re.MULTILINE)
+    assert said[1] == held[1]
 
 
 def test_where_the_api_server_is(helm):
