@@ -5,7 +5,9 @@ PYTHON ?= python3
 CACHE ?= $(HOME)/.cache/strata
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 VENV := $(CACHE)/venv
-HELM ?= $(firstword $(wildcard $(CACHE)/k8s/bin/helm4) $(shell command -v helm) helm)
+# Where the binaries of a Kubernetes are built, for every script that is called from here.
+export STRATA_K8S_CACHE := $(or $(STRATA_K8S_CACHE),$(CACHE)/k8s)
+HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
 .PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch peers release needs image k8s e2e bench-kubernetes fuzz

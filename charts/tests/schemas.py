@@ -10,7 +10,7 @@ import re
 import sys
 
 import yaml
-from conftest import CACHE, ROOT
+from conftest import K8S, ROOT
 
 sys.path.insert(0, str(ROOT / "e2e/k8s"))
 
@@ -105,9 +105,9 @@ def ask_api_server() -> tuple[str, dict]:
 
 def kubernetes() -> pathlib.Path:
     """The folder of schemas of Kubernetes' own kinds, made once for each set of binaries."""
-    home = CACHE / "k8s/schemas"
+    home = K8S / "schemas"
     stamp = home / "made-for"
-    server = (CACHE / "k8s/bin/kube-apiserver").resolve()
+    server = (K8S / "bin/kube-apiserver").resolve()
     made_for = f"{server} {server.stat().st_mtime_ns}"
     if not stamp.exists() or stamp.read_text() != made_for:
         home.mkdir(parents=True, exist_ok=True)

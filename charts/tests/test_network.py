@@ -28,7 +28,13 @@ OTHERS = {
     "prometheus": Pod("prometheus", "monitoring", {"app": "prometheus"}, {}, PORTS),
     "internet": Address("internet", "203.0.113.9"),
 }
-DNS = Pod("dns", "kube-system", {"k8s-app": "kube-dns"}, {}, {})
+# What answers names: CoreDNS, OpenShift's, and a cache on the node.
+DNS = [
+    (Pod("coredns", "kube-system", {"k8s-app": "kube-dns"}, {}, {}), 53),
+    (Pod("dns-default", "openshift-dns", {"dns.operator.openshift.io/daemonset-dns": "default"}, {}, {}), 5353),
+    (Pod("node-local-dns", "kube-system", {"k8s-app": "node-local-dns"}, {}, {}), 53),
+    (Address("cache", "169.254.20.10"), 53),
+]
 API_SERVER = Address("apiserver", "10.0.0.1")
 EVERYONE = {**OWN, **MODELS, **OTHERS}
 
@@ -99,7 +105,9 @@ def test_the_layer_above_has_a_port_of_its_own(helm):
 def test_names_and_the_api_server(helm, mode):
     rules = policies(helm, mode)
     for name in installed(mode):
-        assert network.allowed(rules, OWN[name], DNS, 53, "UDP") and network.allowed(rules, OWN[name], DNS, 53)
+        for server, port in DNS:
+            for protocol in ("UDP", "TCP"):
+                assert network.allowed(rules, OWN[name], server, port, protocol), f"{name} and {server.name}"
         reaches = network.allowed(rules, OWN[name], API_SERVER, 6443)
         assert reaches is (name != "platform"), f"{name} and the API server"
         assert not network.allowed(rules, OWN[name], OTHERS["internet"], 80)
@@ -117,7 +125,9 @@ def test_who_may_be_narrowed(helm):
     rules = policies(helm, "enterprise", values)
     for entrance in ("platform", "gateway"):
         assert network.allowed(rules, OTHERS["app"], OWN[entrance], 8000)
-        assert not network.allowed(rules, OTHERS["prometheus"], OWN[entrance], 8000)
+        # Metrics are on the one port that there is.
+        assert network.allowed(rules, OTHERS["prometheus"], OWN[entrance], 8000)
+        assert not network.allowed(rules, OTHERS["prometheus"], OWN[entrance], LAYERS)
         assert not network.allowed(rules, OTHERS["internet"], OWN[entrance], 8000)
     assert network.allowed(rules, OWN["platform"], OWN["gateway"], LAYERS)
     assert network.allowed(rules, OWN["operator"], OWN["gateway"], LAYERS)
@@ -125,6 +135,12 @@ def test_who_may_be_narrowed(helm):
     assert not network.allowed(rules, OTHERS["app"], OWN["operator"], 8000)
     assert network.allowed(rules, OWN["gateway"], API_SERVER, 6443)
     assert not network.allowed(rules, OWN["gateway"], OTHERS["internet"], 6443)
+
+
+def test_without_metrics_nobody_is_let_in_for_them(helm):
+    app = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "apps"}}}]
+    rules = policies(helm, "enterprise", {"networkPolicy": {"entranceFrom": app}})
+    assert not any(network.allowed(rules, OTHERS["prometheus"], OWN[name], 8000) for name in OWN)
 
 
 def test_only_the_namespaces_with_models(helm):
@@ -210,18 +226,34 @@ class TestTheWhole:
         assert possible == self.expected(mode)
 
     @pytest.mark.parametrize("mode", FLOWS)
-    def test_nothing_leaves_the_cluster(self, helm, mode):
-        """But to the API server, and for a model that is fetched to where it is fetched from."""
+    def test_what_leaves_the_cluster(self, helm, mode):
+        """Calls of the API server, which may be anywhere; and for a model that is fetched its download."""
         rules = policies(helm, mode) + self.of_operator(mode)
         for name, pod in self.pods(mode).items():
             if name in OTHERS:
                 continue
             api = name in ("operator", "gateway") or name.startswith("scheduler")
-            assert network.allowed(rules, pod, API_SERVER, 6443) is api, name
-            assert not network.allowed(rules, pod, OTHERS["internet"], 80), name
+            for port in (443, 6443):
+                assert network.allowed(rules, pod, API_SERVER, port) is api, name
+                # As the guide says, below `Without internet`.
+                assert network.allowed(rules, pod, OTHERS["internet"], port) is api, name
+            assert network.allowed(rules, pod, OTHERS["internet"], 53, "UDP") is not name.startswith("engine"), name
+            for port in (22, 80, 8000, LAYERS):
+                assert not network.allowed(rules, pod, OTHERS["internet"], port), name
             assert not network.allowed(rules, pod, OTHERS["app"], 8000), name
         fetched = strata("engine", "models")
         fetched.labels["strata.dev/model-deployment"] = "fetched"
         if mode != "development":
             assert network.allowed(rules, fetched, OTHERS["internet"], 443)
         assert not network.allowed(rules, fetched, OTHERS["internet"], 22)
+
+
+@pytest.mark.parametrize("mode", FLOWS)
+def test_where_the_api_server_is_named_nothing_else_leaves(helm, mode):
+    """The operator does the same for schedulers, by the flag that it is given (test_pods.py)."""
+    rules = policies(helm, mode, {"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1/32"]}}})
+    for name in installed(mode):
+        for port in (443, 6443):
+            assert network.allowed(rules, OWN[name], API_SERVER, port) is (name != "platform"), name
+        for port in (22, 80, 443, 6443, 8000, LAYERS):
+            assert not network.allowed(rules, OWN[name], OTHERS["internet"], port), name

@@ -35,6 +35,12 @@ def test_restricted_engines_and_schedulers(name, deployment):
 def test_the_operator_has_snapshots():
     names = {d["metadata"]["labels"]["app.kubernetes.io/component"] for _, d in engine_deployments()}
     assert {"engine", "scheduler"} <= names
+    kinds = {o["kind"] for _, o in rendered_by_operator()}
+    assert {"HorizontalPodAutoscaler", "ScaledObject", "HTTPRoute", "InferencePool", "NetworkPolicy"} <= kinds
+    pods = [d["spec"]["template"]["spec"] for _, d in engine_deployments()]
+    assert any(c["command"][0] == "vllm" for pod in pods for c in pod["containers"])
+    assert any("nvidia.com/gpu" in c["resources"]["limits"] for pod in pods for c in pod["containers"])
+    assert any(c["name"] == "fetch" for pod in pods for c in pod.get("initContainers", []))
 
 
 GOOD = {
@@ -77,9 +83,42 @@ def test_the_check_of_restricted_sees(path, value):
 
 
 def test_root_filesystem_is_read_only(helm, case):
-    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
-        for container in deployment["spec"]["template"]["spec"]["containers"]:
+    own = deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items()
+    for name, deployment in [*own, *engine_deployments()]:
+        spec = deployment["spec"]["template"]["spec"]
+        for container in spec["containers"] + spec.get("initContainers", []):
             assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
+
+
+def environment(deployment: dict) -> dict[str, str]:
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    return {entry["name"]: entry.get("value") for entry in container["env"]}
+
+
+def test_sqlite_has_room_for_its_files(helm, case):
+    """It sorts in a file in SQLITE_TMPDIR, /var/tmp, /usr/tmp or /tmp, and the root is read-only."""
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        mounts = [m["mountPath"] for m in container.get("volumeMounts", []) if m["name"] == "state"]
+        assert bool(mounts) is (name != "strata-operator")
+        assert [environment(deployment).get("SQLITE_TMPDIR")] == (mounts or [None]), name
+
+
+def test_streams_are_let_end_before_the_pod_is_killed(helm, case):
+    for name, deployment in deployments(helm.objects("strata", values_of(case), *arguments_of(case))).items():
+        spec = deployment["spec"]["template"]["spec"]
+        pause = spec["containers"][0].get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})["sleep"]["seconds"]
+        grace = environment(deployment).get("STRATA_DRAIN_GRACE")
+        assert (grace is None) is (name == "strata-operator")
+        if grace:
+            assert int(grace) == spec["terminationGracePeriodSeconds"] - pause - 1, name
+
+
+@pytest.mark.parametrize("grace,pause,left", [(65, 5, "59"), (6, 5, "1"), (7, 5, "1"), (8, 5, "2"), (1, 0, "1")])
+def test_streams_have_a_second_at_least(helm, grace, pause, left):
+    values = {"gateway": {"terminationGracePeriodSeconds": grace, "preStopSeconds": pause}}
+    gateway = deployments(helm.objects("strata", values))["strata-gateway"]
+    assert environment(gateway)["STRATA_DRAIN_GRACE"] == left
 
 
 def test_only_who_asks_the_api_server_holds_a_token(helm, case):
@@ -139,6 +178,35 @@ def test_the_operator_alone_is_told_that_no_policies_are_wanted(helm):
 
 
 @pytest.mark.parametrize(
+    "server,told",
+    [
+        ({}, []),
+        ({"ports": [443, 6443]}, []),
+        ({"ports": [6443]}, ["--api-server-ports=6443"]),
+        ({"ports": [443, 16443]}, ["--api-server-ports=443,16443"]),
+        ({"cidrs": ["10.0.0.1/32", "fd00::1/128"]}, ["--api-server-cidrs=10.0.0.1/32,fd00::1/128"]),
+    ],
+)
+def test_the_operator_is_told_where_schedulers_find_the_api_server(helm, server, told):
+    operator = deployments(helm.objects("strata", {"networkPolicy": {"apiServer": server}}))["strata-operator"]
+    args = operator["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert [a for a in args if a.startswith("--api-server")] == told
+
+
+def test_the_operator_knows_the_ports_that_it_is_not_told():
+    values = yaml.safe_load((CHARTS / "strata/values.yaml").read_text())
+    reference = (CHARTS.parent / "docs/reference/cli.md").read_text()
+    said = reference.split("--api-server-ports <", 1)[1].split("[default: ", 1)[1].split("]", 1)[0]
+    assert [int(port) for port in said.split()] == values["networkPolicy"]["apiServer"]["ports"]
+
+
+def deep(base: dict, over: dict) -> dict:
+    """Values over others, as Helm merges them."""
+    both = {k: deep(base[k], v) if isinstance(v, dict) and k in base else v for k, v in over.items()}
+    return {**base, **both}
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"networkPolicy": {"entranceFrom": [{"podSelector": {}}]}},
@@ -150,8 +218,12 @@ def test_the_operator_alone_is_told_that_no_policies_are_wanted(helm):
     ids=lambda v: "+".join(v),
 )
 def test_what_is_about_no_pod_restarts_none(helm, values):
-    before = deployments(helm.objects("strata"))
-    after = deployments(helm.objects("strata", values))
+    # Who reads metrics is told to the operator: the same before and after.
+    plain = {"networkPolicy": {"metricsNamespaces": ["monitoring"]}}
+    kinds = ["--api-versions=monitoring.coreos.com/v1/ServiceMonitor,monitoring.coreos.com/v1/PodMonitor"]
+    first, then = helm.objects("strata", plain, *kinds), helm.objects("strata", deep(plain, values), *kinds)
+    assert first != then, "nothing was rendered otherwise"
+    before, after = deployments(first), deployments(then)
     for name in before:
         assert before[name]["spec"]["template"] == after[name]["spec"]["template"], name
 

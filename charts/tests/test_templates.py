@@ -40,6 +40,17 @@ def test_nothing_is_written_that_the_api_server_drops(helm, case):
     assert empty == []
 
 
+def test_nothing_is_left_to_argo_cd_that_it_passes_over(helm, case):
+    """Its own settings, `resource.exclusions`: of these kinds it neither makes nor sees an object."""
+    excluded = {
+        "Endpoints", "EndpointSlice", "Lease", "SelfSubjectReview", "TokenReview", "LocalSubjectAccessReview",
+        "SelfSubjectAccessReview", "SelfSubjectRulesReview", "SubjectAccessReview", "CertificateSigningRequest",
+        "CertificateRequest", "PolicyReport", "ClusterPolicyReport",
+    }  # fmt: skip
+    kinds = {o["kind"] for o in helm.objects("strata", values_of(case), *arguments_of(case))}
+    assert not kinds & excluded
+
+
 def test_rendering_twice_gives_the_same(helm, case):
     """GitOps compares renderings: no random value, nothing looked up in a cluster."""
     assert helm.template("strata", values_of(case)) == helm.template("strata", values_of(case))
@@ -56,7 +67,8 @@ def test_notes(helm, mode, tmp_path):
     notes = (chart / "templates/NOTES.txt").read_text()
     (chart / "templates/notes.yaml").write_text("notes: |\n  {{- include \"notes\" . | nindent 2 }}\n")
     (chart / "templates/_notes.tpl").write_text('{{- define "notes" -}}\n' + notes + "{{- end -}}\n")
-    values = {"mode": mode, "platform": {"insecureNoAuth": mode != "enterprise"}, "serviceMonitor": {"enabled": True}}
+    values = {"mode": mode, "platform": {"insecureNoAuth": mode != "enterprise"}}
+    values |= {"serviceMonitor": {"enabled": True}, "networkPolicy": {"metricsNamespaces": ["monitoring"]}}
     rendered = [o for o in helm.objects(chart, values) if "notes" in o]
     frozen(f"notes-{mode}.txt", rendered[0]["notes"] + "\n")
 

@@ -41,6 +41,22 @@ BAD = {
         {"mode": "production", "modelNamespaces": ["models"], **OPEN},
         r'models of namespace "strata", which is not in modelNamespaces.*platform.modelNamespace',
     ),
+    "metrics that nobody is let in to read": (
+        {"serviceMonitor": {"enabled": True}},
+        r"serviceMonitor.enabled is set, but the NetworkPolicies let no Prometheus.*metricsNamespaces",
+    ),
+    "a pod that is another's": (
+        {"gateway": {"podLabels": {"app.kubernetes.io/component": "platform"}}},
+        r"gateway.podLabels sets app.kubernetes.io/component.*Remove it",
+    ),
+    "an operator by another name": (
+        {"operator": {"podLabels": {"a": "b", "app.kubernetes.io/name": "x"}}},
+        r"operator.podLabels sets app.kubernetes.io/name",
+    ),
+    "a label of the chart's": (
+        {"extraLabels": {"app.kubernetes.io/name": "x"}},
+        r"extraLabels sets app.kubernetes.io/name, which is the chart's own",
+    ),
     "a route to nowhere": ({"gateway": {"httpRoute": {"enabled": True}}}, r"needs gateway.httpRoute.parentRefs"),
     "a grace that is used up": (
         {"platform": {"terminationGracePeriodSeconds": 5}},
@@ -55,6 +71,18 @@ def test_refused(each_helm, name):
     with pytest.raises(Refused) as refused:
         each_helm.template("strata", values)
     assert re.search(message, str(refused.value), re.DOTALL), refused.value
+
+
+def test_every_label_of_the_charts_own_is_refused(helm):
+    """Twice in one object, one of them would be lost."""
+    values = {"extraLabels": {"a": "b"}, "gateway": {"podLabels": {"a": "b"}}}
+    (gateway,) = [o for o in helm.objects("strata", values) if o["kind"] == "Deployment" and o["metadata"]["name"] == "strata-gateway"]
+    for label in gateway["metadata"]["labels"].keys() - {"a"}:
+        with pytest.raises(Refused, match="extraLabels sets"):
+            helm.template("strata", {"extraLabels": {label: "x"}})
+    for label in gateway["spec"]["template"]["metadata"]["labels"].keys() - {"a"}:
+        with pytest.raises(Refused, match="gateway.podLabels sets"):
+            helm.template("strata", {"gateway": {"podLabels": {label: "x"}}})
 
 
 def test_refused_by_the_definitions_chart(each_helm):

@@ -2,8 +2,9 @@
 
     pytest e2e/k8s --strata target/release/strata --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-Each module gets a cluster of its own, which takes six seconds. With --kubeconfig all use that one:
-STRATA_IMAGE then names an image that it can pull, and STRATA_MODEL_URI a model that its pods can fetch.
+Each module gets a cluster of its own, which takes six seconds. With --kubeconfig all use that one, and
+each removes at its end what it made: STRATA_IMAGE then names an image that it can pull, and
+STRATA_MODEL_URI a model that its pods can fetch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import cluster as clusters  # noqa: E402
+import given as given_cluster  # noqa: E402
 import image as images  # noqa: E402
 from driver import volumes  # noqa: E402
 from install import Strata  # noqa: E402
@@ -33,11 +35,11 @@ def pytest_addoption(parser):
     parser.addoption("--archive", type=pathlib.Path, help="the image, made before; else it is made of --strata")
     parser.addoption("--tier", choices=["auto", "node", "control-plane"], default="auto")
     parser.addoption("--kubeconfig", type=pathlib.Path, help="use this cluster, and start none")
-    parser.addoption("--keep", action="store_true", help="leave the clusters of failed modules running")
+    parser.addoption("--keep", action="store_true", help="leave the clusters of failed modules running, or what they made in one that was given")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "control_plane: needs no running pod; the module gets a control plane alone")
+    config.addinivalue_line("markers", "control_plane: needs no running pod; the module gets a control plane alone, and is skipped where a cluster was given")
     config.addinivalue_line("markers", "pods: needs running pods; skipped where the machine runs no containers")
     config.addinivalue_line("markers", "nodes(count): the module's cluster has so many nodes")
 
@@ -100,6 +102,12 @@ def _marker(request, name: str):
     return next((m for m in (marks if isinstance(marks, list) else [marks]) if m.name == name), None)
 
 
+def _may_keep(request) -> bool:
+    """Whether what a failed module leaves is to be looked at."""
+    failed = request.module.__name__ in request.session.stash.get(FAILED, set())
+    return failed and request.config.getoption("--keep")
+
+
 @pytest.fixture(scope="module")
 def kube(request):
     """The module's cluster."""
@@ -107,12 +115,20 @@ def kube(request):
     if given:
         note_once(request.config, f"kubernetes: the cluster of {given}")
         kube = Kube(given.resolve())
-        yield kube
-        kube.close()
+        try:
+            if found := given_cluster.in_use(kube):
+                pytest.fail(found, pytrace=False)
+            yield kube
+            if _may_keep(request):
+                note(request.config, f"kept: what {request.module.__name__} made in the cluster of {given}; remove it before the next run")
+            else:
+                given_cluster.clean(kube)
+        finally:
+            kube.close()
         return
     name = re.sub(r"[^a-z0-9]+", "-", request.module.__name__.removeprefix("test_"))[:20]
     own = clusters.Cluster(f"{name}-{os.getpid()}")
-    wanted = "control-plane" if _marker(request, "control_plane") else request.config.getoption("--tier")
+    wanted = "control-plane" if _marker(request, "control_plane") else _tier(request.config)
     nodes = _marker(request, "nodes")
     began = time.monotonic()
     own.up(wanted, nodes.args[0] if nodes else 1, ends_with_owner=True)
@@ -123,8 +139,7 @@ def kube(request):
         yield kube
     finally:
         kube.close()
-        failed = request.module.__name__ in request.session.stash.get(FAILED, set())
-        if failed and request.config.getoption("--keep"):
+        if _may_keep(request):
             own.keep()
             note(request.config, f"kept: export KUBECONFIG={own.kubeconfig}; end it with cluster.py down --name {own.name}")
         else:
@@ -142,12 +157,24 @@ def note_once(config, line: str) -> None:
         note(config, line)
 
 
-@pytest.fixture(autouse=True)
-def _needs_pods(request):
-    if request.node.get_closest_marker("pods") and "kube" in request.fixturenames:
-        kube = request.getfixturevalue("kube")
-        if kube.own and kube.own.tier != "node":
-            pytest.skip("this machine runs no containers")
+TIER = pytest.StashKey[str]()
+
+
+def _tier(config) -> str:
+    """What this machine can run: `node`, or `control-plane` alone."""
+    if TIER not in config.stash:
+        config.stash[TIER] = clusters.choose_tier(config.getoption("--tier"))
+    return config.stash[TIER]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Skips before any fixture of the module installs something for a test that cannot run."""
+    given = item.config.getoption("--kubeconfig")
+    if given and item.get_closest_marker("control_plane"):
+        pytest.skip("the cluster was given: this test wants a control plane of its own, on this machine")
+    if not given and item.get_closest_marker("pods") and _tier(item.config) != "node":
+        pytest.skip("this machine runs no containers")
 
 
 @pytest.fixture(scope="module")

@@ -27,10 +27,9 @@ def install_crds(kube: Kube) -> None:
     kube.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
     kube.kubectl("wait", "--for=condition=Established", "-f", str(ROOT / "crds"))
     kube.namespace(NAMESPACE)
-    # The chart makes these empty: the operator may fill them, and not make them.
+    # The chart makes it empty: the operator may fill it, and not make it.
     kube.apply(
         {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "strata-hop"}, "type": "Opaque"},
-        {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "strata-operator"}},
         namespace=NAMESPACE,
     )
 

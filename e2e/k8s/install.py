@@ -40,6 +40,16 @@ def policy(name: str, **spec) -> dict:
     return {"apiVersion": GROUP, "kind": "QuotaPolicy", "metadata": {"name": name}, "spec": spec}
 
 
+def image_values(reference: str) -> dict:
+    """The chart's values for an image: REPOSITORY[:TAG][@DIGEST]."""
+    name, _, digest = reference.partition("@")
+    # A colon before the last slash is that of the registry's port.
+    folder, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    # Without either, what every tool takes, and not the chart's own version.
+    return {"repository": folder + slash + last, "tag": tag or ("" if digest else "latest"), "digest": digest}
+
+
 class Strata:
     """One installation in one cluster."""
 
@@ -59,9 +69,9 @@ class Strata:
     def values(self) -> dict:
         """What tests set of the chart: the image, and no pause at the end of pods that serve no one any more."""
         given = os.environ.get("STRATA_IMAGE") if not self.kube.own else None
-        repository, tag = given.rsplit(":", 1) if given else ("strata", images.version())
+        image = image_values(given or f"strata:{images.version()}")
         return {
-            "image": {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"},
+            "image": {**image, "pullPolicy": "IfNotPresent"},
             "gateway": {"preStopSeconds": 0, "persistence": {"size": "1Gi"}},
             "platform": {"preStopSeconds": 0, "persistence": {"size": "1Gi"}},
         }

@@ -37,6 +37,8 @@ class Kube:
 
     def __init__(self, kubeconfig: pathlib.Path, own=None):
         self.kubeconfig, self.own = kubeconfig, own
+        # Namespaces that `namespace` made.
+        self.made: list[str] = []
         self._folder = tempfile.TemporaryDirectory(prefix="strata-e2e-")
         self.env = {
             **os.environ,
@@ -133,6 +135,7 @@ class Kube:
     def namespace(self, name: str) -> None:
         if not self.find(f"/api/v1/namespaces/{name}"):
             self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+            self.made.append(name)
 
     @staticmethod
     def path(kind: str, namespace: str, name: str = "") -> str:

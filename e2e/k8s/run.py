@@ -24,6 +24,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent / "scripts")]
 
+import given  # noqa: E402
 import image as images  # noqa: E402
 from driver import machine  # noqa: E402
 from kube import Kube  # noqa: E402
@@ -92,16 +93,14 @@ class Run:
 
 
 def a_strata_is_there(arguments: list[str]) -> str | None:
-    """The tests install and remove releases of the usual names: never where somebody uses them."""
+    """The tests install and remove things of the usual names: never where somebody uses them."""
     at = next(i for i, argument in enumerate(arguments) if argument.startswith("--kubeconfig"))
     file = arguments[at].partition("=")[2] or arguments[at + 1]
     kube = Kube(pathlib.Path(file).resolve())
     try:
-        if kube.find("/api/v1/namespaces/strata"):
-            return "the cluster has a namespace `strata`: the tests would remove what is in it. Use another cluster."
+        return given.in_use(kube)
     finally:
         kube.close()
-    return None
 
 
 def main() -> int:

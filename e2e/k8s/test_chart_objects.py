@@ -28,7 +28,7 @@ def rendered(case: pathlib.Path) -> list[dict]:
     helm = charts.Helm(str(binaries.path_of("helm4")))
     objects = helm.objects("strata", charts.values_of(case), *charts.arguments_of(case))
     # Of the Prometheus operator's kinds there is no definition here.
-    return [o for o in objects if o["kind"] != "ServiceMonitor"]
+    return [o for o in objects if o["kind"] not in ("ServiceMonitor", "PodMonitor")]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def prepared(kube):
     for name in ("strata", "models", "models-a", "models-b"):
         kube.namespace(name)
     for kind in ("httproutes", "referencegrants"):
-        definition = next((charts.CACHE / "k8s/crds").rglob(f"*_{kind}.yaml"))
+        definition = next((charts.K8S / "crds").rglob(f"*_{kind}.yaml"))
         kube.kubectl("apply", "--server-side", "-f", str(definition))
         listed = "/apis/gateway.networking.k8s.io/v1beta1/" + kind
         kube.wait(f"{kind} to be served", lambda: kube.find(listed))  # noqa: B023
@@ -73,7 +73,8 @@ def test_pod_security_restricted(prepared):
     prepared.wait("the default account", lambda: prepared.find(f"{path}/serviceaccounts/default"))
     for origin, deployment in pods:
         template = deployment["spec"]["template"]
-        spec = {**template["spec"], "priorityClassName": None}
+        # Both name what is not in this cluster.
+        spec = {**template["spec"], "priorityClassName": None, "runtimeClassName": None}
         pod = {"metadata": {"name": "x", "labels": template["metadata"]["labels"]}, "spec": spec}
         status, text = prepared.request("POST", f"{path}/pods?dryRun=All&fieldValidation=Strict", pod)
         assert status == 201, f"{origin}, {deployment['metadata']['name']}: {text}"
@@ -110,7 +111,9 @@ def may(kube, account: str, verb: str, resource: str, group: str = "", namespace
         ("strata-operator", "patch", "deployments", "apps", "models"),
         ("strata-operator", "get", "secrets", "", "strata:strata-hop"),
         ("strata-operator", "create", "secrets", "", "models:strata-hop"),
+        ("strata-operator", "create", "leases", "coordination.k8s.io", "strata"),
         ("strata-operator", "update", "leases", "coordination.k8s.io", "strata:strata-operator"),
+        ("strata-operator", "get", "serviceaccounts", "", "strata:strata-operator"),
         ("strata-operator", "watch", "customresourcedefinitions", "apiextensions.k8s.io", ""),
         ("strata-gateway", "watch", "tenants", "strata.dev", "strata"),
         ("strata-gateway", "watch", "secrets", "", "strata"),
@@ -138,7 +141,6 @@ def test_what_they_may(installed, account, verb, resource, group, where):
         ("strata-operator", "update", "leases", "coordination.k8s.io", "strata:another"),
         # What the chart makes and takes away, no operator that is about to end makes again.
         ("strata-operator", "create", "secrets", "", "strata"),
-        ("strata-operator", "create", "leases", "coordination.k8s.io", "strata"),
         # Nothing that reaches further.
         ("strata-operator", "create", "pods", "", "models"),
         ("strata-operator", "create", "pods/exec", "", "models"),

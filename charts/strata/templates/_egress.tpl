@@ -1,17 +1,15 @@
-{{- /* Names, from the cluster's DNS or from its cache on the node. */ -}}
+{{- /*
+Names. To anywhere, because what answers is not the same on every cluster: CoreDNS under labels of its
+own, a cache on the node that no label selects, and on OpenShift pods that listen on 5353.
+*/ -}}
 {{- define "strata.egressDns" -}}
-- to:
-    - namespaceSelector: {}
-      podSelector:
-        matchLabels:
-          k8s-app: kube-dns
-    - ipBlock:
-        cidr: 169.254.20.10/32
-  ports:
-    - port: 53
+- ports:
+    {{- range list 53 5353 }}
+    - port: {{ . }}
       protocol: UDP
-    - port: 53
+    - port: {{ . }}
       protocol: TCP
+    {{- end }}
 {{- end -}}
 
 {{- /* The API server, which no label selects. */ -}}

@@ -63,6 +63,14 @@ spec:
         {{- if $stateful }}
         - name: STRATA_STATE
           value: /var/lib/strata
+        # SQLite sorts what is large in a file, and the root has no folder that it may write to.
+        - name: SQLITE_TMPDIR
+          value: /var/lib/strata
+        {{- end }}
+        {{- if hasKey $component "preStopSeconds" }}
+        # What the pause leaves of the grace, but for a second in which the process ends.
+        - name: STRATA_DRAIN_GRACE
+          value: {{ sub $component.terminationGracePeriodSeconds $component.preStopSeconds | add -1 | max 1 | quote }}
         {{- end }}
         {{- if $tls }}
         - name: STRATA_HOP_DIR

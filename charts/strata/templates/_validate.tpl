@@ -16,6 +16,22 @@
     {{- fail (printf "\n\nthe platform would use the models of namespace %q, which is not in modelNamespaces %v. Set platform.modelNamespace to one of them.\n" $models $v.modelNamespaces) -}}
   {{- end -}}
 {{- end -}}
+{{- if and $v.serviceMonitor.enabled $v.networkPolicy.enabled (not $v.networkPolicy.metricsNamespaces) -}}
+  {{- fail "\n\nserviceMonitor.enabled is set, but the NetworkPolicies let no Prometheus read metrics. Set networkPolicy.metricsNamespaces to its namespace, for example {monitoring}.\n" -}}
+{{- end -}}
+{{- range $name, $component := dict "operator" $v.operator "gateway" $v.gateway "platform" $v.platform -}}
+  {{- range list "name" "component" "part-of" "managed-by" -}}
+    {{- $label := printf "app.kubernetes.io/%s" . -}}
+    {{- if hasKey $component.podLabels $label -}}
+      {{- fail (printf "\n\n%s.podLabels sets %s, by which Services, policies and you find the pods: it is the chart's own. Remove it.\n" $name $label) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/component" "app.kubernetes.io/part-of" "app.kubernetes.io/instance" "app.kubernetes.io/managed-by" "app.kubernetes.io/version" "helm.sh/chart" -}}
+  {{- if hasKey $v.extraLabels $label -}}
+    {{- fail (printf "\n\nextraLabels sets %s, which is the chart's own. Remove it.\n" $label) -}}
+  {{- end -}}
+{{- end -}}
 {{- range $name, $component := dict "gateway" $v.gateway "platform" $v.platform -}}
   {{- if and $component.httpRoute.enabled (not $component.httpRoute.parentRefs) -}}
     {{- fail (printf "\n\n%s.httpRoute.enabled needs %s.httpRoute.parentRefs: the name of the Gateway that the route hangs from.\n" $name $name) -}}
