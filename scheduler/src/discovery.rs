@@ -23,6 +23,8 @@ pub struct Model {
 
 /// An engine pod, as far as routing needs it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+// Each is a fact of its own.
+#[allow(clippy::struct_excessive_bools)]
 pub struct Pod {
     /// The object name of its ModelDeployment.
     pub model: String,

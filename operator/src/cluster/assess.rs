@@ -133,7 +133,7 @@ impl<'a> Assessment<'a> {
         }
         let waiting = self.stable_pods.iter().filter(is_new).filter(|p| !pods::is_placed(p)).find_map(|p| {
             if let Some(since) = pods::gated(p) {
-                return Some(("device by what admits its pods", since));
+                return Some(("device by what admits its pods", Some(since)));
             }
             let (message, since) = pods::unschedulable(p)?;
             Some((pods::lacking_device(message)?, since))

@@ -47,11 +47,11 @@ pub(super) fn unschedulable(pod: &Pod) -> Option<(&str, Option<Timestamp>)> {
 }
 
 /// Since when something else, such as Kueue, keeps the pod from being placed.
-pub(super) fn gated(pod: &Pod) -> Option<Option<Timestamp>> {
+pub(super) fn gated(pod: &Pod) -> Option<Timestamp> {
     let scheduled = condition(pod, "PodScheduled")?;
     let waits = scheduled.status == "False" && scheduled.reason.as_deref() == Some("SchedulingGated");
     let since = scheduled.last_transition_time.as_ref().or(pod.metadata.creation_timestamp.as_ref());
-    waits.then(|| since.map(|t| t.0))
+    waits.then(|| since.map_or(Timestamp::UNIX_EPOCH, |t| t.0))
 }
 
 /// The devices that a message of the Kubernetes scheduler says are lacking.

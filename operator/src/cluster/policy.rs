@@ -107,13 +107,15 @@ fn tcp(port: IntOrString) -> NetworkPolicyPort {
     NetworkPolicyPort { port: Some(port), protocol: Some("TCP".to_owned()), end_port: None }
 }
 
+/// Name servers, wherever they are: their labels differ, and OpenShift's pods listen on 5353.
 fn dns() -> NetworkPolicyEgressRule {
-    let port = |protocol: &str| NetworkPolicyPort {
-        port: Some(IntOrString::Int(53)),
+    let port = |protocol: &str, port| NetworkPolicyPort {
+        port: Some(IntOrString::Int(port)),
         protocol: Some(protocol.to_owned()),
         end_port: None,
     };
-    NetworkPolicyEgressRule { to: None, ports: Some(vec![port("UDP"), port("TCP")]) }
+    let ports = [53, 5353].into_iter().flat_map(|n| [port("UDP", n), port("TCP", n)]);
+    NetworkPolicyEgressRule { to: None, ports: Some(ports.collect()) }
 }
 
 fn anywhere(ports: &[u16]) -> NetworkPolicyEgressRule {

@@ -202,7 +202,7 @@ fn not_ours(error: kube::Error) -> kube::Error {
     match error {
         kube::Error::Api(mut status) if status.code == 409 => {
             status.code = 422;
-            status.reason = "NotOurs".to_owned();
+            "NotOurs".clone_into(&mut status.reason);
             status.message = format!(
                 "there is one of that name already, which is not Strata's: rename or delete it ({})",
                 status.message.trim()

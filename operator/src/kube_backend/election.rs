@@ -23,6 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// Between two tries to take a Lease that looks free, or to renew after a failure.
 const TRY_AGAIN: Duration = Duration::from_millis(500);
 
+/// What the kubelet tells every container.
+const IN_A_POD: &str = "KUBERNETES_SERVICE_HOST";
+
+/// The operator's own account.
+enum Account {
+    Is(OwnerReference),
+    /// There is none to speak of: this process runs outside the cluster, or under another account.
+    Unknown,
+    Gone,
+}
+
 /// One who wants to lead.
 pub(super) struct Candidate<'a> {
     /// Not behind the gate, which this opens.
@@ -97,7 +108,12 @@ impl Candidate<'_> {
         let api = self.api();
         let Some(lease) = patiently(api.get_opt(NAME)).await? else {
             *seen = None;
-            let owner = self.account().await;
+            let owner = match self.account().await {
+                Account::Is(owner) => Some(owner),
+                Account::Unknown => None,
+                // Uninstalled: a Lease without it would stay for ever.
+                Account::Gone => return Ok(None),
+            };
             let first = lease::first(&self.namespace, NAME, owner, &self.identity, Timestamp::now());
             return self.put(api.create(&PostParams::default(), &first)).await;
         };
@@ -111,17 +127,26 @@ impl Candidate<'_> {
 
     /// What the Lease goes away with: the account that the chart makes for the operator. Without a chart
     /// there is none, and the Lease stays.
-    async fn account(&self) -> Option<OwnerReference> {
+    async fn account(&self) -> Account {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), &self.namespace);
-        let found = patiently(accounts.get_metadata_opt(NAME)).await;
-        let found = found.inspect_err(|error| tracing::debug!(%error, "the Lease gets no owner")).ok()??;
-        Some(OwnerReference {
-            api_version: "v1".to_owned(),
-            kind: "ServiceAccount".to_owned(),
-            name: NAME.to_owned(),
-            uid: found.metadata.uid?,
-            ..OwnerReference::default()
-        })
+        let found = match patiently(accounts.get_metadata_opt(NAME)).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::debug!(%error, "the Lease gets no owner");
+                return Account::Unknown;
+            }
+        };
+        match found.and_then(|account| account.metadata.uid) {
+            Some(uid) => Account::Is(OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "ServiceAccount".to_owned(),
+                name: NAME.to_owned(),
+                uid,
+                ..OwnerReference::default()
+            }),
+            None if std::env::var_os(IN_A_POD).is_some() => Account::Gone,
+            None => Account::Unknown,
+        }
     }
 
     /// Writes the Lease. Success opens the gate for a time counted from before the request, since the

@@ -302,7 +302,9 @@ fn rendered_objects_are_as_kept() {
     let mut hpa = full();
     hpa.site.capabilities = Capabilities { external_metrics: true, ..Capabilities::default() };
     let plain = World::new(json!({ "replicas": 2, "engine": { "kvCache": { "memory": "1Gi" } } }));
-    for (name, world) in [("plain", plain), ("everything", full()), ("hpa", hpa)] {
+    let mut tls = World::new(json!({}));
+    tls.site.trust = Trust::Mtls;
+    for (name, world) in [("plain", plain), ("everything", full()), ("hpa", hpa), ("tls", tls)] {
         let shared =
             namespace_step("models", &[workload(&world.object())], &NamespaceSeen::default(), &world.site);
         let documents =
