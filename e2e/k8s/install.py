@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import pathlib
 import secrets
+import urllib.parse
 
 import image as images
 import openai
@@ -92,11 +94,31 @@ class Strata:
         path = pathlib.Path(self.kube.env["HELM_CACHE_HOME"]).parent / f"values-{namespace}.yaml"
         path.write_text(yaml.safe_dump(merged))
         waiting = ["--wait", "--timeout", "120s"] if wait else []
-        return self.kube.helm(
+        said = self.kube.helm(
             *("upgrade", "--install", "strata", str(ROOT / "charts/strata"), "--namespace", namespace),
             *("--create-namespace", "-f", str(path), *waiting),
             version=helm,
         )
+        if wait and self.kube.own:
+            self._entrances_answer(namespace)
+        return said
+
+    def _entrances_answer(self, namespace: str) -> None:
+        """Helm waits for pods; the nodes hear a moment later that one took another's place behind a Service."""
+        for service in ("strata-platform", "strata-gateway"):
+            if not self.kube.find(f"/api/v1/namespaces/{namespace}/services/{service}"):
+                continue
+            address = urllib.parse.urlsplit(self.kube.url(namespace, service)).netloc
+
+            def answers(address: str = address) -> bool:
+                connection = http.client.HTTPConnection(address, timeout=2)
+                try:
+                    connection.request("GET", "/health")
+                    return connection.getresponse().status == 200
+                finally:
+                    connection.close()
+
+            self.kube.wait(f"{service} to answer", answers, 30)
 
     def uninstall(self, namespace: str = NAMESPACE, helm: int = 4) -> None:
         self.kube.helm("uninstall", "strata", "--namespace", namespace, "--wait", "--timeout", "120s", version=helm)

@@ -103,18 +103,22 @@ def answers(address: str) -> bool:
 
 
 def tried(call):
-    """What the call gives, or None while the chain is not whole: the platform says 503 then."""
+    """What the call gives, or None while the chain is not whole: the platform says 503 then, and a Service whose
+    one pod was replaced refuses until the node has heard of the new one."""
     try:
         return call()
-    except openai.InternalServerError:
+    except (openai.InternalServerError, openai.APIConnectionError):
         return None
 
 
 def ask(strata: Strata, key: str | None = None) -> str:
-    answer = strata.client(key=key).chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
-    )
-    return answer.choices[0].message.content
+    def answer() -> str:
+        given = strata.client(key=key).chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "Say hello."}], max_tokens=8
+        )
+        return given.choices[0].message.content
+
+    return strata.kube.wait("an answer", lambda: tried(answer), 30)
 
 
 @pytest.mark.parametrize("version", [4, 3])
@@ -171,7 +175,8 @@ def test_from_mode_to_mode_nothing_is_lost(kube, strata):
     kube.apply(model("smol", uri), namespace=NAMESPACE)
     kube.wait_ready(NAMESPACE, "smol")
     assert not kube.pods(NAMESPACE, component="scheduler") and not kube.pods(NAMESPACE, component="gateway")
-    stored = [strata.client().responses.create(model=MODEL, input="Say hello.", max_output_tokens=8).id]
+    first = lambda: strata.client().responses.create(model=MODEL, input="Say hello.", max_output_tokens=8).id  # noqa: E731
+    stored = [kube.wait("a response", lambda: tried(first), 60)]
     engines = kube.uids(NAMESPACE, component="engine")
 
     strata.install(mode="production", platform=free)

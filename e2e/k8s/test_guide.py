@@ -57,5 +57,6 @@ def test_every_command(kube, strata, shell):
     shell(shown("Upgrade, roll back"))
     kube.wait("the platform", lambda: kube.pods(NAMESPACE, component="platform"))
     shell(shown("Uninstall"))
-    assert not kube.pods(NAMESPACE)
+    # Kubernetes' collector looks only every half minute whether there is a new kind.
+    kube.wait("the pods to be gone", lambda: not kube.pods(NAMESPACE), 90)
     assert kube.find("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/tenants.strata.dev") is None

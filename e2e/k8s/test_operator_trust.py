@@ -48,6 +48,12 @@ def secret(kube: Kube, namespace: str, name: str) -> dict:
     return {key: base64.b64decode(value) for key, value in found.get("data", {}).items()}
 
 
+def owners(kube: Kube, component: str) -> list[str]:
+    """The models that a certificate goes away with."""
+    found = kube.find(f"/api/v1/namespaces/{MODELS}/secrets/strata-hop-{component}") or {}
+    return [owner["name"] for owner in found.get("metadata", {}).get("ownerReferences", [])]
+
+
 def certificates(kube: Kube, namespace: str, *components: str) -> dict[str, dict]:
     """The files of each component; empty until all are there."""
     found = {c: secret(kube, namespace, f"strata-hop-{c}") for c in components}
@@ -74,8 +80,7 @@ def test_everybody_gets_one_and_keeps_it(kube, operator, strata_binary, tmp_path
     assert all(key not in files.values() for files in made.values())
     chart_made = kube.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/strata-hop-platform")["metadata"]
     assert chart_made["labels"] == {"app.kubernetes.io/managed-by": "Helm"}, "Helm's labels are Helm's"
-    owners = kube.get(f"/api/v1/namespaces/{MODELS}/secrets/strata-hop-engine")["metadata"]["ownerReferences"]
-    assert [o["name"] for o in owners] == ["a", "b"]
+    kube.wait("both models to own theirs", lambda: owners(kube, "engine") == ["a", "b"], 20)
 
     # A second look writes nothing, nor does another process that takes over.
     operator.settle()
@@ -129,10 +134,11 @@ def test_they_go_with_the_last_model(kube, operator):
     kube.apply(named("a"), named("b"), namespace=MODELS)
     kube.wait("everybody to have a certificate", lambda: everybody(kube), 20)
     kube.delete(kube.path("ModelDeployment", MODELS, "b"))
-    path = f"/api/v1/namespaces/{MODELS}/secrets/strata-hop-engine"
-    kube.wait("one owner", lambda: [o["name"] for o in kube.get(path)["metadata"]["ownerReferences"]] == ["a"], 20)
+    kube.wait("one owner", lambda: owners(kube, "engine") == ["a"], 20)
     kube.delete(kube.path("ModelDeployment", MODELS, "a"))
-    kube.wait("them to go", lambda: not any(kube.find(path.replace("engine", c)) for c in ("engine", "scheduler")), 30)
+    beside = [f"/api/v1/namespaces/{MODELS}/secrets/strata-hop-{c}" for c in ("engine", "scheduler")]
+    # Kubernetes' collector looks only every half minute whether there is a new kind.
+    kube.wait("them to go", lambda: not any(kube.find(path) for path in beside), 90)
     operator.settle()
-    assert not kube.find(path), "the operator makes none for a namespace without a model"
+    assert not any(kube.find(path) for path in beside), "the operator makes none for a namespace without a model"
     assert certificates(kube, NAMESPACE, *CENTRAL)

@@ -205,7 +205,12 @@ fn judge(
         return Said::waits(Reason::Updating, message);
     }
     if wanted == 0 {
-        return Said::good(Reason::ScaledToZero, asleep(engine));
+        let wakes = engine.spec.autoscaling.is_none() || seen.schedulers.iter().any(|view| view.ready);
+        return if wakes || !site.mode.has_scheduler() {
+            Said::good(Reason::ScaledToZero, asleep(engine))
+        } else {
+            Said::waits(Reason::NotRouted, "asleep; no scheduler serves that could wake it".to_owned())
+        };
     }
     if site.mode.has_scheduler()
         && let Some(message) = routed::missing(engine, assessment, seen.schedulers)

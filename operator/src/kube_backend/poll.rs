@@ -35,6 +35,8 @@ const GATEWAY: Duration = Duration::from_secs(30);
 const GATEWAY_SOON: Duration = Duration::from_secs(1);
 /// Requests at once.
 const AT_ONCE: usize = 64;
+/// Of these, to downloads: pods that do not answer must not keep schedulers from being asked.
+const DOWNLOADS_AT_ONCE: usize = 32;
 
 /// Asks.
 pub(super) struct Poller {
@@ -101,6 +103,12 @@ impl Poller {
                     for (question, every) in due {
                         let is_due = last.get(&question).is_none_or(|at| now.duration_since(*at) >= every);
                         if !is_due || open.contains(&question) || open.len() >= AT_ONCE {
+                            continue;
+                        }
+                        let is_download = |q: &Question| matches!(q, Question::Download { .. });
+                        if is_download(&question)
+                            && open.iter().filter(|q| is_download(q)).count() >= DOWNLOADS_AT_ONCE
+                        {
                             continue;
                         }
                         last.insert(question.clone(), now);

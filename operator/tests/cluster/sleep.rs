@@ -92,6 +92,19 @@ fn who_cannot_be_asked_may_hold_requests() {
 }
 
 #[test]
+fn what_nobody_can_wake_is_not_ready() {
+    let mut world = sleepy();
+    world.demand = idle(1000.0);
+    world.now += 1000;
+    world.settle();
+    assert!(world.pods.is_empty() && world.ready());
+    let down = SchedulerView { pod: "s".into(), ready: false, report: Err("it does not serve".into()) };
+    world.schedulers = vec![down];
+    let said = world.status()["conditions"].to_string();
+    assert!(said.contains("NotRouted") && said.contains("no scheduler serves that could wake it"), "{said}");
+}
+
+#[test]
 fn bounds_hold_without_an_autoscaler_too() {
     let mut world = World::new(json!({ "autoscaling": { "min": 2, "max": 3 } }));
     world.settle();
