@@ -305,20 +305,22 @@ impl Metrics {
             self.queue_size.get_or_create(&of_model).set(held as i64);
             let (mut kv, mut waiting, mut ready) = (Vec::new(), Vec::new(), 0);
             let mut emptiest = f64::INFINITY;
-            for replica in pool.replicas.load().iter() {
+            let (replicas, prefill) = (pool.replicas.load(), pool.prefill.load());
+            for replica in replicas.iter().chain(prefill.iter()) {
                 let label = OfReplica { name: name.clone(), model_server_pod: replica.name().to_owned() };
                 self.index_size.get_or_create(&label).set(replica.indexed_blocks() as i64);
                 let view = replica.view(&nothing, now, stale);
-                if !view.ready {
+                if let Some(count) = view.load.waiting.filter(|_| view.ready) {
+                    self.replica_queue.get_or_create(&label).set(count);
+                }
+                // The pool is what answers: by its means the model is scaled.
+                if !view.ready || !replica.role().is_decode() {
                     continue;
                 }
                 ready += 1;
                 emptiest = emptiest.min(view.load.saturation());
                 kv.extend(view.kv_usage);
-                if let Some(count) = view.load.waiting {
-                    waiting.push(count);
-                    self.replica_queue.get_or_create(&label).set(count);
-                }
+                waiting.extend(view.load.waiting);
             }
             self.ready.get_or_create(&of_pool).set(ready);
             // No ready replica at all is as full as can be.

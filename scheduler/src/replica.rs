@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata_wire::models::Model;
 use strata_wire::prefix::Prefix;
-use strata_wire::replicas::{Endpoint, ReplicaState, Track};
+use strata_wire::replicas::{Endpoint, ReplicaState, Role, Track};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -103,6 +103,11 @@ impl Replica {
     /// Which revision it runs, while one is tried out.
     pub fn track(&self) -> Track {
         self.endpoint.track
+    }
+
+    /// What part of a request it does.
+    pub fn role(&self) -> Role {
+        self.endpoint.role
     }
 
     /// Its base URL, without a slash at the end.
@@ -247,6 +252,7 @@ impl Replica {
             name: self.endpoint.name.clone(),
             url: self.endpoint.url.clone(),
             track: self.endpoint.track,
+            role: self.endpoint.role,
             ready: inner.unready.is_none(),
             reason: inner.unready.clone(),
             in_flight: inner.own.in_flight,

@@ -9,7 +9,7 @@ use kube::Resource;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
-use strata_wire::replicas::{Policy, Track};
+use strata_wire::replicas::{Policy, Role, Track};
 
 use crate::discovery::{Model, Pod};
 
@@ -136,6 +136,10 @@ impl Readable for PodObject {
                 Some("canary") => Track::Canary,
                 _ => Track::Stable,
             },
+            role: match labels.get("strata.dev/role").map(String::as_str) {
+                Some("prefill") => Role::Prefill,
+                _ => Role::Decode,
+            },
             authority,
             tls,
             ready: conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"),
@@ -236,6 +240,7 @@ mod tests {
             Pod {
                 model: "m".to_owned(),
                 track: Track::Canary,
+                role: Role::Decode,
                 authority: Some("10.1.2.3:8123".to_owned()),
                 tls: false,
                 ready: true,
@@ -259,6 +264,8 @@ mod tests {
             p["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"scheme": "HTTPS"}});
         });
         assert!(!beside.tls, "a container beside it");
+        let prefill = pod(|p| p["metadata"]["labels"]["strata.dev/role"] = json!("prefill"));
+        assert_eq!(prefill.role, Role::Prefill);
         let bare = pod(|p| {
             *p = json!({"metadata": {"name": "x"}, "spec": {"containers": null}, "status": {"podIP": ""}});
         });
