@@ -222,7 +222,8 @@ async fn attempt(scheduler: &Scheduler, call: &Call, lease: &Lease) -> Result<Be
     let request = call.request(scheduler, lease, left)?;
     let response = scheduler.upstream.send(request, limit).await.map_err(|error| not_sent(&error))?;
     let (head, body) = response.into_parts();
-    let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout));
+    // Fused: of an answer without a body the end is seen here, and looked for again later.
+    let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout).fuse());
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(refused(&head, rest).await);
     }
