@@ -144,6 +144,11 @@ impl Replica {
         self.lock().epoch
     }
 
+    /// Requests that this scheduler has sent it.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     /// Blocks in its prefix index.
     pub fn indexed_blocks(&self) -> usize {
         self.lock().index.len()
@@ -170,6 +175,7 @@ impl Replica {
             epoch: inner.epoch,
             decision,
             tokens,
+            spared: 0.0,
             bytes: prefix.bytes,
             pending: true,
             changed: Arc::clone(changed),
@@ -261,7 +267,7 @@ impl Replica {
             kv_usage: reading.kv_usage.unwrap_or(0.0),
             prefix_queries: reading.prefix_queries.unwrap_or(0.0),
             prefix_hits: reading.prefix_hits.unwrap_or(0.0),
-            requests: self.requests.load(Ordering::Relaxed),
+            requests: self.requests(),
         }
     }
 }
@@ -276,13 +282,30 @@ pub struct Lease {
     pub epoch: u64,
     /// Why there.
     pub decision: Decision,
+    /// Tokens of its prompt that wait here, and that wait elsewhere instead.
     tokens: f64,
+    spared: f64,
     bytes: usize,
     pending: bool,
     changed: Arc<Notify>,
 }
 
 impl Lease {
+    /// Its prompt is computed elsewhere: nothing of it waits here.
+    pub fn spare(&mut self) {
+        let tokens = std::mem::take(&mut self.tokens);
+        let mut inner = self.replica.lock();
+        inner.own.pending_tokens = (inner.own.pending_tokens - tokens).max(0.0);
+        self.spared += tokens;
+    }
+
+    /// Its prompt is computed here after all.
+    pub fn burden(&mut self) {
+        let tokens = std::mem::take(&mut self.spared);
+        self.replica.lock().own.pending_tokens += tokens;
+        self.tokens += tokens;
+    }
+
     /// Its response has begun. `answered` tells that the prompt was processed, not refused.
     pub fn begun(&mut self, answered: bool) {
         if std::mem::take(&mut self.pending) {
@@ -333,6 +356,7 @@ mod tests {
             blocks: 4,
             candidates: 1,
             why: Why::OnlyOne,
+            prompt: None,
         }
     }
 
@@ -390,6 +414,9 @@ mod tests {
         let mut a = r.lease(decision(), &prefix(4), 1024, &changed);
         let b = r.lease(decision(), &prefix(4), 1024, &changed);
         assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 512.0 });
+        a.spare();
+        assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 256.0 });
+        a.burden();
         a.begun(true);
         a.begun(true);
         assert_eq!(r.own(), Own { in_flight: 2, pending: 1, pending_tokens: 256.0 });
