@@ -41,6 +41,7 @@ pub use governance::{GatewayView, policy_status, tenant_status};
 pub use judge::{judge, judge_policy, judge_tenant};
 pub use meta::shared_owners;
 pub use namespace::{NamespaceSeen, namespace_step};
+pub(crate) use revision::digest;
 pub use scale::METRIC_LABEL;
 pub use site::{Capabilities, ClusterSite, Trust};
 pub use status::{malformed_status, model_status};

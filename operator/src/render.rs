@@ -37,6 +37,9 @@ pub const ENDPOINTS_FILE: &str = "endpoints.json";
 /// Label of an engine's pod: `decode`, or `prefill` for those that compute prompts for others. Pods of a
 /// model without the latter have none.
 pub const ROLE_LABEL: &str = "strata.dev/role";
+/// Label beside [`ROLE_LABEL`]: pods that have the same value can use what the others make of a prompt. In
+/// the midst of a change there are pods of two.
+pub const HANDOVER_LABEL: &str = "strata.dev/handover";
 /// Label: the ModelDeployment that a pod belongs to.
 pub const MODEL_LABEL: &str = "strata.dev/model-deployment";
 

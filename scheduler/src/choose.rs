@@ -160,12 +160,20 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
     }
 }
 
-/// Chooses among the replicas that compute prompts, by the same scores, and books the choice. No request
-/// waits for one of them: the replica that answers can compute its prompt itself.
-pub(crate) fn place_prompt(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted) -> Result<Lease, NoRoom> {
+/// Chooses among the replicas that compute prompts for this one, by the same scores, and books the choice.
+/// No request waits for one of them: the replica that answers can compute its prompt itself.
+pub(crate) fn place_prompt(
+    scheduler: &Scheduler,
+    pool: &Pool,
+    wanted: &Wanted,
+    answers: &Replica,
+) -> Result<Lease, NoRoom> {
     let _choosing = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let replicas = pool.prefill.load();
-    let candidates = candidates(scheduler, &replicas, wanted, &Tried::default());
+    let mut candidates = candidates(scheduler, &replicas, wanted, &Tried::default());
+    for (candidate, replica) in candidates.iter_mut().zip(replicas.iter()) {
+        candidate.eligible &= replica.can_hand_to(answers);
+    }
     let weights = pool.rules.load().weights;
     match pick(Policy::Prefix, &ask(scheduler, wanted), &candidates, &weights, 0, scheduler.random()) {
         Outcome::Picked(at, decision) => {

@@ -30,6 +30,8 @@ pub struct Pod {
     pub track: Track,
     /// What part of a request it does.
     pub role: Role,
+    /// Who can use what it makes of a prompt, as [`Endpoint::handover`].
+    pub handover: Option<String>,
     /// Where it listens, such as `10.0.0.1:8000`, once it has an address.
     pub authority: Option<String>,
     /// Whether it speaks TLS there: pods of one model may differ while a cluster changes over.
@@ -80,7 +82,8 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
         let (Some(listed), Some(authority)) = (listed, &pod.authority) else { continue };
         let scheme = if secured && pod.tls { "https" } else { "http" };
         let url = format!("{scheme}://{authority}");
-        let endpoint = Endpoint { name: name.clone(), url, track: pod.track, role: pod.role };
+        let (name, handover) = (name.clone(), pod.handover.clone());
+        let endpoint = Endpoint { name, url, track: pod.track, role: pod.role, handover };
         if pod.ready {
             listed.replicas.push(endpoint);
         } else if pod.started {
@@ -305,6 +308,7 @@ mod tests {
                 tls,
                 track: if canary { Track::Canary } else { Track::Stable },
                 role: if host % 3 == 2 { Role::Prefill } else { Role::Decode },
+                handover: None,
                 authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
                 model,
                 ready,

@@ -23,7 +23,7 @@ use crate::call::Call;
 use crate::choose::{NoRoom, place_prompt};
 use crate::pick::Prompt;
 use crate::registry::Pool;
-use crate::replica::Lease;
+use crate::replica::{Lease, Replica};
 use crate::scheduler::Scheduler;
 
 /// Routes whose requests have a prompt and an answer.
@@ -111,7 +111,7 @@ impl<'c> Prefill<'c> {
         let listed = !pool.prefill.load().is_empty();
         if self.open && listed && is_worth_it(&self.call.wanted.prefix, lease.decision.cached_blocks) {
             lease.spare();
-            let came = compute(scheduler, self.call, pool).await;
+            let came = compute(scheduler, self.call, pool, &lease.replica).await;
             let came = came.and_then(|(by, words)| {
                 let patched = for_decode(&self.call.body, words).map_err(|_| "error")?;
                 Ok((by, patched))
@@ -148,12 +148,19 @@ impl<'c> Prefill<'c> {
     }
 }
 
-/// Lets a prefill replica compute the prompt. Returns its name and what it says, or why not.
-async fn compute(scheduler: &Scheduler, call: &Call, pool: &Pool) -> Result<(String, String), &'static str> {
-    let mut lease = place_prompt(scheduler, pool, &call.wanted).map_err(|no_room| match no_room {
-        NoRoom::Full => "full",
-        NoRoom::NoneReady => "none_ready",
-    })?;
+/// Lets a prefill replica compute the prompt for the one that answers. Returns its name and what it says,
+/// or why not.
+async fn compute(
+    scheduler: &Scheduler,
+    call: &Call,
+    pool: &Pool,
+    answers: &Replica,
+) -> Result<(String, String), &'static str> {
+    let mut lease =
+        place_prompt(scheduler, pool, &call.wanted, answers).map_err(|no_room| match no_room {
+            NoRoom::Full => "full",
+            NoRoom::NoneReady => "none_ready",
+        })?;
     let left = call.wanted.deadline.saturating_duration_since(Instant::now());
     // Half of what is left, so that the other leg has a chance when this one takes too long.
     let limit = scheduler.options.first_byte_timeout.min(left / 2);

@@ -110,6 +110,11 @@ impl Replica {
         self.endpoint.role
     }
 
+    /// Whether the other can use what it makes of a prompt.
+    pub fn can_hand_to(&self, other: &Self) -> bool {
+        self.endpoint.handover == other.endpoint.handover
+    }
+
     /// Its base URL, without a slash at the end.
     pub fn url(&self) -> &str {
         self.endpoint.url.trim_end_matches('/')

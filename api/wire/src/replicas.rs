@@ -45,12 +45,16 @@ pub struct Endpoint {
     /// What part of a request it does.
     #[serde(default, skip_serializing_if = "Role::is_decode")]
     pub role: Role,
+    /// What it has made of a prompt is of use to replicas that say the same here, and to no others: those
+    /// of another model or engine would read something else in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<String>,
 }
 
 impl Endpoint {
     /// A replica of the stable track that answers requests.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self { name: name.into(), url: url.into(), track: Track::Stable, role: Role::Decode }
+        Self { name: name.into(), url: url.into(), track: Track::Stable, role: Role::Decode, handover: None }
     }
 }
 

@@ -164,7 +164,7 @@ pub(super) fn scheduler_inputs(site: &ClusterSite) -> String {
 
 /// Ten hexadecimal digits of the hash of a value, whatever the order of its members; members that are
 /// null or empty count as absent, so that a new optional field changes nothing.
-fn digest(value: &Value) -> String {
+pub(crate) fn digest(value: &Value) -> String {
     crate::render::short_hash(canonical(value).to_string().as_bytes())
 }
 

@@ -11,11 +11,14 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::json;
 use strata_kinds::model_deployment::{CacheScope, PodTemplate};
 use strata_wire::defaults;
 
-use super::{HostSite, LISTEN_ENV, PORT, ROLE_LABEL, Site, args, engine, hop, host, match_labels};
-use crate::cluster::ClusterSite;
+use super::{
+    HANDOVER_LABEL, HostSite, LISTEN_ENV, PORT, ROLE_LABEL, Site, args, engine, hop, host, match_labels,
+};
+use crate::cluster::{ClusterSite, digest};
 use crate::workload::{Component, EngineWorkload, Workload};
 
 /// The user and group that containers run as, who own nothing.
@@ -38,6 +41,7 @@ pub(super) fn template(
         _ => PodTemplate::default(),
     };
     labels.extend(role_label(workload));
+    labels.extend(handover_label(workload));
     for (key, value) in &added.labels {
         labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
@@ -83,6 +87,20 @@ pub(super) fn template(
 fn role_label(workload: &Workload) -> Option<(String, String)> {
     let Workload::Engine(engine) = workload else { return None };
     engine.role.map(|role| (ROLE_LABEL.to_owned(), role.to_string()))
+}
+
+/// Which others can use what the pods make of a prompt: those of the same model and engine. How they are
+/// spread over devices may differ.
+fn handover_label(workload: &Workload) -> Option<(String, String)> {
+    let Workload::Engine(engine) = workload else { return None };
+    let spec = &engine.spec;
+    engine.role.map(|_| {
+        let alike = json!({
+            "model": spec.model, "task": spec.task, "adapters": spec.adapters, "engine": spec.engine,
+            "experimental": spec.experimental,
+        });
+        (HANDOVER_LABEL.to_owned(), digest(&alike))
+    })
 }
 
 /// The user's own, and how metrics are to be asked for where that is not as usual.

@@ -214,6 +214,29 @@ fn neither_takes_the_pods_of_the_other() {
     }
 }
 
+/// In the midst of a change old pods would read something else in what new ones make of a prompt.
+#[test]
+fn pods_of_one_model_and_engine_alone_are_alike() {
+    let alike = |world: &World, name: &str| {
+        child(world, "Deployment", name)["spec"]["template"]["metadata"]["labels"]["strata.dev/handover"]
+            .clone()
+    };
+    let mut world = world();
+    let before = alike(&world, "a-engine");
+    assert_eq!(before, alike(&world, "a-engine-prefill"));
+    world.edit(json!({
+        "podTemplate": { "nodeSelector": { "pool": "b" } },
+        "prefill": { "parallelism": { "tensor": 2 } },
+    }));
+    assert_eq!(
+        [alike(&world, "a-engine"), alike(&world, "a-engine-prefill")],
+        [before.clone(), before.clone()]
+    );
+    world.edit(json!({ "model": { "name": "m", "uri": "pvc://models/other" } }));
+    let after = alike(&world, "a-engine");
+    assert!(after != before && after == alike(&world, "a-engine-prefill"));
+}
+
 #[test]
 fn what_is_applied() {
     let mut world = World::new(json!({

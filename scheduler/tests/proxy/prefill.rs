@@ -317,6 +317,19 @@ async fn they_are_found_by_their_label_and_get_nothing_else() {
     let pool = |metric: &str| format!("inference_pool_{metric}{{name=\"m\"}}");
     assert!((rig.metric(&pool("ready_pods")).await - 1.0).abs() < 1e-9, "the pool is what answers");
     assert!(decision(&rig.chat(&long("b")).await).contains("prefill=m-p"));
+    // In the midst of a change: what it makes of a prompt is of no use to the other.
+    server.change(PODS, "m-p", |p| p["metadata"]["labels"]["strata.dev/handover"] = json!("new"));
+    let moved = || rig.scheduler.registry.replicas().iter().any(|r| r.endpoint().handover.is_some());
+    eventually("the label is read", moved).await;
+    rig.ready("m", 2).await;
+    assert!(decision(&rig.chat(&long("x")).await).contains("prefill=none(none_ready)"));
+    server.change(PODS, "m-d", |p| p["metadata"]["labels"]["strata.dev/handover"] = json!("new"));
+    eventually("the label is read", || {
+        rig.scheduler.registry.replicas().iter().all(|r| r.endpoint().handover.is_some())
+    })
+    .await;
+    rig.ready("m", 2).await;
+    assert!(decision(&rig.chat(&long("y")).await).contains("prefill=m-p"));
     server.delete(PODS, "m-p");
     eventually("it is not listed", || rig.states("m").len() == 1).await;
     let alone = decision(&rig.chat(&long("c")).await);
