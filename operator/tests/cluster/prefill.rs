@@ -1,5 +1,6 @@
 //! Models whose prompts are computed by replicas of their own.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use strata_operator::Mode;
 use strata_operator::cluster::Capabilities;
@@ -301,4 +302,86 @@ fn where_it_cannot_be_it_is_refused_with_words() {
     Ready=False Invalid: `spec.prefill.podTemplate.resources.limits`: 1 nvidia.com/gpu for a replica, and `spec.prefill.parallelism` spreads it over 2: ask for 2, or leave the limit out
     Ready=False ModeLimit: mode development has one replica a model and no scheduler, which `spec.prefill` needs: remove it, or use mode production
     ");
+}
+
+/// What may happen between two looks of the operator.
+#[derive(Clone, Debug)]
+enum Happens {
+    Edit(u8),
+    EditPrefill(Option<(u8, i32)>),
+    Replicas(i32),
+    Canary(bool),
+    PodDies(usize),
+    Kubernetes(u8),
+    Operator,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        2 => (0u8..3).prop_map(Happens::Edit),
+        3 => prop::option::weighted(0.8, (0u8..3, 0i32..4)).prop_map(Happens::EditPrefill),
+        1 => (1i32..4).prop_map(Happens::Replicas),
+        1 => any::<bool>().prop_map(Happens::Canary),
+        1 => (0usize..8).prop_map(Happens::PodDies),
+        6 => (1u8..12).prop_map(Happens::Kubernetes),
+        6 => Just(Happens::Operator),
+    ]
+}
+
+fn told(value: u8) -> Value {
+    json!({ "env": [{ "name": "V", "value": value.to_string() }] })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    /// Whatever happens to either: both come to what is asked, nothing is left of what is not, and no pod
+    /// that answers is made anew for what happens to those that compute prompts.
+    #[test]
+    fn both_converge_apart(script in prop::collection::vec(happens(), 1..30)) {
+        let mut world = World::new(json!({
+            "engine": vllm(&[]), "replicas": 2, "podTemplate": told(0),
+            "prefill": { "replicas": 1, "podTemplate": told(0) },
+        }));
+        world.settle();
+        for event in script {
+            match event {
+                Happens::Edit(n) => world.edit(json!({ "podTemplate": told(n) })),
+                Happens::EditPrefill(Some((n, replicas))) => {
+                    world.edit(json!({ "prefill": { "replicas": replicas, "podTemplate": told(n) } }));
+                }
+                Happens::EditPrefill(None) => world.edit(json!({ "prefill": null })),
+                Happens::Replicas(n) => world.edit(json!({ "replicas": n })),
+                Happens::Canary(true) => world.edit(json!({ "rollout": { "canary": { "weight": 40 } } })),
+                Happens::Canary(false) => world.edit(json!({ "rollout": null })),
+                Happens::PodDies(n) => {
+                    if !world.pods.is_empty() {
+                        let index = n % world.pods.len();
+                        world.pods.remove(index);
+                    }
+                }
+                Happens::Kubernetes(steps) => (0..steps).for_each(|_| {
+                    world.kubernetes();
+                }),
+                Happens::Operator => {
+                    world.operate();
+                }
+            }
+        }
+        world.edit(json!({ "rollout": null, "replicas": 2 }));
+        let prefill = |n: u8| json!({ "prefill": { "replicas": 2, "podTemplate": told(n) } });
+        world.edit(prefill(7));
+        world.settle();
+        prop_assert!(world.ready(), "{}\n{:#?}", world.said(), world.pods);
+        prop_assert_eq!((names(&world, "stable").len(), names(&world, "prefill").len(), world.pods.len()), (2, 2, 4));
+        let answer = names(&world, "stable");
+        world.edit(prefill(8));
+        world.settle();
+        prop_assert_eq!(names(&world, "stable"), answer);
+        prop_assert!(world.ready() && !world.operate());
+        world.edit(json!({ "prefill": null }));
+        world.settle();
+        prop_assert!(world.ready() && names(&world, "prefill").is_empty());
+        prop_assert_eq!(world.deployments.len(), 1);
+    }
 }
