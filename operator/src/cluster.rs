@@ -13,6 +13,7 @@ mod meta;
 mod namespace;
 pub(crate) mod pods;
 mod policy;
+mod prefill;
 mod revision;
 mod rollout;
 mod route;
@@ -40,6 +41,7 @@ pub use governance::{GatewayView, policy_status, tenant_status};
 pub use judge::{judge, judge_policy, judge_tenant};
 pub use meta::shared_owners;
 pub use namespace::{NamespaceSeen, namespace_step};
+pub(crate) use revision::digest;
 pub use scale::METRIC_LABEL;
 pub use site::{Capabilities, ClusterSite, Trust};
 pub use status::{malformed_status, model_status};
@@ -47,7 +49,8 @@ pub use step::{DEVELOPMENT_SERVICE, ModelStep, model_step, swept_kinds};
 
 /// Label of a pod: the revision of the template that it was made from.
 pub const REVISION_LABEL: &str = "strata.dev/revision";
-/// Label of a pod: `stable`, or `canary` for those that try a new revision.
+/// Label of a pod: `stable`, `canary` for those that try a new revision, or `prefill` for those that
+/// compute prompts for the others. By it each Deployment knows its own.
 pub const TRACK_LABEL: &str = "strata.dev/track";
 /// Label of everything that the operator made.
 pub const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "strata-operator");
@@ -55,7 +58,7 @@ pub const MANAGED_LABEL: (&str, &str) = ("app.kubernetes.io/managed-by", "strata
 /// What is seen of a model's children. All of them are of this one model.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelSeen<'a> {
-    /// The Deployments `<model>-engine` and `<model>-engine-canary`.
+    /// The Deployments `<model>-engine`, `<model>-engine-canary` and `<model>-engine-prefill`.
     pub deployments: &'a [Arc<Deployment>],
     /// Pods with the model's label.
     pub pods: &'a [Arc<Pod>],

@@ -1,5 +1,6 @@
 //! From objects to wanted workloads and a verdict on each object. Pure.
 
+pub(crate) mod prefill;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use strata_kinds::unbuilt::{self, Place};
 use strata_kinds::validate::FieldError;
 use strata_kinds::{ModelDeployment, ModelDeploymentSpec, NAMESPACE, QuotaPolicy, Tenant};
 use strata_wire::model_uri::ModelUri;
+use strata_wire::replicas::Role;
 
 pub use status::{ModelObservation, ObjectStatus, statuses};
 
@@ -158,7 +160,7 @@ pub(crate) fn judge_models<'a>(
             verdict
         } else if let (Place::Cluster, Err(error)) = (place, uri) {
             refused(Reason::Invalid, format!("`spec.model.uri`: {error}"))
-        } else if let Some(message) = too_few_devices(spec) {
+        } else if let Some(message) = too_few_devices_of_any(spec) {
             refused(Reason::Invalid, message)
         } else if let Some(older) = serves.get(spec.model.name.as_str()) {
             refused(
@@ -203,7 +205,14 @@ pub(crate) fn judge_models<'a>(
 /// A field that needs a scheduler, or several replicas.
 fn beyond_development(spec: &ModelDeploymentSpec) -> Option<&'static str> {
     let canary = spec.rollout.as_ref().is_some_and(|r| r.canary.is_some());
-    spec.autoscaling.as_ref().map(|_| "autoscaling").or(canary.then_some("rollout.canary"))
+    let prefill = spec.prefill.as_ref().map(|_| "prefill");
+    spec.autoscaling.as_ref().map(|_| "autoscaling").or(canary.then_some("rollout.canary")).or(prefill)
+}
+
+/// Why a replica could not have its devices, of those that answer or of those that compute prompts.
+fn too_few_devices_of_any(spec: &ModelDeploymentSpec) -> Option<String> {
+    let of_prefill = || too_few_devices(&prefill::spec(spec)?, "spec.prefill");
+    too_few_devices(spec, "spec").or_else(of_prefill)
 }
 
 /// What a model asks to run, whatever the verdict on it. On a cluster a refused model keeps the children
@@ -214,6 +223,7 @@ pub fn workload(model: &ModelDeployment) -> EngineWorkload {
         owner: Owner { name: model.name_any(), uid: model.uid() },
         spec: Box::new(model.spec.clone()),
         refresh: model.annotations().get(REFRESH_ANNOTATION).cloned(),
+        role: model.spec.prefill.is_some().then_some(Role::Decode),
     }
 }
 

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use sha2::{Digest, Sha256};
 use strata_kinds::model_deployment::Runtime;
+use strata_wire::replicas::Role;
 
 use crate::cluster::ClusterSite;
 use crate::workload::{Component, Workload};
@@ -33,6 +34,12 @@ pub const LISTEN_ENV: &str = "STRATA_LISTEN";
 pub const ENDPOINTS_CONFIG: &str = "strata-endpoints";
 /// The endpoints file's name.
 pub const ENDPOINTS_FILE: &str = "endpoints.json";
+/// Label of an engine's pod: `decode`, or `prefill` for those that compute prompts for others. Pods of a
+/// model without the latter have none.
+pub const ROLE_LABEL: &str = "strata.dev/role";
+/// Label beside [`ROLE_LABEL`]: pods that have the same value can use what the others make of a prompt. In
+/// the midst of a change there are pods of two.
+pub const HANDOVER_LABEL: &str = "strata.dev/handover";
 /// Label: the ModelDeployment that a pod belongs to.
 pub const MODEL_LABEL: &str = "strata.dev/model-deployment";
 
@@ -126,13 +133,12 @@ pub(crate) fn short_hash(text: &[u8]) -> String {
     })
 }
 
-/// The label selector of a model's pods, as `/scale` has it.
-pub fn selector(model: &str) -> String {
-    match_labels(Component::Engine, Some(model))
-        .iter()
-        .map(|(k, v)| format!("{k}={v}"))
-        .collect::<Vec<_>>()
-        .join(",")
+/// The label selector of a model's pods, as `/scale` has it. Those that compute prompts for others, where
+/// there are such, are not scaled by it.
+pub fn selector(model: &str, has_prefill: bool) -> String {
+    let labels = match_labels(Component::Engine, Some(model));
+    let others = has_prefill.then(|| format!("{ROLE_LABEL}!={}", Role::Prefill));
+    labels.iter().map(|(k, v)| format!("{k}={v}")).chain(others).collect::<Vec<_>>().join(",")
 }
 
 /// The labels that tell one workload's pods from all others.

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::RoutingPolicy;
-use strata_wire::replicas::Policy;
+use strata_wire::replicas::{Policy, Role};
 
 /// A layer of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -73,6 +73,16 @@ pub struct EngineWorkload {
     pub spec: Box<ModelDeploymentSpec>,
     /// The value of its annotation `strata.dev/refresh`.
     pub refresh: Option<String>,
+    /// Which part of a request its replicas do; `None` where they do all of it.
+    pub role: Option<Role>,
+}
+
+impl EngineWorkload {
+    /// Its name, and the prefix of its pods' names.
+    pub fn name(&self) -> String {
+        let suffix = if self.role == Some(Role::Prefill) { "-prefill" } else { "" };
+        format!("{}-engine{suffix}", self.owner.name)
+    }
 }
 
 /// The scheduler of a namespace.
@@ -107,7 +117,7 @@ impl Workload {
     /// a suffix that keeps them apart from anything else of that name.
     pub fn name(&self) -> String {
         match self {
-            Self::Engine(engine) => format!("{}-engine", engine.owner.name),
+            Self::Engine(engine) => engine.name(),
             Self::Scheduler(_) => "strata-scheduler".to_owned(),
             Self::Gateway => "strata-gateway".to_owned(),
             Self::Platform => "strata-platform".to_owned(),

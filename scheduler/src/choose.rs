@@ -9,7 +9,7 @@ use strata_wire::ErrorKind;
 use strata_wire::prefix::Prefix;
 use tokio::time::Instant;
 
-use crate::pick::{Ask, Candidate, Outcome, pick};
+use crate::pick::{Ask, Candidate, Outcome, Policy, pick};
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica};
 use crate::scheduler::Scheduler;
@@ -118,37 +118,22 @@ pub async fn choose(
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum NoRoom {
+/// Why no replica can take a request now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoRoom {
+    /// Each has all that it can take.
     Full,
+    /// None is ready.
     NoneReady,
 }
 
 /// Chooses among the replicas as they are now, and books the choice.
 fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> Result<Lease, NoRoom> {
     let began = std::time::Instant::now();
-    let ask = Ask {
-        blocks: wanted.prefix.blocks.len(),
-        bytes: wanted.bytes,
-        inter_token_objective: scheduler.options.inter_token_objective.as_secs_f64(),
-    };
+    let ask = ask(scheduler, wanted);
     let mut split = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let replicas = pool.replicas.load();
-    let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
-    let mut candidates: Vec<Candidate<'_>> = replicas
-        .iter()
-        .map(|replica| {
-            let view = replica.view(&wanted.prefix, now, stale);
-            Candidate {
-                name: replica.name(),
-                track: replica.track(),
-                eligible: view.ready && !tried.excludes(replica, view.epoch),
-                load: view.load,
-                cached_blocks: view.cached_blocks,
-                bytes_per_token: view.bytes_per_token,
-            }
-        })
-        .collect();
+    let mut candidates = candidates(scheduler, &replicas, wanted, tried);
     let rules = pool.rules.load();
     let opening = wanted.prefix.opening;
     let retried = tried.last().map(Replica::track);
@@ -173,6 +158,59 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
         Outcome::Saturated => Err(NoRoom::Full),
         Outcome::NoneReady => Err(NoRoom::NoneReady),
     }
+}
+
+/// Chooses among the replicas that compute prompts for this one, by the same scores, and books the choice.
+/// No request waits for one of them: the replica that answers can compute its prompt itself.
+pub(crate) fn place_prompt(
+    scheduler: &Scheduler,
+    pool: &Pool,
+    wanted: &Wanted,
+    answers: &Replica,
+) -> Result<Lease, NoRoom> {
+    let _choosing = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let replicas = pool.prefill.load();
+    let mut candidates = candidates(scheduler, &replicas, wanted, &Tried::default());
+    for (candidate, replica) in candidates.iter_mut().zip(replicas.iter()) {
+        candidate.eligible &= replica.can_hand_to(answers);
+    }
+    let weights = pool.rules.load().weights;
+    match pick(Policy::Prefix, &ask(scheduler, wanted), &candidates, &weights, 0, scheduler.random()) {
+        Outcome::Picked(at, decision) => {
+            Ok(replicas[at].lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed))
+        }
+        Outcome::Saturated => Err(NoRoom::Full),
+        Outcome::NoneReady => Err(NoRoom::NoneReady),
+    }
+}
+
+fn ask(scheduler: &Scheduler, wanted: &Wanted) -> Ask {
+    Ask {
+        blocks: wanted.prefix.blocks.len(),
+        bytes: wanted.bytes,
+        inter_token_objective: scheduler.options.inter_token_objective.as_secs_f64(),
+    }
+}
+
+fn candidates<'a>(
+    scheduler: &Scheduler,
+    replicas: &'a [Arc<Replica>],
+    wanted: &Wanted,
+    tried: &Tried,
+) -> Vec<Candidate<'a>> {
+    let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
+    let candidate = |replica: &'a Arc<Replica>| {
+        let view = replica.view(&wanted.prefix, now, stale);
+        Candidate {
+            name: replica.name(),
+            track: replica.track(),
+            eligible: view.ready && !tried.excludes(replica, view.epoch),
+            load: view.load,
+            cached_blocks: view.cached_blocks,
+            bytes_per_token: view.bytes_per_token,
+        }
+    };
+    replicas.iter().map(candidate).collect()
 }
 
 /// A place among the requests that wait.

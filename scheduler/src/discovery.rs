@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, Track};
+use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, Role, Track};
 
 /// A ModelDeployment, as far as routing needs it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +30,10 @@ pub struct Pod {
     pub model: String,
     /// Which revision it runs.
     pub track: Track,
+    /// What part of a request it does.
+    pub role: Role,
+    /// Who can use what it makes of a prompt, as [`Endpoint::handover`].
+    pub handover: Option<String>,
     /// Where it listens, such as `10.0.0.1:8000`, once it has an address.
     pub authority: Option<String>,
     /// Whether it speaks TLS there: pods of one model may differ while a cluster changes over.
@@ -45,7 +49,7 @@ pub struct Pod {
 /// What is routed to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
-    /// Every model, those without a pod too, and the pods that take its requests.
+    /// Every model, those without a pod too, and the pods that take its requests or prompts.
     pub endpoints: Endpoints,
     /// Pods that take none and are watched, so that they are known when they can again.
     pub resting: Vec<Endpoint>,
@@ -79,8 +83,9 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
         let listed = by_object.get(&*pod.model).and_then(|name| found.endpoints.models.get_mut(*name));
         let (Some(listed), Some(authority)) = (listed, &pod.authority) else { continue };
         let scheme = if secured && pod.tls { "https" } else { "http" };
-        let endpoint =
-            Endpoint { name: name.clone(), url: format!("{scheme}://{authority}"), track: pod.track };
+        let url = format!("{scheme}://{authority}");
+        let (name, handover) = (name.clone(), pod.handover.clone());
+        let endpoint = Endpoint { name, url, track: pod.track, role: pod.role, handover };
         if pod.ready {
             listed.replicas.push(endpoint);
         } else if pod.started {
@@ -208,6 +213,7 @@ mod tests {
             ("e-has-no-address", Pod { authority: None, ..pod("llama", 5) }),
             ("f-canary", Pod { track: Track::Canary, ..pod("llama", 6) }),
             ("g-of-nobody", pod("gone", 7)),
+            ("h-prefill", Pod { role: Role::Prefill, ..pod("llama", 8) }),
         ]);
         insta::assert_json_snapshot!(find(&models, &pods, false).endpoints, @r#"
         {
@@ -222,6 +228,11 @@ mod tests {
                   "name": "f-canary",
                   "url": "http://10.0.0.6:8000",
                   "track": "canary"
+                },
+                {
+                  "name": "h-prefill",
+                  "url": "http://10.0.0.8:8000",
+                  "role": "prefill"
                 }
               ],
               "weights": {
@@ -298,6 +309,8 @@ mod tests {
             |(model, [ready, started, leaving, canary, tls], host)| Pod {
                 tls,
                 track: if canary { Track::Canary } else { Track::Stable },
+                role: if host % 3 == 2 { Role::Prefill } else { Role::Decode },
+                handover: None,
                 authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
                 model,
                 ready,

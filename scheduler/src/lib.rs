@@ -6,6 +6,7 @@
 //! of its answer is passed over for the next best. The scheduler knows no tenants and keeps no text:
 //! of a prompt it holds hashes.
 
+pub mod call;
 pub mod choose;
 pub mod demand;
 pub mod discovery;
@@ -14,6 +15,7 @@ pub mod exposition;
 pub mod metrics;
 pub mod options;
 pub mod pick;
+pub mod prefill;
 pub mod proxy;
 pub mod registry;
 pub mod replica;
@@ -50,7 +52,7 @@ pub fn router(scheduler: Scheduler) -> Router {
         .route("/ready", get(report::ready))
         .route("/version", get(report::version))
         .route("/metrics", get(report::metrics));
-    for (path, _) in proxy::ROUTES {
+    for (path, _) in call::ROUTES {
         router = router.route(path, post(proxy::handle));
     }
     fault::with_openai_fallbacks(router)

@@ -50,6 +50,12 @@ struct OfTrack {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfOutcome {
+    model_name: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfKind {
     kind: &'static str,
 }
@@ -78,6 +84,8 @@ pub struct Metrics {
     broken: Family<OfModel, Counter>,
     retry_budget: Level,
     tracks: Family<OfTrack, Counter>,
+    prefills: Family<OfOutcome, Counter>,
+    prefill_requests: Family<OfReplica, Gauge>,
     watch_failures: Family<OfKind, Counter>,
     malformed: Family<OfKind, Counter>,
     discovered: Gauge,
@@ -117,6 +125,8 @@ impl Metrics {
             broken: Family::default(),
             retry_budget: Gauge::default(),
             tracks: Family::default(),
+            prefills: Family::default(),
+            prefill_requests: Family::default(),
             watch_failures: Family::default(),
             malformed: Family::default(),
             discovered: Gauge::default(),
@@ -202,6 +212,16 @@ impl Metrics {
             self.tracks.clone(),
         );
         r.register(
+            "strata_scheduler_prefills",
+            "Prompts that were to be computed by a prefill replica, by what came of it",
+            self.prefills.clone(),
+        );
+        r.register(
+            "strata_scheduler_prefill_replica_requests",
+            "Prompts sent to a prefill replica since it is listed",
+            self.prefill_requests.clone(),
+        );
+        r.register(
             "strata_scheduler_watch_failures",
             "Failed lists and watches of the Kubernetes API; the last state stays in force",
             self.watch_failures.clone(),
@@ -255,6 +275,12 @@ impl Metrics {
         self.queue_time.get_or_create(&label).observe(waited.as_secs_f64());
     }
 
+    /// A prompt was to be computed by a prefill replica, and this came of it: `computed`, or why not.
+    pub fn prefilled(&self, model: &str, outcome: &'static str) {
+        let label = OfOutcome { model_name: model.to_owned(), outcome };
+        self.prefills.get_or_create(&label).inc();
+    }
+
     /// Objects of this kind could not be listed or watched.
     pub fn watch_failed(&self, kind: &'static str) {
         self.watch_failures.get_or_create(&OfKind { kind }).inc();
@@ -295,6 +321,7 @@ impl Metrics {
         self.kv_usage.clear();
         self.pool_queue.clear();
         self.replica_queue.clear();
+        self.prefill_requests.clear();
         self.retry_budget.set(shared.budget().left());
         self.discovered.set(i64::from(shared.is_discovered()));
         let (now, stale, nothing) = (shared.now(), shared.options.stale_after(), Prefix::default());
@@ -305,20 +332,26 @@ impl Metrics {
             self.queue_size.get_or_create(&of_model).set(held as i64);
             let (mut kv, mut waiting, mut ready) = (Vec::new(), Vec::new(), 0);
             let mut emptiest = f64::INFINITY;
-            for replica in pool.replicas.load().iter() {
+            let (replicas, prefill) = (pool.replicas.load(), pool.prefill.load());
+            for replica in replicas.iter().chain(prefill.iter()) {
                 let label = OfReplica { name: name.clone(), model_server_pod: replica.name().to_owned() };
                 self.index_size.get_or_create(&label).set(replica.indexed_blocks() as i64);
                 let view = replica.view(&nothing, now, stale);
+                if let Some(count) = view.load.waiting.filter(|_| view.ready) {
+                    self.replica_queue.get_or_create(&label).set(count);
+                }
+                // The pool is what answers: by its means the model is scaled.
+                if !replica.role().is_decode() {
+                    self.prefill_requests.get_or_create(&label).set(replica.requests() as i64);
+                    continue;
+                }
                 if !view.ready {
                     continue;
                 }
                 ready += 1;
                 emptiest = emptiest.min(view.load.saturation());
                 kv.extend(view.kv_usage);
-                if let Some(count) = view.load.waiting {
-                    waiting.push(count);
-                    self.replica_queue.get_or_create(&label).set(count);
-                }
+                waiting.extend(view.load.waiting);
             }
             self.ready.get_or_create(&of_pool).set(ready);
             // No ready replica at all is as full as can be.

@@ -1,23 +1,20 @@
-//! A request on its way to a replica: read, checked, patched, placed, sent, and sent elsewhere if the
-//! replica fails it before its first byte.
+//! A request on its way to a replica: placed, sent, and sent elsewhere if the replica fails it before its
+//! first byte. A long prompt may first go to a replica that computes it alone ([`crate::prefill`]).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::StreamExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
-use strata_hop::{Body, Fault, SendError, forward, spool};
-use strata_wire::hops::Hop;
-use strata_wire::patch::{self, Patch};
-use strata_wire::prefix;
-use strata_wire::toplevel::TopLevel;
-use strata_wire::{ErrorKind, defaults, headers};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
+use strata_hop::{Body, Fault, SendError, forward};
+use strata_wire::{ErrorKind, headers};
 use tokio::time::Instant;
 
-use crate::choose::{Tried, Wanted, choose, past_deadline, unknown_model};
+use crate::call::{Call, read};
+use crate::choose::{Tried, choose, past_deadline, unknown_model};
+use crate::prefill::Prefill;
 use crate::registry::Pool;
 use crate::replica::Lease;
 use crate::scheduler::Scheduler;
@@ -25,28 +22,6 @@ use crate::stream::{self, Chunks, Passage};
 
 /// Largest refusal of a replica that is kept while the request is tried elsewhere.
 const MAX_REFUSAL: usize = 64 * 1024;
-
-/// The engine's routes that are within reach, each with whether its prompt enters the prefix cache.
-/// All others (sleep, pause, cache reset, abort, adapters) are not.
-pub const ROUTES: &[(&str, bool)] = &[
-    ("/v1/chat/completions", true),
-    ("/v1/completions", true),
-    ("/v1/embeddings", true),
-    ("/tokenize", false),
-    ("/detokenize", false),
-];
-
-/// A request as it goes to a replica, whichever that is.
-struct Call {
-    path: String,
-    model: String,
-    pool: Arc<Pool>,
-    id: HeaderValue,
-    headers: HeaderMap,
-    has_deadline: bool,
-    body: Bytes,
-    wanted: Wanted,
-}
 
 /// A request's entry in the books.
 struct Running {
@@ -71,7 +46,7 @@ impl Drop for Running {
     }
 }
 
-/// Handles one request to one of [`ROUTES`].
+/// Handles one request to one of [`crate::call::ROUTES`].
 pub async fn handle(State(scheduler): State<Scheduler>, request: Request) -> Response {
     let arrived = Instant::now();
     let call = match read(&scheduler, request, arrived).await {
@@ -85,85 +60,6 @@ pub async fn handle(State(scheduler): State<Scheduler>, request: Request) -> Res
         scheduler.metrics.failed(&model, response.status().as_u16());
     }
     response
-}
-
-/// Reads a request and says what to send and where it may go.
-async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Result<Call, Fault> {
-    let (parts, body) = request.into_parts();
-    let received = &parts.headers;
-    let given = text(received, headers::DEADLINE_MS)?
-        .map(|ms| ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds")))
-        .transpose()?
-        .map(Duration::from_millis);
-    let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
-    let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default();
-
-    let body = tokio::time::timeout_at(deadline, spool::read(body, defaults::MAX_BODY_BYTES))
-        .await
-        .map_err(|_| past_deadline())??;
-    let refused = |body| Fault::from_body(ErrorKind::InvalidRequest, body);
-    let top = TopLevel::scan(&body).map_err(|error| refused(error.to_body()))?;
-    let model = top.text(&body, "model").map_err(refused)?.ok_or_else(|| {
-        Fault::invalid_param(
-            "model",
-            "the body names no `model`; GET /v1/models lists those that can be asked",
-        )
-    })?;
-    let Some(pool) = scheduler.registry.pool(&model) else {
-        return Err(if scheduler.is_learning() {
-            Fault::new(
-                ErrorKind::Overloaded,
-                "the scheduler has just started and does not know yet all models that are served; try again shortly",
-            )
-            .retry_after(Duration::from_secs(1))
-        } else {
-            unknown_model(&model)
-        });
-    };
-
-    let path = parts.uri.path().to_owned();
-    let cached = ROUTES.iter().any(|(route, cached)| *route == path && *cached);
-    let prefix = if cached { prefix::of_body(scope, &body) } else { None }.unwrap_or_default();
-    let mut patches = vec![Patch::Remove("kv_transfer_params"), Patch::Remove("priority")];
-    patches.push(if cached && !scope.is_empty() {
-        Patch::Set("cache_salt", serde_json::Value::from(scope).to_string())
-    } else {
-        Patch::Remove("cache_salt")
-    });
-    debug_assert!(patches.iter().all(|p| p.is_allowed(&Hop::SchedulerToEngine.patches())));
-    let patched = patch::apply(&body, &top, &patches).map_err(|error| refused(error.to_body()))?;
-    let bytes = if prefix.bytes > 0 { prefix.bytes } else { body.len() };
-
-    Ok(Call {
-        id: minted_id(scheduler, received),
-        headers: forward::request_headers(received, Hop::SchedulerToEngine),
-        has_deadline: given.is_some(),
-        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline },
-        body: patched,
-        path,
-        model,
-        pool,
-    })
-}
-
-/// A header's text; an error when it is none, for a header of the layer above is never ignored.
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Fault> {
-    headers.get(name).map(|value| value.to_str().map_err(|_| bad_header(name, "plain text"))).transpose()
-}
-
-fn bad_header(name: &str, wanted: &str) -> Fault {
-    Fault::invalid(format!("the header {name} must be {wanted}"))
-}
-
-/// The gateway's id for this call, where the caller has proven to be the layer above; else a new one.
-fn minted_id(scheduler: &Scheduler, received: &HeaderMap) -> HeaderValue {
-    let options = &scheduler.options;
-    let proven = options.hop_token.is_some() || options.mtls.is_some();
-    let given = proven.then(|| received.get(headers::MINTED_ID)).flatten();
-    given.cloned().unwrap_or_else(|| {
-        HeaderValue::from_str(&uuid::Uuid::now_v7().to_string())
-            .unwrap_or_else(|_| HeaderValue::from_static("unknown"))
-    })
 }
 
 /// A response of which the first bytes are here.
@@ -183,11 +79,18 @@ enum Failure {
 
 async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Response, Fault> {
     let mut tried = Tried::default();
+    let mut prefill = Prefill::new(&call);
     loop {
         // Looked up anew each time: the model may have gone while the request waited.
         let pool = scheduler.registry.pool(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let mut lease = choose(scheduler, &pool, &call.wanted, &tried).await?;
-        match attempt(scheduler, &call, &lease).await {
+        let body = prefill.before(scheduler, &pool, &mut lease).await;
+        match attempt(scheduler, &call, body, &lease).await {
+            Ok(begun) if prefill.is_cause(begun.head.status) && may_retry(scheduler) => {
+                scheduler.metrics.retried("transfer");
+                tracing::info!(request = ?call.id, replica = lease.replica.name(), "a prompt that was computed elsewhere is computed anew");
+                prefill.give_up("transfer");
+            }
             Ok(begun) => {
                 lease.begun(begun.head.status.is_success());
                 return Ok(respond(&call, begun, lease, running));
@@ -200,9 +103,10 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 }
                 tried.push(&lease);
                 let most = pool.replicas.load().len().max(2);
-                if tried.times() >= most || !scheduler.budget().withdraw(scheduler.now()) {
+                if tried.times() >= most || !may_retry(scheduler) {
                     return Ok(*answer);
                 }
+                prefill.give_up("retry");
                 scheduler.metrics.retried(reason);
                 tracing::info!(request = ?call.id, failed = name, reason, "request goes to another replica");
             }
@@ -210,19 +114,25 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
     }
 }
 
+/// Whether the budget has a retry left; it is taken.
+fn may_retry(scheduler: &Scheduler) -> bool {
+    scheduler.budget().withdraw(scheduler.now())
+}
+
 /// Sends a request to the replica of this lease, and waits for the first bytes of its answer: a
 /// stream's head comes long before its prompt is done, so the head alone does not count.
-async fn attempt(scheduler: &Scheduler, call: &Call, lease: &Lease) -> Result<Begun, Failure> {
+async fn attempt(scheduler: &Scheduler, call: &Call, body: Bytes, lease: &Lease) -> Result<Begun, Failure> {
     let began = Instant::now();
     let left = call.wanted.deadline.saturating_duration_since(began);
     if left.is_zero() {
         return Err(Failure::Final(past_deadline()));
     }
     let limit = scheduler.options.first_byte_timeout.min(left);
-    let request = call.request(scheduler, lease, left)?;
+    let request = call.request(scheduler, &lease.replica, body, left).map_err(Failure::Final)?;
     let response = scheduler.upstream.send(request, limit).await.map_err(|error| not_sent(&error))?;
     let (head, body) = response.into_parts();
-    let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout));
+    // Fused: of an answer without a body the end is seen here, and looked for again later.
+    let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout).fuse());
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
         return Err(refused(&head, rest).await);
     }
@@ -250,36 +160,6 @@ async fn attempt(scheduler: &Scheduler, call: &Call, lease: &Lease) -> Result<Be
         Ok(Some(Ok(first))) => Some(first),
     };
     Ok(Begun { head, first, rest })
-}
-
-impl Call {
-    fn request(
-        &self,
-        scheduler: &Scheduler,
-        lease: &Lease,
-        left: Duration,
-    ) -> Result<http::Request<Body>, Failure> {
-        let unsendable = |error: http::Error| {
-            tracing::error!(%error, replica = lease.replica.name(), "could not make a request");
-            Failure::Final(Fault::new(ErrorKind::Internal, "the request could not be passed on"))
-        };
-        let mut request = http::Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}{}", lease.replica.url(), self.path))
-            .body(Body::from(self.body.clone()))
-            .map_err(unsendable)?;
-        let headers = request.headers_mut();
-        *headers = self.headers.clone();
-        headers.insert(headers::MINTED_ID, self.id.clone());
-        headers.remove(headers::DEADLINE_MS);
-        if self.has_deadline {
-            headers.insert(headers::DEADLINE_MS, HeaderValue::from(left.as_millis() as u64));
-        }
-        if let Some(token) = &scheduler.options.hop_token {
-            token.attach(headers);
-        }
-        Ok(request)
-    }
 }
 
 fn not_sent(error: &SendError) -> Failure {

@@ -30,8 +30,10 @@ pub struct Rules {
 pub struct Pool {
     /// The name that requests ask for.
     pub name: String,
-    /// Where it runs.
+    /// Where it runs: the replicas that answer its requests.
     pub replicas: ArcSwap<Vec<Arc<Replica>>>,
+    /// Those that compute prompts for them and get no request of their own.
+    pub prefill: ArcSwap<Vec<Arc<Replica>>>,
     /// How they are chosen from.
     pub rules: ArcSwap<Rules>,
     /// Since when there has been a replica, as a time since the scheduler's start; `None` while there is
@@ -60,6 +62,7 @@ impl Pool {
         Self {
             name: name.to_owned(),
             replicas: ArcSwap::default(),
+            prefill: ArcSwap::default(),
             rules: ArcSwap::default(),
             awake: watch::Sender::new(None),
             gate: tokio::sync::Mutex::new(()),
@@ -91,7 +94,9 @@ impl Pool {
     }
 
     /// Takes over which replicas it has, and how they are chosen from.
-    fn update(&self, replicas: Vec<Arc<Replica>>, listed: &ModelEndpoints, is_new: bool, now: Duration) {
+    fn update(&self, listed: &ModelEndpoints, all: Vec<Arc<Replica>>, is_new: bool, now: Duration) {
+        let (replicas, prefill): (Vec<_>, Vec<_>) = all.into_iter().partition(|r| r.role().is_decode());
+        self.prefill.store(Arc::new(prefill));
         if replicas.is_empty() {
             // What they said of the model is all that is known of it until one comes back.
             self.model();
@@ -169,13 +174,14 @@ impl Registry {
             });
             let unique: BTreeSet<&Endpoint> = model.replicas.iter().collect();
             let of_model = unique.into_iter().filter_map(|e| replicas.get(e).cloned()).collect();
-            pool.update(of_model, model, !before.contains_key(name), now);
+            pool.update(model, of_model, !before.contains_key(name), now);
             pools.insert(name.clone(), pool);
         }
         for (name, pool) in before.iter().filter(|(name, _)| !pools.contains_key(*name)) {
             tracing::info!(model = %name, "model is no longer listed");
             pool.gone.store(true, Ordering::Release);
             pool.replicas.store(Arc::default());
+            pool.prefill.store(Arc::default());
         }
         self.pools.store(Arc::new(pools));
         drop(replicas);
@@ -207,7 +213,8 @@ impl Registry {
     pub fn report(&self, now: Duration) -> ReplicaReport {
         let mut report = ReplicaReport::default();
         for (name, pool) in self.pools.load().iter() {
-            let states = pool.replicas.load().iter().map(|replica| replica.state()).collect();
+            let (replicas, prefill) = (pool.replicas.load(), pool.prefill.load());
+            let states = replicas.iter().chain(prefill.iter()).map(|replica| replica.state()).collect();
             report.models.insert(name.clone(), states);
             let held = pool.held.load(Ordering::Acquire);
             report.demand.insert(name.clone(), pool.asked.demand(held, now));
@@ -218,7 +225,7 @@ impl Registry {
 
 #[cfg(test)]
 mod tests {
-    use strata_wire::replicas::ModelEndpoints;
+    use strata_wire::replicas::{ModelEndpoints, Role};
 
     use super::*;
 
@@ -233,6 +240,22 @@ mod tests {
             ..ModelEndpoints::default()
         };
         Endpoints { models: BTreeMap::from([("m".to_owned(), model)]) }
+    }
+
+    #[test]
+    fn replicas_that_compute_prompts_are_told_of_and_wake_nothing() {
+        let registry = Registry::default();
+        let mut list = wanted(&[0, 1]);
+        for endpoint in &mut list.models.get_mut("m").unwrap().replicas {
+            endpoint.role = Role::Prefill;
+        }
+        assert_eq!(registry.apply(&list, &[], 7, Duration::ZERO).len(), 2, "they are watched");
+        let pool = registry.pool("m").unwrap();
+        assert!(pool.is_asleep() && pool.replicas.load().is_empty());
+        assert_eq!(pool.prefill.load().len(), 2);
+        let report = registry.report(Duration::ZERO);
+        assert!(report.models["m"].iter().all(|state| state.role == Role::Prefill));
+        assert_eq!(report.models["m"].len(), 2);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata_wire::models::Model;
 use strata_wire::prefix::Prefix;
-use strata_wire::replicas::{Endpoint, ReplicaState, Track};
+use strata_wire::replicas::{Endpoint, ReplicaState, Role, Track};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -105,6 +105,16 @@ impl Replica {
         self.endpoint.track
     }
 
+    /// What part of a request it does.
+    pub fn role(&self) -> Role {
+        self.endpoint.role
+    }
+
+    /// Whether the other can use what it makes of a prompt.
+    pub fn can_hand_to(&self, other: &Self) -> bool {
+        self.endpoint.handover == other.endpoint.handover
+    }
+
     /// Its base URL, without a slash at the end.
     pub fn url(&self) -> &str {
         self.endpoint.url.trim_end_matches('/')
@@ -139,6 +149,11 @@ impl Replica {
         self.lock().epoch
     }
 
+    /// Requests that this scheduler has sent it.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
     /// Blocks in its prefix index.
     pub fn indexed_blocks(&self) -> usize {
         self.lock().index.len()
@@ -165,6 +180,7 @@ impl Replica {
             epoch: inner.epoch,
             decision,
             tokens,
+            spared: 0.0,
             bytes: prefix.bytes,
             pending: true,
             changed: Arc::clone(changed),
@@ -247,6 +263,7 @@ impl Replica {
             name: self.endpoint.name.clone(),
             url: self.endpoint.url.clone(),
             track: self.endpoint.track,
+            role: self.endpoint.role,
             ready: inner.unready.is_none(),
             reason: inner.unready.clone(),
             in_flight: inner.own.in_flight,
@@ -255,7 +272,7 @@ impl Replica {
             kv_usage: reading.kv_usage.unwrap_or(0.0),
             prefix_queries: reading.prefix_queries.unwrap_or(0.0),
             prefix_hits: reading.prefix_hits.unwrap_or(0.0),
-            requests: self.requests.load(Ordering::Relaxed),
+            requests: self.requests(),
         }
     }
 }
@@ -270,13 +287,30 @@ pub struct Lease {
     pub epoch: u64,
     /// Why there.
     pub decision: Decision,
+    /// Tokens of its prompt that wait here, and that wait elsewhere instead.
     tokens: f64,
+    spared: f64,
     bytes: usize,
     pending: bool,
     changed: Arc<Notify>,
 }
 
 impl Lease {
+    /// Its prompt is computed elsewhere: nothing of it waits here.
+    pub fn spare(&mut self) {
+        let tokens = std::mem::take(&mut self.tokens);
+        let mut inner = self.replica.lock();
+        inner.own.pending_tokens = (inner.own.pending_tokens - tokens).max(0.0);
+        self.spared += tokens;
+    }
+
+    /// Its prompt is computed here after all.
+    pub fn burden(&mut self) {
+        let tokens = std::mem::take(&mut self.spared);
+        self.replica.lock().own.pending_tokens += tokens;
+        self.tokens += tokens;
+    }
+
     /// Its response has begun. `answered` tells that the prompt was processed, not refused.
     pub fn begun(&mut self, answered: bool) {
         if std::mem::take(&mut self.pending) {
@@ -327,6 +361,7 @@ mod tests {
             blocks: 4,
             candidates: 1,
             why: Why::OnlyOne,
+            prompt: None,
         }
     }
 
@@ -384,6 +419,9 @@ mod tests {
         let mut a = r.lease(decision(), &prefix(4), 1024, &changed);
         let b = r.lease(decision(), &prefix(4), 1024, &changed);
         assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 512.0 });
+        a.spare();
+        assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 256.0 });
+        a.burden();
         a.begun(true);
         a.begun(true);
         assert_eq!(r.own(), Own { in_flight: 2, pending: 1, pending_tokens: 256.0 });

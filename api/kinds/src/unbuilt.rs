@@ -2,7 +2,7 @@
 //!
 //! Every entry here is a promise to take it out again.
 
-use crate::model_deployment::{Device, ModelDeploymentSpec, Runtime, Task};
+use crate::model_deployment::{Device, ModelDeploymentSpec, Prefill, Runtime, Task};
 use crate::quota_policy::{OnExceed, OnStoreFailure, QuotaPolicySpec};
 use crate::tenant::TenantSpec;
 use crate::validate::FieldError;
@@ -41,12 +41,42 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
     }
     r.refuse(spec.task.unwrap_or_default() != Task::Generate, "spec.task", "remove it, or set Generate");
     r.refuse(!spec.adapters.is_empty(), "spec.adapters", "remove it");
-    r.refuse(spec.prefill.is_some(), "spec.prefill", "remove it; replicas compute prompts themselves");
     r.refuse(!spec.experimental.is_empty(), "spec.experimental", "remove it; there are no such switches");
     if spec.runtime() == Runtime::Native {
         native(&mut r, spec);
     }
+    if let Some(asked) = &spec.prefill {
+        prefill(&mut r, spec, asked, place);
+    }
     r.0
+}
+
+/// A prompt is computed in one place and used in another only where the engine can hand it over.
+fn prefill(r: &mut Refusals, spec: &ModelDeploymentSpec, asked: &Prefill, place: Place) {
+    if place == Place::Host {
+        return r.refuse(true, "spec.prefill", "remove it; replicas on a host compute prompts themselves");
+    }
+    let path = "spec.prefill.parallelism";
+    match spec.runtime() {
+        Runtime::Native => r.refuse(
+            true,
+            "spec.prefill",
+            "remove it, or use the runtime Vllm; Strata's engine cannot hand its KV cache to another yet",
+        ),
+        Runtime::Vllm => {
+            let on_cpu = spec.engine.as_ref().and_then(|e| e.device) == Some(Device::Cpu);
+            r.impossible(
+                on_cpu && asked.parallelism.is_some(),
+                path,
+                "is over GPUs: remove it, or `engine.device: Cpu`",
+            );
+        }
+        Runtime::Custom => r.impossible(
+            asked.parallelism.is_some(),
+            path,
+            "needs flags, and Strata cannot know those of a Custom engine: remove it, let the image follow STRATA_ROLE, and put GPUs into `spec.prefill.podTemplate.resources`",
+        ),
+    }
 }
 
 /// What Strata's own engine cannot do yet.
@@ -151,4 +181,45 @@ pub fn quota_policy(spec: &QuotaPolicySpec) -> Vec<FieldError> {
 pub fn local_path(uri: &str) -> Option<&str> {
     let path = uri.strip_prefix("file://").unwrap_or(uri);
     (path.starts_with('/') || path.starts_with("~/")).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refused(engine: &Value, prefill: &Value, place: Place) -> Vec<String> {
+        let spec =
+            json!({ "model": { "name": "m", "uri": "pvc://c/m" }, "engine": engine, "prefill": prefill });
+        let spec = serde_json::from_value(spec).unwrap();
+        let prefill = |error: &FieldError| error.path.starts_with("spec.prefill");
+        let errors = model_deployment(&spec, place).into_iter().filter(prefill);
+        errors.map(|error| error.to_string()).collect()
+    }
+
+    #[test]
+    fn prompts_are_computed_elsewhere_only_where_that_can_be() {
+        let (vllm, custom) =
+            (json!({ "runtime": "Vllm", "image": "x" }), json!({ "runtime": "Custom", "image": "x" }));
+        let spread = json!({ "parallelism": { "tensor": 2 } });
+        let none: [String; 0] = [];
+        assert_eq!(refused(&vllm, &json!({}), Place::Cluster), none);
+        assert_eq!(refused(&vllm, &spread, Place::Cluster), none);
+        assert_eq!(refused(&custom, &json!({ "replicas": 2 }), Place::Cluster), none);
+        let on_cpu = json!({ "runtime": "Vllm", "image": "x", "device": "Cpu" });
+        let said = [
+            refused(&json!({}), &json!({}), Place::Cluster),
+            refused(&vllm, &json!({}), Place::Host),
+            refused(&custom, &spread, Place::Cluster),
+            refused(&on_cpu, &spread, Place::Cluster),
+        ];
+        assert!(said.iter().all(|errors| errors.len() == 1));
+        insta::assert_snapshot!(said.concat().join("\n"), @"
+        `spec.prefill` is not built yet: remove it, or use the runtime Vllm; Strata's engine cannot hand its KV cache to another yet
+        `spec.prefill` is not built yet: remove it; replicas on a host compute prompts themselves
+        `spec.prefill.parallelism` needs flags, and Strata cannot know those of a Custom engine: remove it, let the image follow STRATA_ROLE, and put GPUs into `spec.prefill.podTemplate.resources`
+        `spec.prefill.parallelism` is over GPUs: remove it, or `engine.device: Cpu`
+        ");
+    }
 }

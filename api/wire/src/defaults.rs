@@ -44,6 +44,9 @@ pub const SCRAPE_INTERVAL: Duration = Duration::from_millis(200);
 pub const BLOCK_TOKENS: usize = 16;
 /// Bytes in one block of the canonical prefix.
 pub const BLOCK_BYTES: usize = 256;
+/// Bytes of a prompt that a replica must lack for a prefill replica to compute it: below, the way there
+/// costs more than it saves.
+pub const PREFILL_BYTES: usize = 2048;
 /// Longest time until finished usage is on disk.
 pub const USAGE_FLUSH: Duration = Duration::from_millis(100);
 /// Longest time the platform caches who a key belongs to.

@@ -14,8 +14,10 @@ pub enum Hop {
     /// Platform to scheduler (production mode) or to an engine (development mode): no tenants, so the
     /// caller's key ends here.
     PlatformToUngoverned,
-    /// Scheduler to engine.
+    /// Scheduler to the engine that answers.
     SchedulerToEngine,
+    /// Scheduler to an engine that computes the prompt alone.
+    SchedulerToPrefill,
 }
 
 /// Headers that HTTP itself needs and that name nobody.
@@ -31,7 +33,9 @@ impl Hop {
                 &[h::FAIRNESS_ID, h::OBJECTIVE, h::CACHE_SCOPE, h::MINTED_ID, h::DEADLINE_MS, h::HOP_TOKEN]
             }
             Self::PlatformToUngoverned => &[h::REQUEST_ID, h::HOP_TOKEN],
-            Self::SchedulerToEngine => &[h::MINTED_ID, h::DEADLINE_MS, h::HOP_TOKEN],
+            Self::SchedulerToEngine | Self::SchedulerToPrefill => {
+                &[h::MINTED_ID, h::DEADLINE_MS, h::HOP_TOKEN]
+            }
         }
     }
 
@@ -48,7 +52,7 @@ impl Hop {
             || match self {
                 Self::PlatformToGateway => [h::AUTHORIZATION, h::REQUEST_ID].contains(&name),
                 Self::PlatformToUngoverned => name == h::REQUEST_ID,
-                Self::SchedulerToEngine => name == h::DEADLINE_MS,
+                Self::SchedulerToEngine | Self::SchedulerToPrefill => name == h::DEADLINE_MS,
                 Self::GatewayToScheduler => false,
             }
     }
@@ -58,6 +62,7 @@ impl Hop {
         match self {
             Self::GatewayToScheduler => patch::GATEWAY,
             Self::SchedulerToEngine => patch::SCHEDULER,
+            Self::SchedulerToPrefill => patch::PREFILL,
             Self::PlatformToGateway | Self::PlatformToUngoverned => patch::Allowed { set: &[], remove: &[] },
         }
     }
@@ -77,12 +82,17 @@ pub fn returns(name: &str, explain: bool) -> bool {
 mod tests {
     use super::*;
 
-    const ALL: [Hop; 4] =
-        [Hop::PlatformToGateway, Hop::GatewayToScheduler, Hop::PlatformToUngoverned, Hop::SchedulerToEngine];
+    const ALL: [Hop; 5] = [
+        Hop::PlatformToGateway,
+        Hop::GatewayToScheduler,
+        Hop::PlatformToUngoverned,
+        Hop::SchedulerToEngine,
+        Hop::SchedulerToPrefill,
+    ];
 
     #[test]
     fn identity_ends_at_the_gateway() {
-        for hop in [Hop::GatewayToScheduler, Hop::PlatformToUngoverned, Hop::SchedulerToEngine] {
+        for hop in ALL.into_iter().filter(|hop| *hop != Hop::PlatformToGateway) {
             for name in
                 [h::AUTHORIZATION, "cookie", "x-api-key", "x-forwarded-for", "baggage", "openai-organization"]
             {
@@ -90,6 +100,16 @@ mod tests {
             }
         }
         assert!(!Hop::SchedulerToEngine.allows(h::FAIRNESS_ID));
+    }
+
+    #[test]
+    fn a_prefill_replica_gets_what_one_that_answers_gets() {
+        assert_eq!(Hop::SchedulerToPrefill.added(), Hop::SchedulerToEngine.added());
+        let (prefill, decode) = (Hop::SchedulerToPrefill.patches(), Hop::SchedulerToEngine.patches());
+        assert!(decode.set.iter().all(|member| prefill.set.contains(member)));
+        for short in ["max_tokens", "max_completion_tokens", "stream"] {
+            assert!(prefill.set.contains(&short) && !decode.set.contains(&short), "{short}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The closed list of changes that a layer may make to a body. Everything outside a patched member
-//! stays identical to the byte, and a test compares what crosses each hop with [`GATEWAY`] and
-//! [`SCHEDULER`].
+//! stays identical to the byte, and a test compares what crosses each hop with [`GATEWAY`],
+//! [`SCHEDULER`] and [`PREFILL`].
 
 use bytes::{Bytes, BytesMut};
 
@@ -26,6 +26,13 @@ pub const GATEWAY: Allowed = Allowed {
 pub const SCHEDULER: Allowed = Allowed {
     set: &["cache_salt", "kv_transfer_params", "priority"],
     remove: &["cache_salt", "kv_transfer_params", "priority"],
+};
+
+/// What the scheduler may change in the copy of a request that a prefill replica gets, whose answer no
+/// client sees: beside the above what makes it end with the prompt.
+pub const PREFILL: Allowed = Allowed {
+    set: &["cache_salt", "kv_transfer_params", "priority", "max_tokens", "max_completion_tokens", "stream"],
+    remove: &["cache_salt", "kv_transfer_params", "priority", "min_tokens", "stream_options"],
 };
 
 /// One change.

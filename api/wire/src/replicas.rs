@@ -42,12 +42,47 @@ pub struct Endpoint {
     /// Whether it runs the new revision of a model whose change is tried out first.
     #[serde(default, skip_serializing_if = "Track::is_stable")]
     pub track: Track,
+    /// What part of a request it does.
+    #[serde(default, skip_serializing_if = "Role::is_decode")]
+    pub role: Role,
+    /// What it has made of a prompt is of use to replicas that say the same here, and to no others: those
+    /// of another model or engine would read something else in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<String>,
 }
 
 impl Endpoint {
-    /// A replica of the stable track.
+    /// A replica of the stable track that answers requests.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self { name: name.into(), url: url.into(), track: Track::Stable }
+        Self { name: name.into(), url: url.into(), track: Track::Stable, role: Role::Decode, handover: None }
+    }
+}
+
+/// What part of a request a replica does. One of a model without prefill replicas does all of it, and
+/// has the role of those that answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It answers: it generates, and computes the prompts that nobody has computed for it.
+    #[default]
+    Decode,
+    /// It computes prompts and hands what it made of them to another. No client sees its answers.
+    Prefill,
+}
+
+impl Role {
+    /// Whether it is the one that a replica has when nothing is said.
+    pub fn is_decode(&self) -> bool {
+        *self == Self::Decode
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decode => "decode",
+            Self::Prefill => "prefill",
+        })
     }
 }
 
@@ -152,6 +187,9 @@ pub struct ReplicaState {
     /// Which revision it runs, while a change is tried out.
     #[serde(default, skip_serializing_if = "Track::is_stable")]
     pub track: Track,
+    /// What part of a request it does.
+    #[serde(default, skip_serializing_if = "Role::is_decode")]
+    pub role: Role,
     /// Whether it gets traffic now.
     pub ready: bool,
     /// Why it does not, in one sentence.
@@ -190,6 +228,14 @@ mod tests {
         let text = r#"{"models":{"m":{"replicas":[{"name":"m-1","url":"http://a:2","track":"canary"}],"weights":{},"policy":"round-robin","canary_percent":20}}}"#;
         let read: Endpoints = serde_json::from_str(text).unwrap();
         assert_eq!(read.models["m"].replicas[0].track, Track::Canary);
+        assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    }
+
+    #[test]
+    fn roles_are_written_by_name_where_they_matter() {
+        let text = r#"{"models":{"m":{"replicas":[{"name":"m-1","url":"http://a:2","role":"prefill"}],"weights":{}}}}"#;
+        let read: Endpoints = serde_json::from_str(text).unwrap();
+        assert_eq!(read.models["m"].replicas[0].role, Role::Prefill);
         assert_eq!(serde_json::to_string(&read).unwrap(), text);
     }
 

@@ -1,10 +1,13 @@
 //! What is seen of a model, put together: the part that what to apply and what to say have in common.
+//!
+//! Replicas that compute prompts for others are a workload of their own: of each there is an assessment,
+//! with the pods that are its own.
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
-use strata_wire::replicas::Track;
+use strata_wire::replicas::{Role, Track};
 
 use super::live::{self, Live};
 use super::revision::{History, Revision, engine_inputs};
@@ -45,13 +48,14 @@ impl<'a> Assessment<'a> {
         site: &ClusterSite,
         now: Timestamp,
     ) -> Self {
-        let workload = format!("{}-engine", engine.owner.name);
+        let workload = engine.name();
+        let prefill = engine.role == Some(Role::Prefill);
         let canary_workload = format!("{workload}-canary");
         let (canary_pods, stable_pods) = seen
             .pods
             .iter()
             .map(|p| &**p)
-            .filter(|p| pods::stays(p))
+            .filter(|p| pods::stays(p) && pods::is_prefill(p) == prefill)
             .partition(|p| pods::label(p, TRACK_LABEL) == Track::Canary.to_string());
         let mut made = Self {
             inputs: engine_inputs(engine, site),
@@ -96,6 +100,11 @@ impl<'a> Assessment<'a> {
                 scarce: self.scarce.is_some(),
             },
         )
+    }
+
+    /// Whether an autoscaler has put it to sleep.
+    pub(super) fn is_asleep(&self, engine: &EngineWorkload) -> bool {
+        engine.spec.autoscaling.is_some() && self.stable.as_ref().is_some_and(|live| live.replicas == 0)
     }
 
     /// Replicas that the stable track is to have.

@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::Resource;
 use strata_kinds::ModelDeployment;
-use strata_wire::replicas::Track;
+use strata_wire::replicas::Role;
 
 use super::{ClusterSite, TRACK_LABEL};
-use crate::render::{PORT, labels, match_labels, protocol};
+use crate::render::{PORT, ROLE_LABEL, labels, match_labels, protocol};
 use crate::workload::{Component, EngineWorkload, Owner, Workload};
 
 /// The scheduler's name, and that of its account, role and the like.
@@ -49,12 +49,15 @@ pub(super) fn named(meta: &ObjectMeta, name: &str) -> ObjectMeta {
     ObjectMeta { name: Some(name.to_owned()), ..meta.clone() }
 }
 
-/// An address for the replicas of a workload.
+/// An address for the replicas of a workload. Those that compute prompts for others answer nobody.
 pub(super) fn service(workload: &Workload, site: &ClusterSite, meta: &ObjectMeta, name: &str) -> Service {
     Service {
         metadata: named(meta, name),
         spec: Some(ServiceSpec {
-            selector: Some(match_labels(workload.component(), workload.model())),
+            selector: Some(match workload {
+                Workload::Engine(engine) => answering(engine),
+                _ => match_labels(workload.component(), workload.model()),
+            }),
             ports: Some(vec![ServicePort {
                 name: Some("http".to_owned()),
                 port: PORT,
@@ -69,9 +72,16 @@ pub(super) fn service(workload: &Workload, site: &ClusterSite, meta: &ObjectMeta
 }
 
 /// The labels by which a track's Deployment knows its pods.
-pub(super) fn of_track(engine: &EngineWorkload, track: Track) -> BTreeMap<String, String> {
+pub(super) fn of_track(engine: &EngineWorkload, track: &str) -> BTreeMap<String, String> {
     let mut labels = match_labels(Component::Engine, Some(&engine.owner.name));
-    labels.insert(TRACK_LABEL.to_owned(), track.to_string());
+    labels.insert(TRACK_LABEL.to_owned(), track.to_owned());
+    labels
+}
+
+/// The labels of a model's pods that answer requests.
+pub(super) fn answering(engine: &EngineWorkload) -> BTreeMap<String, String> {
+    let mut labels = match_labels(Component::Engine, Some(&engine.owner.name));
+    labels.extend(engine.role.map(|_| (ROLE_LABEL.to_owned(), Role::Decode.to_string())));
     labels
 }
 

@@ -5,6 +5,9 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use strata_wire::replicas::Role;
+
+use super::TRACK_LABEL;
 
 /// Whether the kubelet says that the pod serves.
 pub(crate) fn is_ready(pod: &Pod) -> bool {
@@ -21,6 +24,11 @@ pub(super) fn ready_since(pod: &Pod) -> Option<Timestamp> {
 pub(super) fn stays(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+/// Whether the pod computes prompts for others of its model.
+pub(super) fn is_prefill(pod: &Pod) -> bool {
+    label(pod, TRACK_LABEL) == Role::Prefill.to_string()
 }
 
 /// The value of a label; empty when there is none.

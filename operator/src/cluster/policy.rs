@@ -69,6 +69,28 @@ pub(super) fn fetch(
     })
 }
 
+/// Engines of a model hand what they made of a prompt to each other. Which port that takes is settled
+/// between them: the side channel says where, and UCX takes what it is given.
+pub(super) fn peers(
+    engine: &EngineWorkload,
+    name: &str,
+    meta: &ObjectMeta,
+    site: &ClusterSite,
+) -> Option<NetworkPolicy> {
+    let of_model =
+        || match_labels(Component::Engine, Some(&engine.owner.name)).into_iter().collect::<Vec<_>>();
+    let peers = || Some(vec![peer(None, of_model())]);
+    site.network_policies.then(|| NetworkPolicy {
+        metadata: meta::named(meta, name),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(selector(of_model())),
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            ingress: Some(vec![NetworkPolicyIngressRule { from: peers(), ports: None }]),
+            egress: Some(vec![NetworkPolicyEgressRule { to: peers(), ports: None }]),
+        }),
+    })
+}
+
 fn policy(
     metadata: ObjectMeta,
     pods: Vec<(String, String)>,

@@ -53,6 +53,10 @@ impl History {
             .iter()
             .filter_map(|object| {
                 let hash = object.metadata.name.as_deref()?.strip_prefix(workload)?.strip_prefix('-')?;
+                // Another workload's, whose name goes on where this one's ends.
+                if hash.contains('-') {
+                    return None;
+                }
                 let data = &object.data.as_ref()?.0;
                 Some(Revision {
                     hash: hash.to_owned(),
@@ -145,7 +149,7 @@ pub(super) fn engine_inputs(engine: &EngineWorkload, site: &ClusterSite) -> Stri
         "model": spec.model, "task": spec.task, "adapters": spec.adapters, "engine": spec.engine,
         "parallelism": spec.parallelism, "podTemplate": spec.pod_template,
         "experimental": spec.experimental, "refresh": engine.refresh,
-        "mtls": mtls.then_some(true),
+        "mtls": mtls.then_some(true), "role": engine.role,
     }))
 }
 
@@ -160,7 +164,7 @@ pub(super) fn scheduler_inputs(site: &ClusterSite) -> String {
 
 /// Ten hexadecimal digits of the hash of a value, whatever the order of its members; members that are
 /// null or empty count as absent, so that a new optional field changes nothing.
-fn digest(value: &Value) -> String {
+pub(crate) fn digest(value: &Value) -> String {
     crate::render::short_hash(canonical(value).to_string().as_bytes())
 }
 
@@ -188,6 +192,9 @@ fn is_absent(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use strata_kinds::model_deployment::Prefill;
+    use strata_wire::replicas::Role;
+
     use super::*;
 
     fn stored(number: i64, hash: &str, inputs: &str) -> Arc<ControllerRevision> {
@@ -220,7 +227,8 @@ mod tests {
             Revision { hash: "dd".into(), inputs: "x".into(), number: 9, template: json!({}) }
                 .object("other", &ObjectMeta::default()),
         );
-        let history = History::of("a-engine", &[Arc::new(broken), other, stored(1, "aa", "x")]);
+        let prefill = stored(8, "prefill-ee", "x");
+        let history = History::of("a-engine", &[Arc::new(broken), other, prefill, stored(1, "aa", "x")]);
         assert_eq!(history.revisions.len(), 1);
         assert_eq!(History::of("a-engine", &[]).settle("x", PodTemplateSpec::default).revision.number, 1);
     }
@@ -247,6 +255,7 @@ mod tests {
             owner: crate::workload::Owner { name: "a".into(), uid: None },
             spec,
             refresh: None,
+            role: None,
         };
         // Another hash here would make every pod of every user anew at the next upgrade.
         let mut site = ClusterSite::new("strata:1", crate::Mode::Enterprise, "strata");
@@ -263,5 +272,10 @@ mod tests {
         let of_an_image_that_is_not_ours = engine_inputs(&engine, &site);
         site.trust = Trust::Token;
         assert_eq!(engine_inputs(&engine, &site), of_an_image_that_is_not_ours);
+        engine.role = Some(Role::Decode);
+        let with_prefill = engine_inputs(&engine, &site);
+        assert_ne!(with_prefill, of_an_image_that_is_not_ours);
+        engine.spec.prefill = Some(Prefill { replicas: Some(7), ..Prefill::default() });
+        assert_eq!(engine_inputs(&engine, &site), with_prefill);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::meta::{self, SCHEDULER};
 use super::{Capabilities, Child, ClusterSite};
-use crate::render::{PORT, match_labels};
+use crate::render::PORT;
 use crate::workload::{Component, EngineWorkload};
 
 /// The route and the pool of a model, both by the model's own name.
@@ -28,7 +28,7 @@ pub(super) fn of_model(engine: &EngineWorkload, meta: &ObjectMeta, site: &Cluste
             json!({
                 "metadata": meta::named(meta, name),
                 "spec": {
-                    "selector": { "matchLabels": match_labels(Component::Engine, Some(name)) },
+                    "selector": { "matchLabels": meta::answering(engine) },
                     "targetPorts": [{ "number": PORT }],
                     "endpointPickerRef": {
                         "group": "", "kind": "Service", "name": SCHEDULER, "port": { "number": PORT },

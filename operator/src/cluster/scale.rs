@@ -103,8 +103,9 @@ fn calm(
         let idle = Duration::try_from_secs_f64(demand.idle_s.max(0.0)).unwrap_or_default();
         left = left.max(after.saturating_sub(idle));
     }
-    // A canary's are not among the replicas.
-    let is_stable = |p: &&Pod| pods::label(p, TRACK_LABEL) != Track::Canary.to_string();
+    // A canary's are not among the replicas, nor are those that compute prompts for them.
+    let is_stable =
+        |p: &&Pod| pods::label(p, TRACK_LABEL) != Track::Canary.to_string() && !pods::is_prefill(p);
     let serving: Vec<&Pod> =
         seen.pods.iter().map(|p| &**p).filter(|p| pods::stays(p)).filter(is_stable).collect();
     if serving.len() as i64 != i64::from(replicas) {

@@ -13,12 +13,13 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use strata_kinds::ModelDeployment;
 use strata_kinds::model_deployment::{CanaryStatus, ModelDeploymentStatus};
+use strata_wire::replicas::Role;
 
 use super::assess::{Assessment, is_over_quota};
 use super::rollout::{Scarcity, Tracks};
 use super::{ClusterSite, ModelSeen, REVISION_LABEL, pods, route, scale, trouble};
 use crate::condition::{Condition, Reason, Truth, stamp};
-use crate::plan::{Verdict, workload};
+use crate::plan::{self, Verdict, workload};
 use crate::render::{PORT, selector};
 use crate::workload::EngineWorkload;
 
@@ -47,7 +48,14 @@ pub fn model_status(
     let count = Count::of(&assessment, stable.as_deref());
     let said = match verdict {
         Verdict::Refused { reason, message } => Said::stalled(*reason, message.clone()),
-        Verdict::Accepted => judge(engine_seen, &assessment, tracks.as_ref(), &count, seen, site),
+        Verdict::Accepted => {
+            let said = judge(engine_seen, &assessment, tracks.as_ref(), &count, seen, site);
+            let asleep = assessment.is_asleep(engine_seen);
+            match plan::prefill::workload(engine_seen, asleep) {
+                Some(prefill) if said.ready == Truth::True => said.and(of_prefill(&prefill, seen, site, now)),
+                _ => said,
+            }
+        }
     };
     let mut conditions = said.conditions();
     conditions.extend(autoscaler_missing(engine_seen, verdict, site));
@@ -57,7 +65,7 @@ pub fn model_status(
         conditions: stamp(before.map_or(&[], |s| &s.conditions), &conditions, generation, now),
         replicas: Some(count.stable),
         ready_replicas: Some(count.ready),
-        selector: Some(selector(&object.name_any())),
+        selector: Some(selector(&object.name_any(), engine_seen.role.is_some())),
         url: Some(format!("http://{}.{}.svc:{PORT}/v1", route::entrance(site), site.namespace)),
         revision: stable,
         canary: canary.map(|c| CanaryStatus {
@@ -100,6 +108,15 @@ impl Said {
 
     fn good(reason: Reason, message: String) -> Self {
         Self { ready: Truth::True, reason, message, stalled: false }
+    }
+
+    /// What is said of two that are good only together, when this one is.
+    fn and(self, other: Self) -> Self {
+        match other.reason {
+            Reason::Serving => Self { message: format!("{}; {}", self.message, other.message), ..self },
+            Reason::ScaledToZero => self,
+            _ => other,
+        }
     }
 
     fn conditions(self) -> Vec<Condition> {
@@ -150,6 +167,14 @@ impl Count {
     }
 }
 
+/// What is said of the replicas that compute prompts for the others: the same, of them alone.
+fn of_prefill(engine: &EngineWorkload, seen: &ModelSeen<'_>, site: &ClusterSite, now: Timestamp) -> Said {
+    let assessment = Assessment::of(engine, seen, site, now);
+    let tracks = assessment.recorded().map(|r| assessment.tracks(engine, &r.hash));
+    let count = Count::of(&assessment, tracks.as_ref().map(|t| t.stable.as_str()));
+    judge(engine, &assessment, tracks.as_ref(), &count, seen, site)
+}
+
 fn judge(
     engine: &EngineWorkload,
     assessment: &Assessment<'_>,
@@ -175,14 +200,15 @@ fn judge(
     };
     let wanted = assessment.wanted(engine);
     let canary = tracks.canary.as_ref().map_or(0, |c| c.replicas);
+    let replicas = if engine.role == Some(Role::Prefill) { "prefill replicas" } else { "replicas" };
     let serve = if count.outdated > 0 {
         let old = count.outdated_ready;
         format!(
-            "{} of {wanted} replicas are of the new revision and serve, {old} of the old one",
+            "{} of {wanted} {replicas} are of the new revision and serve, {old} of the old one",
             count.ready
         )
     } else {
-        format!("{} of {wanted} replicas serve", count.ready.min(wanted))
+        format!("{} of {wanted} {replicas} serve", count.ready.min(wanted))
     };
     if let Some(said) = in_the_way(assessment, tracks, count, wanted, &serve) {
         return said;

@@ -9,23 +9,23 @@ use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use kube::core::ApiResource;
 use serde_json::{Value, json};
-use strata_wire::replicas::Track;
+use strata_wire::replicas::{Role as Part, Track};
 
 use super::assess::Assessment;
 use super::revision::Revision;
 use super::rollout::Tracks;
 use super::{
-    Capabilities, Child, ClusterSite, ModelSeen, REVISION_LABEL, TRACK_LABEL, meta, pods, policy, route,
-    scale,
+    Capabilities, Child, ClusterSite, ModelSeen, REVISION_LABEL, TRACK_LABEL, meta, pods, policy, prefill,
+    route, scale,
 };
-use crate::Mode;
 use crate::render::{Site, match_labels, render};
 use crate::workload::{Component, EngineWorkload, Workload};
+use crate::{Mode, plan};
 
 /// The Service by which mode development's platform finds the one model.
 pub const DEVELOPMENT_SERVICE: &str = "strata-model";
@@ -79,32 +79,35 @@ pub fn model_step(
     if site.mode == Mode::Development {
         apply.push(Child::of(&meta::service(&workload, site, &meta, DEVELOPMENT_SERVICE)));
     }
-    apply.extend(disruption_budget(engine, name, &meta).as_ref().map(Child::of));
+    apply.extend(disruption_budget(engine, &meta).as_ref().map(Child::of));
     apply.extend(policy::fetch(engine, name, &meta, site).as_ref().map(Child::of));
     let revision_of = |hash: &str| {
         if hash == current.hash { Some(current) } else { assessment.history.get(hash) }
     };
     if let Some(revision) = revision_of(&tracks.stable) {
         let replicas = engine.spec.autoscaling.is_none().then(|| engine.spec.wanted_replicas());
-        apply.push(deployment(engine, name, Track::Stable, revision, replicas, &tracks, &meta));
+        apply.push(deployment(engine, name, &Track::Stable.to_string(), revision, replicas, &tracks, &meta));
     }
     if let Some(canary) = &tracks.canary
         && let Some(revision) = revision_of(&canary.revision)
     {
         let name = &assessment.canary_workload;
-        apply.push(deployment(engine, name, Track::Canary, revision, Some(canary.replicas), &tracks, &meta));
+        let track = Track::Canary.to_string();
+        apply.push(deployment(engine, name, &track, revision, Some(canary.replicas), &tracks, &meta));
     }
     if let Some(scaling) = &engine.spec.autoscaling {
         apply.extend(scale::object(engine, scaling, name, scale.asleep, &meta, site));
     }
     apply.extend(route::of_model(engine, &meta, site));
+    let mut keep = kept(&assessment, &tracks, &current.hash);
+    let prefill = plan::prefill::workload(engine, scale.asleep)
+        .map(|prefill| prefill::step(&prefill, seen, site, &meta, now))
+        .unwrap_or_default();
+    apply.extend(prefill.apply);
+    keep.extend(prefill.keep);
 
-    ModelStep {
-        keep: kept(&assessment, &tracks, &current.hash),
-        apply,
-        scale: scale.set,
-        look_again: [scale.look_again, assessment.look_again].into_iter().flatten().min(),
-    }
+    let looks = [scale.look_again, assessment.look_again, prefill.look_again];
+    ModelStep { keep, apply, scale: scale.set, look_again: looks.into_iter().flatten().min() }
 }
 
 #[derive(Default)]
@@ -115,7 +118,7 @@ struct Scale {
 }
 
 /// Names of the recorded revisions that stay.
-fn kept(assessment: &Assessment<'_>, tracks: &Tracks, current: &str) -> Vec<String> {
+pub(super) fn kept(assessment: &Assessment<'_>, tracks: &Tracks, current: &str) -> Vec<String> {
     let pods = assessment.stable_pods.iter().chain(&assessment.canary_pods);
     let mut in_use: BTreeSet<&str> = pods.map(|p| pods::label(p, REVISION_LABEL)).collect();
     in_use.extend([tracks.stable.as_str(), current]);
@@ -124,16 +127,16 @@ fn kept(assessment: &Assessment<'_>, tracks: &Tracks, current: &str) -> Vec<Stri
     assessment.history.keep(&in_use).into_iter().map(name).collect()
 }
 
-fn deployment(
+/// The Deployment of a track.
+pub(super) fn deployment(
     engine: &EngineWorkload,
     name: &str,
-    track: Track,
+    track: &str,
     revision: &Revision,
     replicas: Option<i32>,
     tracks: &Tracks,
     meta: &ObjectMeta,
 ) -> Child {
-    let track_name = track.to_string();
     let mut spec = json!({
         "selector": { "matchLabels": meta::of_track(engine, track) },
         "strategy": {
@@ -143,7 +146,7 @@ fn deployment(
         "revisionHistoryLimit": 2,
         // A large model may take hours to arrive: whether it gets on is told from its pods.
         "progressDeadlineSeconds": i32::MAX,
-        "template": revision.labelled(&[(REVISION_LABEL, &revision.hash), (TRACK_LABEL, &track_name)]),
+        "template": revision.labelled(&[(REVISION_LABEL, &revision.hash), (TRACK_LABEL, track)]),
     });
     // Where an autoscaler owns the number it is never written here, or the two would take turns.
     if let Some(replicas) = replicas {
@@ -156,9 +159,22 @@ fn deployment(
 
 /// A drained node takes one replica at a time. With one replica there is none: it could only forbid
 /// every drain, or allow it as if there were none.
-fn disruption_budget(engine: &EngineWorkload, name: &str, meta: &ObjectMeta) -> Option<PodDisruptionBudget> {
+///
+/// A pod may have one budget: where there are two roles, each has its own.
+pub(super) fn disruption_budget(engine: &EngineWorkload, meta: &ObjectMeta) -> Option<PodDisruptionBudget> {
     let most = engine.spec.autoscaling.as_ref().map_or(engine.spec.wanted_replicas(), |a| a.max);
-    (most > 1).then(|| budget(name, Component::Engine, Some(&engine.owner.name), meta))
+    let mut made =
+        (most > 1).then(|| budget(&engine.name(), Component::Engine, Some(&engine.owner.name), meta))?;
+    if let (Some(role), Some(spec)) = (engine.role, &mut made.spec) {
+        let operator = if role == Part::Prefill { "In" } else { "NotIn" };
+        let of_role = LabelSelectorRequirement {
+            key: TRACK_LABEL.to_owned(),
+            operator: operator.to_owned(),
+            values: Some(vec![Part::Prefill.to_string()]),
+        };
+        spec.selector.get_or_insert_default().match_expressions = Some(vec![of_role]);
+    }
+    Some(made)
 }
 
 /// At most one pod away at a time. One that does not serve anyway may always go.

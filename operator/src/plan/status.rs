@@ -90,7 +90,7 @@ pub fn statuses(plan: &Plan, observed: &BTreeMap<(String, String), ModelObservat
                 }
                 Verdict::Accepted if key.kind == "ModelDeployment" => {
                     let seen = observed.get(&(key.namespace.clone(), key.name.clone()));
-                    status.selector = Some(crate::render::selector(&key.name));
+                    status.selector = Some(crate::render::selector(&key.name, false));
                     if let Some(seen) = seen {
                         status.replicas = Some(seen.replicas);
                         status.ready_replicas = Some(seen.ready);

@@ -2,6 +2,7 @@
 
 mod custom;
 mod native;
+mod role;
 mod source;
 mod vllm;
 
@@ -96,14 +97,15 @@ fn is_accelerator(resource: &str) -> bool {
 }
 
 /// Why a replica's processes could not all have a device of their own, if the user asked for too few.
-pub(crate) fn too_few_devices(spec: &ModelDeploymentSpec) -> Option<String> {
+/// `at` is where it stands: `spec`.
+pub(crate) fn too_few_devices(spec: &ModelDeploymentSpec, at: &str) -> Option<String> {
     let needed = spec.parallelism.as_ref().map_or(1, strata_kinds::model_deployment::Parallelism::devices);
     let asked = spec.pod_template.as_ref().and_then(|t| t.resources.as_ref())?;
     let (resource, given) = asked.limits.iter().find(|(name, _)| is_accelerator(name))?;
     let given: u64 = given.0.parse().ok()?;
     (spec.runtime() == Runtime::Vllm && given < needed).then(|| {
         format!(
-            "`spec.podTemplate.resources.limits`: {given} {resource} for a replica, and `spec.parallelism` spreads it over {needed}: ask for {needed}, or leave the limit out"
+            "`{at}.podTemplate.resources.limits`: {given} {resource} for a replica, and `{at}.parallelism` spreads it over {needed}: ask for {needed}, or leave the limit out"
         )
     })
 }
@@ -112,6 +114,7 @@ pub(crate) fn too_few_devices(spec: &ModelDeploymentSpec) -> Option<String> {
 fn foreign(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Container {
     let spec = &engine.spec;
     let settings = spec.engine.clone().unwrap_or_default();
+    let is_not_own = |variable: &EnvVar| added.env.iter().all(|own| own.name != variable.name);
     Container {
         name: "engine".to_owned(),
         image: settings.image,
@@ -123,6 +126,7 @@ fn foreign(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Containe
                 pod::drain_grace(added),
             ]
             .into_iter()
+            .chain(engine.role.into_iter().flat_map(role::variables).filter(is_not_own))
             .chain(pod::added_env(added))
             .collect(),
         ),

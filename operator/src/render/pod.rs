@@ -5,16 +5,20 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, Lifecycle, LifecycleHandler,
-    LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements,
-    SeccompProfile, SecretKeySelector, SecurityContext, SleepAction, TopologySpreadConstraint, Volume,
+    LocalObjectReference, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, SleepAction,
+    TopologySpreadConstraint, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::json;
 use strata_kinds::model_deployment::{CacheScope, PodTemplate};
 use strata_wire::defaults;
 
-use super::{HostSite, LISTEN_ENV, PORT, Site, args, engine, hop, host, match_labels};
-use crate::cluster::ClusterSite;
+use super::{
+    HANDOVER_LABEL, HostSite, LISTEN_ENV, PORT, ROLE_LABEL, Site, args, engine, hop, host, match_labels,
+};
+use crate::cluster::{ClusterSite, digest};
 use crate::workload::{Component, EngineWorkload, Workload};
 
 /// The user and group that containers run as, who own nothing.
@@ -36,6 +40,8 @@ pub(super) fn template(
         Workload::Engine(engine) => engine.spec.pod_template.clone().unwrap_or_default(),
         _ => PodTemplate::default(),
     };
+    labels.extend(role_label(workload));
+    labels.extend(handover_label(workload));
     for (key, value) in &added.labels {
         labels.entry(key.clone()).or_insert_with(|| value.clone());
     }
@@ -75,6 +81,26 @@ pub(super) fn template(
             Site::Host(_) => pod,
         }),
     }
+}
+
+/// Which part of a request the pods do, where others of their model do another.
+fn role_label(workload: &Workload) -> Option<(String, String)> {
+    let Workload::Engine(engine) = workload else { return None };
+    engine.role.map(|role| (ROLE_LABEL.to_owned(), role.to_string()))
+}
+
+/// Which others can use what the pods make of a prompt: those of the same model and engine. How they are
+/// spread over devices may differ.
+fn handover_label(workload: &Workload) -> Option<(String, String)> {
+    let Workload::Engine(engine) = workload else { return None };
+    let spec = &engine.spec;
+    engine.role.map(|_| {
+        let alike = json!({
+            "model": spec.model, "task": spec.task, "adapters": spec.adapters, "engine": spec.engine,
+            "experimental": spec.experimental,
+        });
+        (HANDOVER_LABEL.to_owned(), digest(&alike))
+    })
 }
 
 /// The user's own, and how metrics are to be asked for where that is not as usual.
@@ -126,7 +152,9 @@ fn spread(key: &str, workload: &Workload, model: Option<&str>) -> TopologySpread
         topology_key: key.to_owned(),
         when_unsatisfiable: "ScheduleAnyway".to_owned(),
         label_selector: Some(LabelSelector {
-            match_labels: Some(match_labels(workload.component(), model)),
+            match_labels: Some(
+                match_labels(workload.component(), model).into_iter().chain(role_label(workload)).collect(),
+            ),
             ..LabelSelector::default()
         }),
         match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
@@ -199,17 +227,7 @@ fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
     let hop = hop::of(component, site);
     let mut env = environment(site);
     env.push(drain_grace(&PodTemplate::default()));
-    env.push(EnvVar {
-        name: "STRATA_NAMESPACE".to_owned(),
-        value_from: Some(EnvVarSource {
-            field_ref: Some(k8s_openapi::api::core::v1::ObjectFieldSelector {
-                field_path: "metadata.namespace".to_owned(),
-                api_version: None,
-            }),
-            ..EnvVarSource::default()
-        }),
-        ..EnvVar::default()
-    });
+    env.push(from_field("STRATA_NAMESPACE", "metadata.namespace"));
     env.push(variable("STRATA_DRAIN_SECONDS", defaults::STREAM_TIMEOUT.as_secs().to_string()));
     env.extend(hop.env);
     let probe = |path, period, timeout, failures| Some(hop.scheme.probe(path, period, timeout, failures));
@@ -239,6 +257,18 @@ pub(super) fn environment(site: &ClusterSite) -> Vec<EnvVar> {
 
 pub(super) fn variable(name: &str, value: impl Into<String>) -> EnvVar {
     EnvVar { name: name.to_owned(), value: Some(value.into()), value_from: None }
+}
+
+/// A variable that has the value of one of the pod's own fields.
+pub(super) fn from_field(name: &str, field: &str) -> EnvVar {
+    EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector { field_path: field.to_owned(), api_version: None }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    }
 }
 
 /// The user's own variables.

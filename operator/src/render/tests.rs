@@ -12,6 +12,7 @@ fn engine(spec: serde_json::Value) -> Workload {
         owner: Owner { name: "smollm2".into(), uid: Some("11-22".into()) },
         spec,
         refresh: None,
+        role: None,
     })
 }
 

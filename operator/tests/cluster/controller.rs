@@ -21,7 +21,11 @@ impl World {
     }
 
     fn track_of(name: &str) -> &'static str {
-        if name.ends_with("-canary") { "canary" } else { "stable" }
+        match name {
+            "a-engine-canary" => "canary",
+            "a-engine-prefill" => "prefill",
+            _ => "stable",
+        }
     }
 
     /// Pods of a set that serve.
@@ -77,9 +81,12 @@ impl World {
                 self.pods[*index].leaving = Some(GRACE);
             }
             for _ in there.len() as i32..wanted {
-                let name = if track == "canary" { "a-engine-canary" } else { "a-engine" };
+                let name = match track.as_str() {
+                    "stable" => "a-engine".to_owned(),
+                    other => format!("a-engine-{other}"),
+                };
                 let refuses = self.quota.is_some_and(|quota| self.pods.len() >= quota);
-                if let Some(live) = self.deployments.get_mut(name) {
+                if let Some(live) = self.deployments.get_mut(&name) {
                     live.refusal =
                         refuses.then(|| "pods \"x\" is forbidden: exceeded quota: pods".to_owned());
                 }
@@ -88,7 +95,7 @@ impl World {
                 }
                 self.made += 1;
                 self.pods.push(SimPod {
-                    name: format!("a-engine-{revision}-{}", self.made),
+                    name: format!("{name}-{revision}-{}", self.made),
                     track: track.clone(),
                     revision: revision.clone(),
                     phase: Phase::Pending,
@@ -122,7 +129,7 @@ impl World {
                 let env = template["spec"]["containers"][0]["env"].as_array().unwrap();
                 env.iter().any(|v| v["name"] == "V" && self.bad.contains(v["value"].as_str().unwrap()))
             })
-            .map(|r| r.metadata.name.clone().unwrap().trim_start_matches("a-engine-").to_owned())
+            .map(|r| r.metadata.name.as_deref().unwrap().rsplit('-').next().unwrap().to_owned())
             .collect();
         for pod in &mut self.pods {
             if let Some(left) = pod.leaving {

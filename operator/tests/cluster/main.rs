@@ -5,6 +5,7 @@
 mod children;
 mod controller;
 mod kstatus;
+mod prefill;
 mod roll;
 mod sleep;
 mod status;

@@ -175,6 +175,7 @@ impl World {
                     "name": p.name, "url": "http://10.0.0.1:8000", "ready": true, "in_flight": 0,
                     "running": 0.0, "waiting": 0.0, "kv_usage": 0.0, "prefix_queries": 0.0,
                     "prefix_hits": 0.0, "requests": 0,
+                    "role": if p.track == "prefill" { "prefill" } else { "decode" },
                 }))
                 .unwrap()
             })

@@ -115,8 +115,8 @@ fn model(object: &Value, site: &ClusterSite, valid: bool) -> Result<(), String> 
         return Err("a second look records the revision again".to_owned());
     }
     let accepted = verdict == strata_operator::plan::Verdict::Accepted;
-    if valid && accepted && deployments.len() != 1 {
-        return Err("a valid model has no Deployment".to_owned());
+    if valid && accepted && deployments.len() != 1 + usize::from(forced.spec.prefill.is_some()) {
+        return Err("a valid model has not its Deployments".to_owned());
     }
     Ok(())
 }

@@ -21,6 +21,24 @@ pub enum Why {
     Turn,
 }
 
+/// Where the prompt of a request is computed, of a model with replicas for that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// By the prefill replica of this name.
+    By(String),
+    /// By the replica that answers, because the other way failed so.
+    Here(&'static str),
+}
+
+impl fmt::Display for Prompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::By(replica) => f.write_str(replica),
+            Self::Here(why) => write!(f, "none({why})"),
+        }
+    }
+}
+
 /// One choice, with the numbers that it was made by.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
@@ -40,6 +58,8 @@ pub struct Decision {
     pub candidates: usize,
     /// What decided.
     pub why: Why,
+    /// Where its prompt is computed, where that is a question.
+    pub prompt: Option<Prompt>,
 }
 
 /// `name=value` pairs, then `; ` and a sentence. Printable ASCII as long as the replica's name is.
@@ -60,6 +80,9 @@ impl fmt::Display for Decision {
         )?;
         if let Some(track) = self.track {
             write!(f, " track={track}")?;
+        }
+        if let Some(prompt) = &self.prompt {
+            write!(f, " prefill={prompt}")?;
         }
         f.write_str("; ")?;
         match self.why {
@@ -93,9 +116,13 @@ mod tests {
             blocks: 14,
             candidates: 2,
             why: Why::MostCached,
+            prompt: None,
         };
         insta::assert_snapshot!(decision, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=12/14 candidates=2; it holds 12 of the prompt's 14 blocks, more than any other");
         let tie = Decision { why: Why::Tie, cached_blocks: 0, track: Some(Track::Canary), ..decision };
         insta::assert_snapshot!(tie, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=0/14 candidates=2 track=canary; the best scored alike, and of these it had the fewest requests in flight");
+        let by = |prompt| Decision { prompt: Some(prompt), ..tie.clone() }.to_string();
+        assert!(by(Prompt::By("p-0".to_owned())).contains(" track=canary prefill=p-0; the best"));
+        assert!(by(Prompt::Here("timeout")).contains(" prefill=none(timeout); "));
     }
 }

@@ -8,7 +8,7 @@ pub mod score;
 pub mod split;
 
 pub use budget::RetryBudget;
-pub use decision::{Decision, Why};
+pub use decision::{Decision, Prompt, Why};
 pub use index::PrefixIndex;
 pub use load::{Gauges, InterToken, Load, Own};
 pub use score::{Ask, Parts, Weights};
@@ -94,6 +94,7 @@ pub fn pick(
         blocks: ask.blocks,
         candidates: open.len(),
         why,
+        prompt: None,
     };
     Outcome::Picked(place, decision)
 }

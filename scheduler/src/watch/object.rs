@@ -9,7 +9,7 @@ use kube::Resource;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
-use strata_wire::replicas::{Policy, Track};
+use strata_wire::replicas::{Policy, Role, Track};
 
 use crate::discovery::{Model, Pod};
 
@@ -132,9 +132,14 @@ impl Readable for PodObject {
         let containers = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
         Pod {
             model: labels.remove("strata.dev/model-deployment").unwrap_or_default(),
+            handover: labels.remove("strata.dev/handover"),
             track: match labels.get("strata.dev/track").map(String::as_str) {
                 Some("canary") => Track::Canary,
                 _ => Track::Stable,
+            },
+            role: match labels.get("strata.dev/role").map(String::as_str) {
+                Some("prefill") => Role::Prefill,
+                _ => Role::Decode,
             },
             authority,
             tls,
@@ -236,6 +241,8 @@ mod tests {
             Pod {
                 model: "m".to_owned(),
                 track: Track::Canary,
+                role: Role::Decode,
+                handover: None,
                 authority: Some("10.1.2.3:8123".to_owned()),
                 tls: false,
                 ready: true,
@@ -259,6 +266,11 @@ mod tests {
             p["spec"]["containers"][0]["readinessProbe"] = json!({"httpGet": {"scheme": "HTTPS"}});
         });
         assert!(!beside.tls, "a container beside it");
+        let prefill = pod(|p| {
+            p["metadata"]["labels"]["strata.dev/role"] = json!("prefill");
+            p["metadata"]["labels"]["strata.dev/handover"] = json!("h");
+        });
+        assert_eq!((prefill.role, prefill.handover.as_deref()), (Role::Prefill, Some("h")));
         let bare = pod(|p| {
             *p = json!({"metadata": {"name": "x"}, "spec": {"containers": null}, "status": {"podIP": ""}});
         });

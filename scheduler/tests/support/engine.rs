@@ -42,7 +42,18 @@ pub(crate) enum Does {
     Reject,
     /// Sends as much as is taken from it.
     Flood,
+    /// Answers when it is let go.
+    Late,
+    /// Answers, and keeps nothing of a prompt that it is to keep.
+    Forget,
+    /// 500.
+    Fail,
+    /// 500 for a request whose prompt it is to fetch, as when that cannot be done; answers others.
+    FailToFetch,
 }
+
+/// What an engine says of a prompt that it has kept, as vLLM does.
+pub(crate) const KEPT: &str = r#"{"do_remote_prefill": true,"do_remote_decode": false,"remote_block_ids":[[7,8]],"remote_engine_id":"e","remote_request_id":"r","remote_host":"10.0.0.9","remote_port":5600,"tp_size":1}"#;
 
 /// A request as the engine got it.
 #[derive(Clone, Debug)]
@@ -261,7 +272,17 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
     inner.got.lock().unwrap().push(Got { path, headers: head.headers, body: body.clone() });
     inner.prompts.fetch_add(1, Ordering::SeqCst);
     let stream = serde_json::from_slice::<Value>(&body).is_ok_and(|b| b["stream"] == json!(true));
-    let does = *inner.does.lock().unwrap();
+    let transfer = serde_json::from_slice::<Value>(&body).map(|b| b["kv_transfer_params"].clone());
+    let transfer = transfer.unwrap_or_default();
+    let keeps = transfer["do_remote_decode"] == json!(true);
+    let mut does = *inner.does.lock().unwrap();
+    if does == Does::Late {
+        inner.pieces.acquire().await.unwrap().forget();
+        does = Does::Answer;
+    }
+    if does == Does::FailToFetch {
+        does = if transfer.is_null() { Does::Answer } else { Does::Fail };
+    }
     match does {
         Does::Refuse => {
             let error = json!({"error": {"message": "draining", "type": "server_error", "param": null, "code": "draining"}});
@@ -270,6 +291,11 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         Does::Reject => {
             let error = json!({"error": {"message": "max_tokens must be positive", "type": "invalid_request_error", "param": "max_tokens", "code": null}});
             (StatusCode::BAD_REQUEST, axum::Json(error)).into_response()
+        }
+        Does::Fail | Does::FailToFetch => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Does::Answer if keeps && !stream => {
+            let answer = format!(r#"{{"id":"c","choices":[{{"message":{{"content":"y"}}}}],"kv_transfer_params": {KEPT} }}"#);
+            ([("content-type", "application/json")], answer).into_response()
         }
         Does::Forbid => StatusCode::UNAUTHORIZED.into_response(),
         Does::BreakJson => {
@@ -285,11 +311,11 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             let _open = open;
             std::future::pending().await
         }
-        Does::Answer if !stream => axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "model": "m",
+        Does::Answer | Does::Forget if !stream => axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "model": "m",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}}))
         .into_response(),
-        Does::Answer => pieces(open, 3, false, End::Done),
+        Does::Answer | Does::Forget | Does::Late => pieces(open, 3, false, End::Done),
         Does::Held => pieces(open, usize::MAX, true, End::Done),
         Does::Break(after) => pieces(open, after, false, End::Break),
         Does::BreakWithin => pieces(open, 1, false, End::Half),

@@ -12,7 +12,7 @@ use http::{HeaderMap, Request, StatusCode};
 use serde_json::{Value, json};
 use strata_hop::{Bound, Upstream, forward};
 use strata_scheduler::{Scheduler, SchedulerOptions, router};
-use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, ReplicaState};
+use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, ReplicaState, Role};
 use strata_wire::sse::{Event, Splitter};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -224,6 +224,14 @@ impl EndpointsFile {
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.path()).unwrap();
     }
+}
+
+/// The same, and others that compute prompts for them.
+pub(crate) fn listed_with(engines: &[&Engine], prefill: &[&Engine]) -> ModelEndpoints {
+    let mut model = listed(engines);
+    let others = prefill.iter().map(|e| Endpoint { role: Role::Prefill, ..Endpoint::new(e.name(), e.url()) });
+    model.replicas.extend(others);
+    model
 }
 
 /// Engines as an endpoints file lists them, named `m-0`, `m-1` and so on.

@@ -1,6 +1,6 @@
 //! Whether every scheduler sends requests to every replica.
 
-use strata_wire::replicas::ReplicaReport;
+use strata_wire::replicas::{ReplicaReport, Role};
 
 use super::super::assess::Assessment;
 use super::super::{SchedulerView, pods};
@@ -29,15 +29,20 @@ pub(super) fn missing(
             Some(format!("its replicas serve; the scheduler {} cannot be asked: {error}", view.pod))
         }
         Ok(report) => {
-            let routed = pods.iter().filter(|pod| routes(report, &engine.spec.model.name, pod)).count();
+            let role = engine.role.unwrap_or_default();
+            let routed = pods.iter().filter(|pod| routes(report, &engine.spec.model.name, pod, role)).count();
+            let (sends, replicas) = match role {
+                Role::Decode => ("requests", "replicas"),
+                Role::Prefill => ("prompts", "prefill replicas"),
+            };
             (routed < pods.len()).then(|| {
-                format!("the scheduler {} sends requests to {routed} of {} replicas", view.pod, pods.len())
+                format!("the scheduler {} sends {sends} to {routed} of {} {replicas}", view.pod, pods.len())
             })
         }
     })
 }
 
-fn routes(report: &ReplicaReport, model: &str, pod: &str) -> bool {
+fn routes(report: &ReplicaReport, model: &str, pod: &str, role: Role) -> bool {
     let replicas = report.models.get(model);
-    replicas.is_some_and(|replicas| replicas.iter().any(|r| r.name == pod && r.ready))
+    replicas.is_some_and(|replicas| replicas.iter().any(|r| r.name == pod && r.ready && r.role == role))
 }

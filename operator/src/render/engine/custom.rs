@@ -1,5 +1,7 @@
 //! Any server with the same HTTP interface. It is told where the model is by `STRATA_MODEL_PATH` and what
-//! it is called by `STRATA_MODEL_NAME`, and listens on port 8000.
+//! it is called by `STRATA_MODEL_NAME`, and listens on port 8000. Of a model whose prompts are computed by
+//! replicas of their own it is told which part it has by `STRATA_ROLE`, `prefill` or `decode`, and is asked
+//! to hand over and to take by `kv_transfer_params`, as vLLM is.
 
 use strata_kinds::model_deployment::PodTemplate;
 

@@ -4,7 +4,7 @@ use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::{Device, PodTemplate};
 use strata_kinds::quantity;
 
-use super::{empty_dir, foreign, is_accelerator, mount, set_env};
+use super::{empty_dir, foreign, is_accelerator, mount, role, set_env};
 use crate::render::PORT;
 use crate::render::pod::{Parts, quantities, stream_seconds, variable};
 use crate::workload::EngineWorkload;
@@ -19,7 +19,7 @@ pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) ->
     let mut main = foreign(engine, path, added);
     // The image's entry point has changed over its versions; this has not.
     main.command = Some(vec!["vllm".to_owned(), "serve".to_owned()]);
-    main.args = Some(args(spec, path, added));
+    main.args = Some(args(engine, path, added));
     let threads = spec.engine.as_ref().and_then(|e| e.threads);
     set_env(
         &mut main,
@@ -60,7 +60,8 @@ pub(super) fn gpus(spec: &ModelDeploymentSpec) -> u64 {
     spec.parallelism.as_ref().map_or(1, strata_kinds::model_deployment::Parallelism::devices)
 }
 
-fn args(spec: &ModelDeploymentSpec, path: &str, added: &PodTemplate) -> Vec<String> {
+fn args(workload: &EngineWorkload, path: &str, added: &PodTemplate) -> Vec<String> {
+    let spec = &workload.spec;
     let mut args = vec![path.to_owned()];
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("--served-model-name", spec.model.name.clone());
@@ -98,6 +99,9 @@ fn args(spec: &ModelDeploymentSpec, path: &str, added: &PodTemplate) -> Vec<Stri
         Some(true) => args.push("--enable-prefix-caching".to_owned()),
         Some(false) => args.push("--no-enable-prefix-caching".to_owned()),
         None => {}
+    }
+    if workload.role.is_some() {
+        args.extend(role::args(&engine.args));
     }
     args.extend(engine.args);
     args
