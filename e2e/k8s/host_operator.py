@@ -39,7 +39,7 @@ class HostOperator:
             # The lease's holder: two on one machine must differ.
             "HOSTNAME": f"operator-{name}",
         }
-        command = [str(binary), "operator", "--mode=enterprise", f"--image=strata:{images.version()}"]
+        command = [str(binary), "operator", "--mode=enterprise", "--internal-tls", f"--image=strata:{images.version()}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

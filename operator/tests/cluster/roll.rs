@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use strata_operator::cluster::REVISION_LABEL;
+
 use super::controller::bounds;
 use super::world::{GPU, Phase, World};
 
@@ -354,7 +356,10 @@ proptest! {
                 Happens::Devices(n) => world.devices = world.devices.map(|_| n.max(world.pods.iter().filter(|p| p.is_placed()).count())),
                 Happens::Kubernetes(steps) => {
                     for _ in 0..steps {
-                        let (there, served) = (world.of_track("stable").len(), ready(&world, "stable"));
+                        // A pod that died comes back, also above a surge that has become smaller since.
+                        let asked = world.deployments.get("a-engine").map_or(0, |d| d.sets.values().sum::<i32>());
+                        let there = world.of_track("stable").len().max(asked as usize);
+                        let served = ready(&world, "stable");
                         world.kubernetes();
                         check_bounds(&world, there, served)?;
                     }
@@ -368,7 +373,10 @@ proptest! {
             if let (Some(step), Some(weight)) = (world.decide(), share) {
                 let of = |name: &str| step.apply.iter().find(|c| c.key().kind == "Deployment" && c.name() == name);
                 let wanted = of("a-engine").map(|d| d.object["spec"]["replicas"].as_i64());
-                if let (Some(Some(wanted)), Some(canary), true) = (wanted, of("a-engine-canary"), weight < 100) {
+                let revision = |name: &str| of(name).map(|d| d.object["spec"]["template"]["metadata"]["labels"][REVISION_LABEL].clone());
+                // One that was promoted serves on with what it has until the others have its revision.
+                let tries = weight < 100 && revision("a-engine") != revision("a-engine-canary");
+                if let (Some(Some(wanted)), Some(canary), true) = (wanted, of("a-engine-canary"), tries) {
                     let tried = canary.object["spec"]["replicas"].as_i64().unwrap();
                     prop_assert!(tried >= 1 && tried == ((wanted * weight + 99) / 100).max(1), "{tried} of {wanted} at {weight}%");
                 }
