@@ -46,11 +46,12 @@ class Connections:
         self._local = threading.local()
 
     def call(self, method: str, path: str, body: object = None) -> dict:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
+        connection, used = getattr(self._local, "connection", (None, 0.0))
+        # The API server closes one that has been idle for some minutes.
+        if connection is None or time.monotonic() - used > 30:
             host, port = self._api.server.removeprefix("https://").split(":")
             connection = http.client.HTTPSConnection(host, int(port), timeout=120, context=self._api._context)
-            self._local.connection = connection
+        self._local.connection = (connection, time.monotonic())
         headers = {"authorization": f"Bearer {self._api.token}", "content-type": "application/json"}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()

@@ -40,9 +40,19 @@ def test_load_adds_replicas(serving, metrics):
     kube = serving.kube
     asked = kube.wait("the autoscaler to ask for a metric", lambda: metrics.asked, 60)[-1]
     assert asked[0] == MODELS and "smol" in asked[2]
+
+    def trouble() -> dict:
+        conditions = kube.get(serving.path)["status"]["conditions"]
+        return next((c for c in conditions if c["type"] == "Autoscaling"), {})
+
+    # kserve#6072: nobody gives the metric yet. The model serves, and says that it cannot be scaled.
+    told = kube.wait("the autoscaler's trouble to be told", trouble, 60)
+    assert (told["status"], told["reason"]) == ("False", "AutoscalerFailing") and asked[1] in told["message"], told
+    assert serving.condition()["status"] == "True"
     metrics.values[asked[0], asked[1]] = "12"
     kube.wait("the autoscaler to want three", lambda: replicas(kube) == 3, 90)
     serving.ready(120)
+    assert not trouble(), "it scales now"
     kube.patch(serving.path, {"metadata": {"annotations": {"e2e/touched": "yes"}}})
     seen = set()
     end = time.monotonic() + 8

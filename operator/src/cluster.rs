@@ -29,6 +29,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::Pod;
 use strata_wire::replicas::ReplicaReport;
 
@@ -68,6 +69,8 @@ pub struct ModelSeen<'a> {
     pub schedulers: &'a [SchedulerView],
     /// By pod: how far the download is, for pods whose container `fetch` was asked.
     pub downloads: &'a BTreeMap<String, Progress>,
+    /// The HorizontalPodAutoscaler, where it has one.
+    pub autoscaler: Option<&'a HorizontalPodAutoscaler>,
     /// What the API server did not take of the last step.
     pub refused: &'a [Refused],
 }

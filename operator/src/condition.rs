@@ -81,6 +81,8 @@ reasons! {
     ApplyFailed,
     /// Nothing in the cluster scales the model by load.
     AutoscalerMissing,
+    /// What scales the model by load says that it cannot.
+    AutoscalerFailing,
     /// Another object, older than this one, serves the same model name.
     NameConflict,
     /// The mode has no room for it.

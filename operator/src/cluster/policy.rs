@@ -214,6 +214,7 @@ mod tests {
             revisions: &[],
             schedulers: &[],
             downloads: &std::collections::BTreeMap::new(),
+            autoscaler: None,
             refused: &[],
         };
         let now = k8s_openapi::jiff::Timestamp::UNIX_EPOCH;

@@ -4,6 +4,7 @@
 //! serves, and every scheduler sends it requests. `Reconciling` is there while time will bring it about,
 //! `Stalled` while somebody must do something; never both.
 
+mod autoscaler;
 mod download;
 mod routed;
 
@@ -17,7 +18,7 @@ use strata_wire::replicas::Role;
 
 use super::assess::{Assessment, is_over_quota};
 use super::rollout::{Scarcity, Tracks};
-use super::{ClusterSite, ModelSeen, REVISION_LABEL, pods, route, scale, trouble};
+use super::{ClusterSite, ModelSeen, REVISION_LABEL, pods, route, trouble};
 use crate::condition::{Condition, Reason, Truth, stamp};
 use crate::plan::{self, Verdict, workload};
 use crate::render::{PORT, selector};
@@ -58,7 +59,7 @@ pub fn model_status(
         }
     };
     let mut conditions = said.conditions();
-    conditions.extend(autoscaler_missing(engine_seen, verdict, site));
+    conditions.extend(autoscaler::trouble(engine_seen, verdict, seen.autoscaler, site));
     let canary = tracks.as_ref().and_then(|t| t.canary.as_ref());
     ModelDeploymentStatus {
         observed_generation: Some(generation),
@@ -319,21 +320,4 @@ fn in_the_way(
         "change what refuses them, or the spec"
     };
     Some(Said::stalled(reason, format!("{serve}; pods cannot be made: {refusal}; {advice}")))
-}
-
-/// Said only while it is so: nothing scales the model by load.
-fn autoscaler_missing(engine: &EngineWorkload, verdict: &Verdict, site: &ClusterSite) -> Option<Condition> {
-    let scaling = engine.spec.autoscaling.as_ref()?;
-    let missing = *verdict == Verdict::Accepted
-        && scaling.max > scaling.min.max(1)
-        && !scale::has_autoscaler(site.capabilities);
-    missing.then(|| Condition {
-        kind: "Autoscaling".to_owned(),
-        status: Truth::False,
-        reason: Reason::AutoscalerMissing,
-        message: format!(
-            "nothing scales it beyond {}: the cluster has neither KEDA nor an API for external metrics",
-            scaling.min.max(1)
-        ),
-    })
 }

@@ -23,6 +23,7 @@ fn a_model_has_a_service_and_a_deployment() {
         revisions: &[],
         schedulers: &[],
         downloads: &downloads,
+        autoscaler: None,
         refused: &[],
     };
     let step = model_step(&engine.unwrap(), &seen, &site, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);

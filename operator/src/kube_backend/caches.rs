@@ -28,6 +28,7 @@ pub(super) struct Caches {
     pub(super) deployments: Cache<Deployment>,
     pub(super) pods: Cache<Pod>,
     pub(super) revisions: Cache<ControllerRevision>,
+    pub(super) autoscalers: Cache<HorizontalPodAutoscaler>,
     pub(super) secrets: Cache<Secret>,
     /// The layers' certificates. Each name is watched by itself, for Secrets are read by name alone.
     pub(super) certificates: Vec<Certificates>,
@@ -75,7 +76,6 @@ impl Caches {
             ApiResource::erase::<RoleBinding>(&()),
             ApiResource::erase::<NetworkPolicy>(&()),
             ApiResource::erase::<PodDisruptionBudget>(&()),
-            ApiResource::erase::<HorizontalPodAutoscaler>(&()),
         ];
         let certificates =
             |beside_models| move |name| Certificates { name, beside_models, cache: Cache::default() };
@@ -87,6 +87,7 @@ impl Caches {
             deployments: Cache::default(),
             pods: Cache::default(),
             revisions: Cache::default(),
+            autoscalers: Cache::default(),
             secrets: Cache::default(),
             certificates: CENTRAL_SECRETS
                 .into_iter()
@@ -133,6 +134,7 @@ impl Caches {
         match (resource.group.as_str(), resource.kind.as_str()) {
             ("apps", "Deployment") => Some(&self.deployments),
             ("apps", "ControllerRevision") => Some(&self.revisions),
+            ("autoscaling", "HorizontalPodAutoscaler") => Some(&self.autoscalers),
             ("", "Secret") => Some(&self.secrets),
             (group, kind) => {
                 let same = |o: &&Other| o.resource.group == group && o.resource.kind == kind;
@@ -167,6 +169,7 @@ impl Caches {
             ("Deployment", self.deployments.len()),
             ("Pod", self.pods.len()),
             ("ControllerRevision", self.revisions.len()),
+            ("HorizontalPodAutoscaler", self.autoscalers.len()),
             ("Other", self.others.iter().map(|o| o.cache.len()).sum()),
         ]
     }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, FieldsV1, ManagedFieldsEntry};
 use kube::core::{DynamicObject, ObjectMeta, PartialObjectMeta};
@@ -202,6 +203,12 @@ kept_whole! {
         pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
     };
     ControllerRevision: strip;
+    HorizontalPodAutoscaler: |autoscaler| {
+        strip(autoscaler);
+        autoscaler.spec = None;
+        let conditions = autoscaler.status.take().and_then(|status| status.conditions);
+        autoscaler.status = Some(HorizontalPodAutoscalerStatus { conditions, ..HorizontalPodAutoscalerStatus::default() });
+    };
     Secret: strip;
 }
 

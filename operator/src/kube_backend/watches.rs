@@ -74,6 +74,9 @@ impl Watches {
             let (shell, kept) = (self.shell.clone(), caches(&self.shell));
             let tell = move |change: &Change<_>, lane| child_changed(&shell, change, lane);
             self.spawn(&mut tasks, &scope, "ControllerRevision", move || kept, |c| &c.revisions, tell);
+            let (shell, kept) = (self.shell.clone(), caches(&self.shell));
+            let tell = move |change: &Change<_>, lane| child_changed(&shell, change, lane);
+            self.spawn(&mut tasks, &scope, "HorizontalPodAutoscaler", move || kept, |c| &c.autoscalers, tell);
             for index in 0..self.shell.caches.others.len() {
                 if !self.shell.caches.others[index].optional {
                     tasks.spawn(self.other(index, scope.namespace.clone(), &self.filling));

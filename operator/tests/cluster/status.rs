@@ -38,6 +38,33 @@ fn waiting(reason: &str, message: &str) -> serde_json::Value {
     json!({ "state": { "waiting": { "reason": reason, "message": message } } })
 }
 
+/// kserve#6072: a condition that leads astray. What keeps a model from being scaled is said, and no more.
+#[test]
+fn an_autoscaler_that_cannot_scale_is_told_of() {
+    let mut world = World::new(json!({ "autoscaling": { "min": 1, "max": 4 } }));
+    world.site.capabilities.external_metrics = true;
+    world.settle();
+    let says = |world: &mut World, kind: &str, status: &str, reason: &str| -> Option<String> {
+        let condition =
+            json!({ "type": kind, "status": status, "reason": reason, "message": "no metrics known." });
+        let autoscaler =
+            json!({ "metadata": { "name": "a-engine" }, "status": { "conditions": [condition] } });
+        world.autoscaler = Some(serde_json::from_value(autoscaler).unwrap());
+        let status = world.status();
+        let found = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Autoscaling");
+        found.map(|c| format!("{}: {}", c["reason"].as_str().unwrap(), c["message"].as_str().unwrap()))
+    };
+    let failing = says(&mut world, "ScalingActive", "False", "FailedGetExternalMetric").unwrap();
+    assert!(
+        failing.starts_with("AutoscalerFailing: ")
+            && failing.contains("a-engine cannot scale it: no metrics known;")
+    );
+    assert!(world.ready(), "it serves on");
+    assert_eq!(says(&mut world, "ScalingActive", "False", "ScalingDisabled"), None, "it sleeps");
+    assert_eq!(says(&mut world, "ScalingActive", "True", "ValidMetricFound"), None);
+    assert_eq!(says(&mut world, "ScalingLimited", "True", "TooManyReplicas"), None, "it has all that it may");
+}
+
 /// Without a gateway the platform is the one entrance: what it does not reach is not served.
 #[test]
 fn a_model_without_an_entrance_is_refused() {

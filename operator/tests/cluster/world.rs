@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -93,6 +94,7 @@ pub struct World {
     /// Whether schedulers have seen what there is.
     pub routed: bool,
     pub downloads: BTreeMap<String, Progress>,
+    pub autoscaler: Option<HorizontalPodAutoscaler>,
     pub refused: Vec<Refused>,
     pub now: i64,
     pub made: usize,
@@ -118,6 +120,7 @@ impl World {
             demand: Demand::default(),
             routed: true,
             downloads: BTreeMap::new(),
+            autoscaler: None,
             refused: Vec::new(),
             now: 1_000_000,
             made: 0,
@@ -160,6 +163,7 @@ impl World {
             revisions: &self.revisions,
             schedulers: &schedulers,
             downloads: &self.downloads,
+            autoscaler: self.autoscaler.as_ref(),
             refused: &self.refused,
         })
     }

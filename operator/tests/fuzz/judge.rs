@@ -82,6 +82,7 @@ fn model(object: &Value, site: &ClusterSite, valid: bool) -> Result<(), String> 
             revisions,
             schedulers: &[],
             downloads: &downloads,
+            autoscaler: None,
             refused: &[],
         };
         let step = model_step(&forced, &seen, site, now);

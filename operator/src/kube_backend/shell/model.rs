@@ -32,6 +32,7 @@ impl Shell {
         let (namespace, name) = (key.namespace.as_str(), Some(key.name.as_str()));
         let schedulers = if site.mode.has_scheduler() { self.schedulers(namespace) } else { Vec::new() };
         let downloads = self.views.downloads(namespace);
+        let autoscaler = self.caches.autoscalers.get(&Key::new(namespace, format!("{}-engine", key.name)));
         let mut refused: Vec<Refused> = Vec::new();
         let mut failure = None;
         let step = match &engine {
@@ -43,6 +44,7 @@ impl Shell {
                     revisions: &revisions,
                     schedulers: &schedulers,
                     downloads: &downloads,
+                    autoscaler: autoscaler.as_deref(),
                     refused: &[],
                 };
                 let step = model_step(engine, &seen, &site, Timestamp::now());
@@ -60,6 +62,7 @@ impl Shell {
             revisions: &revisions,
             schedulers: &schedulers,
             downloads: &downloads,
+            autoscaler: autoscaler.as_deref(),
             refused: &refused,
         };
         let told = model.status.as_ref().is_some_and(|s| s.observed_generation == model.metadata.generation);
