@@ -52,6 +52,16 @@ def image_values(reference: str) -> dict:
     return {"repository": folder + slash + last, "tag": tag or ("" if digest else "latest"), "digest": digest}
 
 
+def answers(address: str, path: str) -> bool:
+    """Whether a listener says that it is well."""
+    connection = http.client.HTTPConnection(address, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
 class Strata:
     """One installation in one cluster."""
 
@@ -109,16 +119,7 @@ class Strata:
             if not self.kube.find(f"/api/v1/namespaces/{namespace}/services/{service}"):
                 continue
             address = urllib.parse.urlsplit(self.kube.url(namespace, service)).netloc
-
-            def answers(address: str = address) -> bool:
-                connection = http.client.HTTPConnection(address, timeout=2)
-                try:
-                    connection.request("GET", "/health")
-                    return connection.getresponse().status == 200
-                finally:
-                    connection.close()
-
-            self.kube.wait(f"{service} to answer", answers, 30)
+            self.kube.wait(f"{service} to answer", lambda at=address: answers(at, "/health"), 30)
 
     def uninstall(self, namespace: str = NAMESPACE, helm: int = 4) -> None:
         self.kube.helm("uninstall", "strata", "--namespace", namespace, "--wait", "--timeout", "120s", version=helm)

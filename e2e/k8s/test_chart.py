@@ -6,7 +6,6 @@ upgrade restarts models), dynamo#3567 (`helm --wait` succeeds on old pods) and k
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import urllib.parse
 import openai
 import pytest
 import yaml
-from install import MODEL, NAMESPACE, ROOT, Strata, model
+from install import MODEL, NAMESPACE, ROOT, Strata, answers, model
 from kube import Kube
 
 pytestmark = pytest.mark.pods
@@ -91,15 +90,6 @@ def nothing_left_to_the_next(kube):
     everything = "deployments,services,secrets,leases,serviceaccounts,roles,rolebindings,networkpolicies,poddisruptionbudgets"
     kube.kubectl("delete", everything, "-n", NAMESPACE, "-l", "app.kubernetes.io/part-of=strata", check=False)
     kube.wait("the pods to go", lambda: not kube.get(f"/api/v1/namespaces/{NAMESPACE}/pods")["items"], 120)
-
-
-def answers(address: str) -> bool:
-    connection = http.client.HTTPConnection(address, timeout=5)
-    try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
-    finally:
-        connection.close()
 
 
 def tried(call):
@@ -187,7 +177,7 @@ def test_from_mode_to_mode_nothing_is_lost(kube, strata):
     assert client.responses.retrieve(stored[0]).id == stored[0]
     # The name of a Service that is new here takes seconds to be known everywhere.
     below = urllib.parse.urlsplit(kube.url(NAMESPACE, "strata-platform")).netloc
-    kube.wait("the platform to find the layer below", lambda: answers(below), 30)
+    kube.wait("the platform to find the layer below", lambda: answers(below, "/ready"), 30)
     again = lambda: client.responses.create(model=MODEL, input="And again.", max_output_tokens=8).id  # noqa: E731
     stored.append(kube.wait("a response through the new chain", lambda: tried(again), 60))
 
