@@ -214,6 +214,26 @@ def test_what_is_not_wanted_is_swept(kube, operator, namespace):
     assert kube.find(f"/api/v1/namespaces/{NAMESPACE}/secrets/strata-hop"), "Strata's own stays"
 
 
+def test_what_is_anothers_stays_anothers(kube, operator, namespace):
+    """An object that has a child's name and is not Strata's is told of, and neither taken over nor deleted."""
+    ports = [{"name": "mine", "port": 9999}]
+    mine = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "m-engine"}, "spec": {"ports": ports}}
+    apply(kube, namespace, mine)
+    path = f"/api/v1/namespaces/{namespace}/services/m-engine"
+    before = kube.get(path)
+    apply(kube, namespace, named("m", **NOWHERE))
+    told = kube.wait("it to be told", lambda: (c := kube.condition("ModelDeployment", namespace, "m"))
+                     and c["reason"] == "ApplyFailed" and c, 20)
+    assert "Service m-engine" in told["message"] and "not Strata's: rename or delete it" in told["message"], told
+    kube.delete(kube.path("ModelDeployment", namespace, "m"))
+    kube.wait("its children to go", lambda: not children(kube, namespace))
+    assert kube.get(path) == before
+    kube.delete(path)
+    # With the name free, all is well.
+    apply(kube, namespace, named("m", **NOWHERE))
+    kube.wait("the Service", lambda: "Service/m-engine" in children(kube, namespace), 20)
+
+
 @pytest.mark.parametrize("operator", [{"args": ["--gateway=strata/public"]}], indirect=True)
 def test_a_kind_that_comes_later_is_taken_up(kube, operator, namespace):
     apply(kube, namespace, named("m", **NOWHERE))

@@ -7,6 +7,7 @@ mod refusal;
 mod registry_login;
 mod sigv4;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -25,6 +26,7 @@ pub(crate) use registry_login::RegistryLogin;
 pub(crate) use sigv4::AwsSigner;
 
 use crate::error::FetchError;
+use crate::progress::Progress;
 
 /// Bytes of an error's body that are read for its words.
 const ERROR_BODY: usize = 16 * 1024;
@@ -37,6 +39,7 @@ pub(crate) struct Http {
     stall: Duration,
     backoff: Backoff,
     takes_plain: bool,
+    progress: Option<Arc<Progress>>,
 }
 
 /// A response whose body has not been read.
@@ -91,7 +94,12 @@ impl Http {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(dial::connector(stall, authorities)?);
-        Ok(Self { client, stall, backoff, takes_plain: allow_http })
+        Ok(Self { client, stall, backoff, takes_plain: allow_http, progress: None })
+    }
+
+    /// The same, which tells there why it tries again.
+    pub(crate) fn telling(self, progress: Arc<Progress>) -> Self {
+        Self { progress: Some(progress), ..self }
     }
 
     pub(crate) fn patience(&self) -> Patience {
@@ -209,6 +217,9 @@ impl Http {
                 Err(Trouble::Lasting(error)) => return Err(error),
                 Err(Trouble::Passing { why, after }) => {
                     let pause = patience.failed(&why, after).map_err(|end| end.error(ask))?;
+                    if let Some(progress) = &self.progress {
+                        progress.note(&format!("{}: {why}; trying again", host_of(&ask.url)));
+                    }
                     tracing::warn!(host = %host_of(&ask.url), what = %ask.what, %why, pause_ms = pause.as_millis(), "trying again");
                     tokio::time::sleep(pause).await;
                 }

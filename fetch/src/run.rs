@@ -205,7 +205,8 @@ impl Fetch {
     async fn rounds(&self, lock: &Lock) -> Result<Fetched, FetchError> {
         let options = &self.options;
         let authorities = options.credentials.authorities.as_deref();
-        let http = Http::new(options.stall_timeout, options.backoff, options.allow_http, authorities)?;
+        let http = Http::new(options.stall_timeout, options.backoff, options.allow_http, authorities)?
+            .telling(self.progress.clone());
         let context = Context {
             http,
             progress: self.progress.clone(),

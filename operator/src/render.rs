@@ -134,10 +134,10 @@ pub(crate) fn short_hash(text: &[u8]) -> String {
 }
 
 /// The label selector of a model's pods, as `/scale` has it. Those that compute prompts for others, where
-/// there are such, are not scaled by it.
+/// there are such, are not scaled by it. kubectl and the autoscaler read `notin`, and not `!=`.
 pub fn selector(model: &str, has_prefill: bool) -> String {
     let labels = match_labels(Component::Engine, Some(model));
-    let others = has_prefill.then(|| format!("{ROLE_LABEL}!={}", Role::Prefill));
+    let others = has_prefill.then(|| format!("{ROLE_LABEL} notin ({})", Role::Prefill));
     labels.iter().map(|(k, v)| format!("{k}={v}")).chain(others).collect::<Vec<_>>().join(",")
 }
 

@@ -56,6 +56,12 @@ impl Child {
         self.text("namespace")
     }
 
+    /// Uids of its owners.
+    pub fn owners(&self) -> impl Iterator<Item = &str> {
+        let owners = self.object["metadata"]["ownerReferences"].as_array();
+        owners.into_iter().flatten().filter_map(|owner| owner["uid"].as_str())
+    }
+
     /// Which object it is.
     pub fn key(&self) -> ChildKey {
         ChildKey {

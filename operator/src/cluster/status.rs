@@ -48,6 +48,13 @@ pub fn model_status(
         .or_else(|| Some(assessment.stable.as_ref()?.revision.clone()));
     let count = Count::of(&assessment, stable.as_deref());
     let said = match verdict {
+        // What has pods is left as it is, repairs included: it is not known what they should be.
+        Verdict::Refused { reason, message } if count.stable > 0 => Said::stalled(
+            *reason,
+            format!(
+                "{message}. Until then its pods are those of before, and nothing of them is changed or mended"
+            ),
+        ),
         Verdict::Refused { reason, message } => Said::stalled(*reason, message.clone()),
         Verdict::Accepted => {
             let said = judge(engine_seen, &assessment, tracks.as_ref(), &count, seen, site);

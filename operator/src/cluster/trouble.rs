@@ -116,7 +116,12 @@ fn waits_with_words(last: &ContainerStateTerminated) -> bool {
 fn last_words(ended: &ContainerStateTerminated) -> String {
     let said = ended.message.as_deref().map(str::trim).filter(|m| !m.is_empty());
     match said {
-        Some(said) => brief(said.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(said)),
+        Some(said) => {
+            let last = |wanted: &dyn Fn(&str) -> bool| said.lines().rev().find(|line| wanted(line));
+            // Command lines say what is wrong, and then how to ask for help.
+            let error = last(&|line| line.trim_start().to_lowercase().starts_with("error"));
+            brief(error.or_else(|| last(&|line| !line.trim().is_empty())).unwrap_or(said))
+        }
         None => match ended.signal.filter(|s| *s != 0) {
             Some(signal) => format!("ended by signal {signal}"),
             None => format!("ended with status {}", ended.exit_code),

@@ -4,23 +4,23 @@
 //! our field manager are others than those that the API server answered last time: whoever changes
 //! one of our fields takes it over, and so it goes missing there. Values are never compared.
 //!
-//! What is not known as ours is sent without force: somebody else's object of the same name is refused by
-//! the API server, and not taken over.
+//! Before something is sent that is not known as ours it is looked whether somebody else has an object of
+//! that name: it is left alone, and told of.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
-use kube::core::{ApiResource, DynamicObject, Request};
-use kube::{Client, Resource};
+use kube::core::{ApiResource, DynamicObject, ObjectMeta, Request, Status};
+use kube::{Api, Client, Resource};
 use serde_json::Value;
 
 use super::cache::FIELD_MANAGER;
 use super::caches::{Caches, OwnedChild};
 use super::key::Key;
 use super::metrics::Metrics;
-use crate::cluster::{Capabilities, Child, ChildKey, swept_kinds};
+use crate::cluster::{Capabilities, Child, ChildKey, MANAGED_LABEL, swept_kinds};
 
 /// What was sent of a child last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,16 +76,36 @@ impl Applier {
             self.metrics.skipped();
             return Ok(());
         }
-        let is_ours = store.is_none() || marks.is_some();
-        let params = PatchParams { force: is_ours, ..PatchParams::apply(FIELD_MANAGER) };
-        let answer = self.patch(&child.resource, &key, None, &child.object, &params).await;
-        let answer = answer.map_err(|error| if is_ours { error } else { not_ours(error) })?;
+        let is_ours = store.is_none_or(|s| s.is_labelled(&Key::new(child.namespace(), child.name())));
+        if !is_ours {
+            self.check_that_it_is_nobodys(child).await?;
+        }
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let answer = self.patch(&child.resource, &key, None, &child.object, &params).await?;
         let ours = match store {
             Some(store) => store.absorb(&answer).map_err(kube::Error::SerdeError)?.ours,
             None => 0,
         };
         self.sent().insert(key, Sent { object, ours });
         Ok(())
+    }
+
+    /// An error that no second try mends, where there is such an object and neither a label nor an owner
+    /// says that it is ours.
+    async fn check_that_it_is_nobodys(&self, child: &Child) -> Result<(), kube::Error> {
+        // Their names hold a hash: nobody else has them.
+        if child.resource.kind == "ControllerRevision" {
+            return Ok(());
+        }
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), child.namespace(), &child.resource);
+        let Some(found) = api.get_metadata_opt(child.name()).await? else { return Ok(()) };
+        let owners = found.metadata.owner_references.iter().flatten().map(|owner| owner.uid.as_str());
+        if is_labelled(&found.metadata) || child.owners().any(|ours| owners.clone().any(|o| o == ours)) {
+            return Ok(());
+        }
+        let message = "there is one of that name already, which is not Strata's: rename or delete it";
+        Err(kube::Error::Api(Status::failure(message, "NotOurs").with_code(422).boxed()))
     }
 
     /// Sets a Deployment's replicas, as a field manager of its own, so that an autoscaler may have them.
@@ -197,20 +217,9 @@ impl Applier {
     }
 }
 
-/// What is said of somebody else's object: a conflict that no second try resolves.
-fn not_ours(error: kube::Error) -> kube::Error {
-    match error {
-        kube::Error::Api(mut status) if status.code == 409 => {
-            status.code = 422;
-            "NotOurs".clone_into(&mut status.reason);
-            status.message = format!(
-                "there is one of that name already, which is not Strata's: rename or delete it ({})",
-                status.message.trim()
-            );
-            kube::Error::Api(status)
-        }
-        other => other,
-    }
+/// Whether an object says that this operator manages it.
+pub(super) fn is_labelled(meta: &ObjectMeta) -> bool {
+    meta.labels.as_ref().and_then(|l| l.get(MANAGED_LABEL.0)).is_some_and(|by| by == MANAGED_LABEL.1)
 }
 
 fn hash(object: &Value) -> u64 {

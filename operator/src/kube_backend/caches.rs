@@ -12,6 +12,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::core::ApiResource;
 use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
 
+use super::apply::is_labelled;
 use super::cache::{Cache, Marks};
 use super::kept::{Meta, Parsed};
 use super::key::Key;
@@ -189,6 +190,8 @@ pub(super) struct OwnedChild {
 pub(super) trait Children: Send + Sync {
     /// What says whether an object is as it was applied.
     fn marks(&self, key: &Key) -> Option<Marks>;
+    /// Whether an object is known, and says that it is ours.
+    fn is_labelled(&self, key: &Key) -> bool;
     /// Takes the API server's answer to a write.
     fn absorb(&self, answer: &str) -> Result<Marks, serde_json::Error>;
     /// Drops an object that was deleted.
@@ -200,6 +203,10 @@ pub(super) trait Children: Send + Sync {
 impl<K: Keep> Children for Cache<K> {
     fn marks(&self, key: &Key) -> Option<Marks> {
         Cache::marks(self, key)
+    }
+
+    fn is_labelled(&self, key: &Key) -> bool {
+        self.get(key).is_some_and(|object| is_labelled(object.meta()))
     }
 
     fn absorb(&self, answer: &str) -> Result<Marks, serde_json::Error> {

@@ -50,7 +50,7 @@ fn it_is_ready_with_both_alone() {
     );
     let status = world.status();
     assert_eq!((&status["replicas"], &status["readyReplicas"]), (&json!(2), &json!(2)));
-    assert!(status["selector"].as_str().unwrap().ends_with(",strata.dev/role!=prefill"), "{status}");
+    assert!(status["selector"].as_str().unwrap().ends_with(",strata.dev/role notin (prefill)"), "{status}");
     world.pods[slow].says = None;
     world.settle();
     assert_eq!(world.said(), "Ready=True Serving: 2 of 2 replicas serve; 2 of 2 prefill replicas serve");

@@ -36,14 +36,17 @@ fn is_whole(progress: &Progress) -> bool {
 /// In words, while one runs.
 pub(super) fn running(seen: &ModelSeen<'_>) -> Option<String> {
     let (_, progress) = slowest(seen)?;
-    Some(match progress.bytes_total {
+    let done = match progress.bytes_total {
         Some(total) if total > 0 => {
             // In steps, so that the condition is not written for each percent.
             let step = (u128::from(progress.bytes_done) * 20 / u128::from(total)).min(20) * 5;
             format!("the model is being fetched: over {step}% of {}", size(total))
         }
         _ => "the model is being fetched".to_owned(),
-    })
+    };
+    // What stands in the way, as long as it does.
+    let trouble = Some(progress.message.as_str()).filter(|message| !message.is_empty());
+    Some(trouble.map_or_else(|| done.clone(), |trouble| format!("{done}; {trouble}")))
 }
 
 fn size(bytes: u64) -> String {

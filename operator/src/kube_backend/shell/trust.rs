@@ -12,6 +12,7 @@ use kube::{Api, ResourceExt};
 use super::{Failure, Reconciled, Shell};
 use crate::cluster::shared_owners;
 use crate::kube_backend::FIELD_MANAGER;
+use crate::kube_backend::apply::is_labelled;
 use crate::kube_backend::cache::Marks;
 use crate::kube_backend::key::Key;
 use crate::kube_backend::watch::Keep;
@@ -85,6 +86,13 @@ impl SecretStore for Secrets<'_> {
     }
 
     async fn apply(&self, secret: &Secret) -> Result<(), kube::Error> {
+        let (namespace, name) = (secret.namespace().unwrap_or_default(), secret.name_any());
+        // Those of Strata's own namespace are the chart's, empty or filled by us.
+        let there = self.0.caches.certificates(&name).and_then(|c| c.get(&Key::new(namespace, &name)));
+        if is_labelled(&secret.metadata) && there.is_some_and(|there| !is_labelled(&there.metadata)) {
+            let message = "there is one of that name already, which is not Strata's: rename or delete it";
+            return Err(kube::Error::Service(message.into()));
+        }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api(&secret.namespace().unwrap_or_default());
         let written = api.patch(&secret.name_any(), &params, &Patch::Apply(secret)).await?;
