@@ -78,11 +78,19 @@ fn a_secret_that_was_spoilt_makes_a_change_of_authority_wait() {
     assert_eq!(store.authorities()[0].trusted_since, Some(now), "and is counted from now");
 }
 
+/// A Secret's version, since when there is something in it to be read, and whether that can be used.
+#[derive(Default)]
+struct Change {
+    version: Option<String>,
+    since: i64,
+    sound: bool,
+}
+
 /// Pods that notice a change of their Secret late, at different times.
 struct Pods {
     lag: i64,
     loaded: BTreeMap<Identity, (Files, Option<String>)>,
-    changed: RefCell<BTreeMap<Identity, (Option<String>, i64)>>,
+    changed: RefCell<BTreeMap<Identity, Change>>,
     spoilt: BTreeSet<Identity>,
 }
 
@@ -91,20 +99,29 @@ impl Pods {
     fn look(&mut self, store: &Memory, wanted: &[Wanted], now: i64, eager: impl Fn(usize) -> bool) {
         for (i, identity) in wanted.iter().map(|w| &w.identity).enumerate() {
             let version = store.version(identity);
+            // The last good ones stay in force, as in a process.
+            let sound = |files: &Files| Credentials::parse(files, now).is_ok();
             let mut changed = self.changed.borrow_mut();
-            let entry = changed.entry(identity.clone()).or_insert((None, now));
-            if entry.0 != version {
-                *entry = (version.clone(), now);
-            }
-            let must = !self.loaded.contains_key(identity) || now - entry.1 >= self.lag;
-            let is_new = self.loaded.get(identity).is_none_or(|(_, seen)| *seen != version);
-            if is_new && (must || eager(i)) {
-                // The last good ones stay in force, as in a process.
-                let sound = |files: &Files| Credentials::parse(files, now).is_ok();
-                if let Some(files) = store.files(identity).filter(sound) {
-                    self.loaded.insert(identity.clone(), (files, version));
-                    self.spoilt.remove(identity);
+            let change =
+                changed.entry(identity.clone()).or_insert(Change { since: now, ..Change::default() });
+            if change.version != version {
+                // Who is to read a change in time reads what is there by then: another change meanwhile
+                // gives no more time.
+                let is_read = self.loaded.get(identity).is_some_and(|(_, seen)| *seen == change.version);
+                if is_read || !change.sound {
+                    change.since = now;
                 }
+                change.version.clone_from(&version);
+                change.sound = store.files(identity).is_some_and(|files| sound(&files));
+            }
+            let must = !self.loaded.contains_key(identity) || now - change.since >= self.lag;
+            let is_new = self.loaded.get(identity).is_none_or(|(_, seen)| *seen != version);
+            if is_new
+                && (must || eager(i))
+                && let Some(files) = store.files(identity).filter(sound)
+            {
+                self.loaded.insert(identity.clone(), (files, version));
+                self.spoilt.remove(identity);
             }
         }
     }
