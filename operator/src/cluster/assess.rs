@@ -10,11 +10,11 @@ use k8s_openapi::jiff::Timestamp;
 use strata_wire::replicas::{Role, Track};
 
 use super::live::{self, Live};
-use super::revision::{History, Revision, engine_inputs};
+use super::revision::{History, Revision, Settled, engine_inputs};
 use super::rollout::{Have, Tracks, Want, tracks};
 use super::{ClusterSite, ModelSeen, REVISION_LABEL, TRACK_LABEL, pods};
-use crate::render::is_device;
-use crate::workload::EngineWorkload;
+use crate::render::{Site, is_device, render};
+use crate::workload::{EngineWorkload, Workload};
 
 /// How long a pod waits for a device before an old one gives it up.
 const SCARCE_AFTER: Duration = Duration::from_secs(10);
@@ -75,6 +75,12 @@ impl<'a> Assessment<'a> {
             made.find_scarcity(engine, now);
         }
         made
+    }
+
+    /// The revision that the spec asks for: the recorded one, or else one that is rendered now.
+    pub(super) fn settle(&self, engine: &EngineWorkload, site: &ClusterSite) -> Settled {
+        let render = || render(&Workload::Engine(engine.clone()), Site::Cluster(site)).template();
+        self.history.settle(&self.inputs, render)
     }
 
     /// The recorded revision that the spec asks for, once it is recorded.

@@ -9,8 +9,7 @@ use strata_wire::replicas::Role;
 
 use super::assess::Assessment;
 use super::{Child, ClusterSite, ModelSeen, policy, step};
-use crate::render::{Site, render};
-use crate::workload::{EngineWorkload, Workload};
+use crate::workload::EngineWorkload;
 
 /// Their part of a model's step.
 #[derive(Default)]
@@ -28,10 +27,8 @@ pub(super) fn step(
     meta: &ObjectMeta,
     now: Timestamp,
 ) -> PrefillStep {
-    let workload = Workload::Engine(engine.clone());
     let assessment = Assessment::of(engine, seen, site, now);
-    let settled =
-        assessment.history.settle(&assessment.inputs, || render(&workload, Site::Cluster(site)).template());
+    let settled = assessment.settle(engine, site);
     let current = &settled.revision;
     let tracks = assessment.tracks(engine, &current.hash);
     let name = assessment.workload.as_str();

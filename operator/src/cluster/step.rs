@@ -23,7 +23,7 @@ use super::{
     Capabilities, Child, ClusterSite, ModelSeen, REVISION_LABEL, TRACK_LABEL, meta, pods, policy, prefill,
     route, scale,
 };
-use crate::render::{Site, match_labels, render};
+use crate::render::match_labels;
 use crate::workload::{Component, EngineWorkload, Workload};
 use crate::{Mode, plan};
 
@@ -54,8 +54,7 @@ pub fn model_step(
 ) -> ModelStep {
     let workload = Workload::Engine(engine.clone());
     let assessment = Assessment::of(engine, seen, site, now);
-    let settled =
-        assessment.history.settle(&assessment.inputs, || render(&workload, Site::Cluster(site)).template());
+    let settled = assessment.settle(engine, site);
     let current = &settled.revision;
     let tracks = assessment.tracks(engine, &current.hash);
     let meta = meta::of_model(engine);

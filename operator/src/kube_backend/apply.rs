@@ -22,6 +22,10 @@ use super::key::Key;
 use super::metrics::Metrics;
 use crate::cluster::{Capabilities, Child, ChildKey, MANAGED_LABEL, swept_kinds};
 
+/// What is said of somebody else's object.
+pub(super) const NOT_OURS: &str =
+    "there is one of that name already, which is not Strata's: rename or delete it";
+
 /// What was sent of a child last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sent {
@@ -68,7 +72,8 @@ impl Applier {
         let object = hash(&child.object);
         let store = self.caches.children(&child.resource);
         let known = self.sent().get(&key).copied();
-        let marks = store.and_then(|s| s.marks(&Key::new(child.namespace(), child.name())));
+        let at = Key::new(child.namespace(), child.name());
+        let marks = store.and_then(|s| s.marks(&at));
         let as_sent = known.is_some_and(|sent| {
             sent.object == object && (store.is_none() || marks.is_some_and(|m| m.ours == sent.ours))
         });
@@ -76,7 +81,7 @@ impl Applier {
             self.metrics.skipped();
             return Ok(());
         }
-        let is_ours = store.is_none_or(|s| s.is_labelled(&Key::new(child.namespace(), child.name())));
+        let is_ours = store.is_none_or(|s| s.is_labelled(&at));
         if !is_ours {
             self.check_that_it_is_nobodys(child).await?;
         }
@@ -104,8 +109,7 @@ impl Applier {
         if is_labelled(&found.metadata) || child.owners().any(|ours| owners.clone().any(|o| o == ours)) {
             return Ok(());
         }
-        let message = "there is one of that name already, which is not Strata's: rename or delete it";
-        Err(kube::Error::Api(Status::failure(message, "NotOurs").with_code(422).boxed()))
+        Err(kube::Error::Api(Status::failure(NOT_OURS, "NotOurs").with_code(422).boxed()))
     }
 
     /// Sets a Deployment's replicas, as a field manager of its own, so that an autoscaler may have them.

@@ -105,9 +105,8 @@ impl Poller {
                         if !is_due || open.contains(&question) || open.len() >= AT_ONCE {
                             continue;
                         }
-                        let is_download = |q: &Question| matches!(q, Question::Download { .. });
-                        if is_download(&question)
-                            && open.iter().filter(|q| is_download(q)).count() >= DOWNLOADS_AT_ONCE
+                        if question.is_download()
+                            && open.iter().filter(|q| q.is_download()).count() >= DOWNLOADS_AT_ONCE
                         {
                             continue;
                         }
@@ -123,8 +122,7 @@ impl Poller {
 
     /// The token is shown where layers know each other by it, to the layers alone.
     fn token_for(&self, question: &Question) -> Option<HopToken> {
-        let is_layer = !matches!(question, Question::Download { .. });
-        (is_layer && self.shell.authority.is_none())
+        (!question.is_download() && self.shell.authority.is_none())
             .then(|| super::hop::token(&self.shell.caches, &self.shell.site.namespace))
             .flatten()
     }

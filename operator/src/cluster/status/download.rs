@@ -45,8 +45,10 @@ pub(super) fn running(seen: &ModelSeen<'_>) -> Option<String> {
         _ => "the model is being fetched".to_owned(),
     };
     // What stands in the way, as long as it does.
-    let trouble = Some(progress.message.as_str()).filter(|message| !message.is_empty());
-    Some(trouble.map_or_else(|| done.clone(), |trouble| format!("{done}; {trouble}")))
+    Some(match progress.message.as_str() {
+        "" => done,
+        trouble => format!("{done}; {trouble}"),
+    })
 }
 
 fn size(bytes: u64) -> String {

@@ -42,6 +42,11 @@ impl Question {
         }
     }
 
+    /// Whether it is asked of the container that fetches a model, and not of a layer.
+    pub(super) fn is_download(&self) -> bool {
+        matches!(self, Self::Download { .. })
+    }
+
     fn pod(&self) -> &Key {
         match self {
             Self::Scheduler { pod, .. } | Self::Download { pod, .. } | Self::Gateway { pod, .. } => pod,

@@ -12,7 +12,7 @@ use kube::{Api, ResourceExt};
 use super::{Failure, Reconciled, Shell};
 use crate::cluster::shared_owners;
 use crate::kube_backend::FIELD_MANAGER;
-use crate::kube_backend::apply::is_labelled;
+use crate::kube_backend::apply::{NOT_OURS, is_labelled};
 use crate::kube_backend::cache::Marks;
 use crate::kube_backend::key::Key;
 use crate::kube_backend::watch::Keep;
@@ -90,8 +90,7 @@ impl SecretStore for Secrets<'_> {
         // Those of Strata's own namespace are the chart's, empty or filled by us.
         let there = self.0.caches.certificates(&name).and_then(|c| c.get(&Key::new(namespace, &name)));
         if is_labelled(&secret.metadata) && there.is_some_and(|there| !is_labelled(&there.metadata)) {
-            let message = "there is one of that name already, which is not Strata's: rename or delete it";
-            return Err(kube::Error::Service(message.into()));
+            return Err(kube::Error::Service(NOT_OURS.into()));
         }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let api = self.api(&secret.namespace().unwrap_or_default());
