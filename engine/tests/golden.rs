@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_engine::backend::cpu::{CpuBackend, CpuOptions};
-use strata_engine::backend::{BLOCK_TOKENS, Backend, SequenceSpan, StepBatch};
+use strata_engine::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
 use strata_engine::model::load::load;
 use strata_engine::model::spec::RopeLayout;
 use strata_engine::tensor::{Bytes, Tensor, TensorKind};
@@ -57,7 +57,7 @@ impl Sequence {
             len: tokens.len(),
             context: self.context,
             blocks: Arc::clone(&self.blocks),
-            wants_logits: true,
+            logits: LogitRows::Last(1),
         };
         self.context += tokens.len();
         self.backend.forward(&StepBatch { tokens: tokens.to_vec(), spans: vec![span] }).unwrap().data

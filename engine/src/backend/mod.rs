@@ -41,8 +41,28 @@ pub struct SequenceSpan {
     pub context: usize,
     /// The physical blocks that hold positions `0..context + len`, in order.
     pub blocks: Arc<[u32]>,
-    /// Whether the logits of its last token are wanted.
-    pub wants_logits: bool,
+    /// Which of its tokens have their logits returned.
+    pub logits: LogitRows,
+}
+
+/// Which of a span's tokens have their logits returned. Every row costs a product with the output
+/// head, the widest of all, so only what is read should be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitRows {
+    /// None: a chunk of a prompt that goes on.
+    None,
+    /// The last so many tokens of the span, in order; at most all of them.
+    Last(usize),
+}
+
+impl LogitRows {
+    /// How many rows that is.
+    pub fn count(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last(count) => count,
+        }
+    }
 }
 
 /// Everything that one forward pass runs.
@@ -54,7 +74,14 @@ pub struct StepBatch {
     pub spans: Vec<SequenceSpan>,
 }
 
-/// Rows of logits in the order of the spans that want them, each [`BackendInfo::vocab`] long.
+impl StepBatch {
+    /// How many rows of logits all spans ask for together.
+    pub fn logit_rows(&self) -> usize {
+        self.spans.iter().map(|span| span.logits.count()).sum()
+    }
+}
+
+/// Rows of logits in the order of the tokens that were asked for, each [`BackendInfo::vocab`] long.
 #[derive(Clone, Debug, Default)]
 pub struct Logits {
     /// The rows, one after the other.

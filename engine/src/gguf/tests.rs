@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::Header;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
-use crate::backend::{Backend, BackendError, SequenceSpan, StepBatch};
+use crate::backend::{Backend, BackendError, LogitRows, SequenceSpan, StepBatch};
 use crate::model::load::{LoadedModel, TokenizerSource, load};
 use crate::model::spec::{ModelSpec, RopeLayout};
 use crate::tensor::{Linear, Tensor, TensorKind, Weights};
@@ -182,7 +182,7 @@ fn logits(model: LoadedModel, tokens: &[u32]) -> Result<Vec<f32>, BackendError> 
     let options = CpuOptions { threads: 1, kv_blocks: 8, max_model_len: 128 };
     let mut backend = CpuBackend::new(model.spec, model.weights, options)?;
     let blocks: Arc<[u32]> = (0..8).collect();
-    let span = SequenceSpan { start: 0, len: tokens.len(), context: 0, blocks, wants_logits: true };
+    let span = SequenceSpan { start: 0, len: tokens.len(), context: 0, blocks, logits: LogitRows::Last(1) };
     Ok(backend.forward(&StepBatch { tokens: tokens.to_vec(), spans: vec![span] })?.data)
 }
 

@@ -234,8 +234,12 @@ impl Driver {
                 self.planner.advance(&plan);
                 let now = Instant::now();
                 self.note_prefill(&plan, (now - begun).as_secs_f64());
-                for (row, part) in plan.parts.iter().filter(|p| p.samples).enumerate() {
-                    self.hand_out(part.id, logits.row(row), now);
+                let mut rows = 0;
+                for (part, span) in plan.parts.iter().zip(&plan.batch.spans) {
+                    rows += span.logits.count();
+                    if part.samples {
+                        self.hand_out(part.id, logits.row(rows - 1), now);
+                    }
                 }
             }
         }
@@ -249,7 +253,7 @@ impl Driver {
             catch_unwind(AssertUnwindSafe(|| backend.forward(&plan.batch))).unwrap_or_else(|_| {
                 Err(BackendError::Device { backend: name, message: "it panicked; see the log".into() })
             })?;
-        let rows = plan.parts.iter().filter(|p| p.samples).count();
+        let rows = plan.batch.logit_rows();
         if logits.data.len() == rows * logits.vocab && (rows == 0 || logits.vocab > 0) {
             return Ok(logits);
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::sequence::{Order, Sequence, SequenceId};
-use crate::backend::{SequenceSpan, StepBatch};
+use crate::backend::{LogitRows, SequenceSpan, StepBatch};
 use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, blocks_for};
 
 /// How much one step may hold.
@@ -291,7 +291,7 @@ impl Planner {
                 len: tokens,
                 context: sequence.computed,
                 blocks: sequence.table(),
-                wants_logits: samples,
+                logits: if samples { LogitRows::Last(1) } else { LogitRows::None },
             });
             plan.batch.tokens.extend(&sequence.tokens[sequence.computed..sequence.computed + tokens]);
             plan.parts.push(Part { id: order.1, tokens, samples });

@@ -58,7 +58,7 @@ impl Machine {
         }
         self.planner.advance(&plan);
         for (part, span) in plan.parts.iter().zip(&plan.batch.spans) {
-            assert_eq!(part.samples, span.wants_logits);
+            assert_eq!(usize::from(part.samples), span.logits.count());
             if !part.samples {
                 continue;
             }

@@ -137,8 +137,12 @@ impl Backend for FakeBackend {
             }
         }
         let mut logits = Logits { data: Vec::new(), vocab: VOCAB };
-        for span in step.spans.iter().filter(|s| s.wants_logits) {
-            let held: Vec<u32> = (0..span.context + span.len)
+        let wanted = step.spans.iter().flat_map(|span| {
+            let end = span.context + span.len;
+            (end - span.logits.count()..end).map(move |at| (span, at + 1))
+        });
+        for (span, len) in wanted {
+            let held: Vec<u32> = (0..len)
                 .map(|at| self.cache[span.blocks[at / BLOCK_TOKENS] as usize][at % BLOCK_TOKENS])
                 .collect();
             let likely = self.next(&held);

@@ -148,8 +148,7 @@ impl Model {
         let wanted: Vec<usize> = step
             .spans
             .iter()
-            .filter(|span| span.wants_logits)
-            .map(|span| span.start + span.len - 1)
+            .flat_map(|span| span.start + span.len - span.logits.count()..span.start + span.len)
             .collect();
         a.projected.reshape(wanted.len(), spec.hidden);
         for (to, from) in wanted.iter().enumerate() {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::simd::Level;
 use super::{CpuBackend, CpuOptions};
-use crate::backend::{BLOCK_TOKENS, Backend, SequenceSpan, StepBatch};
+use crate::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
 use crate::model::spec::{ModelSpec, Rope, RopeLayout};
 use crate::tensor::Weights;
 
@@ -29,7 +29,7 @@ fn span(step: &mut StepBatch, sequence: &[u32], from: usize, to: usize, blocks: 
         len: to - from,
         context: from,
         blocks: blocks.into(),
-        wants_logits: true,
+        logits: LogitRows::Last(1),
     });
     step.tokens.extend(&sequence[from..to]);
 }
@@ -195,7 +195,8 @@ proptest! {
 #[test]
 fn a_step_that_does_not_fit_is_refused() {
     let mut backend = backend(&ModelSpec::tiny(VOCAB));
-    let good = SequenceSpan { start: 0, len: 2, context: 0, blocks: Arc::new([0]), wants_logits: true };
+    let good =
+        SequenceSpan { start: 0, len: 2, context: 0, blocks: Arc::new([0]), logits: LogitRows::Last(1) };
     let mut message = |tokens: &[u32], span: SequenceSpan| {
         let step = StepBatch { tokens: tokens.to_vec(), spans: vec![span] };
         backend.forward(&step).unwrap_err().to_string()
@@ -221,7 +222,31 @@ fn a_step_that_does_not_fit_is_refused() {
         message(&[1, 2], SequenceSpan { start: 1, ..good.clone() }),
         @"span 0 of the step takes 2 tokens from 1, expected from 0 of 2"
     );
+    insta::assert_snapshot!(
+        message(&[1, 2], SequenceSpan { logits: LogitRows::Last(3), ..good.clone() }),
+        @"span 0 of the step asks for the logits of 3 of its 2 tokens"
+    );
     insta::assert_snapshot!(message(&[1, 2, 3], good), @"span 1 of the step leaves 1 tokens to nobody");
+}
+
+/// Every position's logits asked for in one step are those of the position alone.
+#[test]
+fn the_last_rows_are_the_logits_of_their_tokens() {
+    let mut backend = backend(&ModelSpec::tiny(VOCAB));
+    let (one, two): (Vec<u32>, Vec<u32>) = ((5..42).collect(), (50..61).collect());
+    let mut step = StepBatch::default();
+    span(&mut step, &one, 0, one.len(), &blocks(0, 4));
+    span(&mut step, &two, 0, two.len(), &blocks(8, 4));
+    step.spans[0].logits = LogitRows::Last(one.len());
+    step.spans[1].logits = LogitRows::Last(3);
+    assert_eq!(step.logit_rows(), one.len() + 3);
+    let logits = backend.forward(&step).unwrap();
+    let ends =
+        (1..=one.len()).map(|end| &one[..end]).chain((two.len() - 2..=two.len()).map(|end| &two[..end]));
+    for (row, sequence) in ends.enumerate() {
+        let alone = run(&mut backend, sequence, sequence.len(), &blocks(16, 4));
+        assert_eq!(to_bits(logits.row(row)), alone, "row {row}");
+    }
 }
 
 #[test]
@@ -229,7 +254,7 @@ fn nobody_wanting_logits_gets_none() {
     let mut backend = backend(&ModelSpec::tiny(VOCAB));
     let mut step = StepBatch::default();
     span(&mut step, &[1, 2, 3], 0, 3, &[0]);
-    step.spans[0].wants_logits = false;
+    step.spans[0].logits = LogitRows::None;
     assert!(backend.forward(&step).unwrap().data.is_empty());
     assert!(backend.forward(&StepBatch::default()).unwrap().data.is_empty());
 }

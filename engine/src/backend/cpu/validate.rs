@@ -16,6 +16,10 @@ pub(super) fn check(step: &StepBatch, info: &BackendInfo) -> Result<(), BackendE
             return Err(bad(format!("takes {len} tokens from {start}, expected from {next} of {tokens}")));
         }
         next += span.len;
+        if span.logits.count() > span.len {
+            let (rows, len) = (span.logits.count(), span.len);
+            return Err(bad(format!("asks for the logits of {rows} of its {len} tokens")));
+        }
         let end = span.context.checked_add(span.len).filter(|end| *end <= info.max_model_len);
         let end = end.ok_or_else(|| {
             bad(format!("ends beyond the longest context of {} tokens", info.max_model_len))
