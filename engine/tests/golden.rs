@@ -37,7 +37,7 @@ fn from_hex(hex: &str) -> Vec<u8> {
 /// One sequence on a backend of its own.
 struct Sequence {
     backend: CpuBackend,
-    blocks: Arc<[u32]>,
+    blocks: Arc<Vec<u32>>,
     context: usize,
 }
 
@@ -47,7 +47,7 @@ impl Sequence {
         let kv_blocks = max_len.div_ceil(BLOCK_TOKENS);
         let options = CpuOptions { threads: 2, kv_blocks, max_model_len: max_len };
         let backend = CpuBackend::new(model.spec, model.weights, options).unwrap();
-        Self { backend, blocks: (0..kv_blocks as u32).rev().collect(), context: 0 }
+        Self { backend, blocks: Arc::new((0..kv_blocks as u32).rev().collect()), context: 0 }
     }
 
     /// The logits after these tokens.

@@ -40,7 +40,7 @@ pub struct SequenceSpan {
     /// this position.
     pub context: usize,
     /// The physical blocks that hold positions `0..context + len`, in order.
-    pub blocks: Arc<[u32]>,
+    pub blocks: Arc<Vec<u32>>,
     /// Which of its tokens have their logits returned.
     pub logits: LogitRows,
 }

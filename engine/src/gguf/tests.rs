@@ -181,7 +181,7 @@ fn load_bytes(bytes: &[u8]) -> Result<LoadedModel, String> {
 fn logits(model: LoadedModel, tokens: &[u32]) -> Result<Vec<f32>, BackendError> {
     let options = CpuOptions { threads: 1, kv_blocks: 8, max_model_len: 128 };
     let mut backend = CpuBackend::new(model.spec, model.weights, options)?;
-    let blocks: Arc<[u32]> = (0..8).collect();
+    let blocks = Arc::new((0..8).collect::<Vec<u32>>());
     let span = SequenceSpan { start: 0, len: tokens.len(), context: 0, blocks, logits: LogitRows::Last(1) };
     Ok(backend.forward(&StepBatch { tokens: tokens.to_vec(), spans: vec![span] })?.data)
 }

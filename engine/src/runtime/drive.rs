@@ -58,6 +58,8 @@ pub(super) struct Driver {
     choices: HashMap<SequenceId, Choice>,
     when_idle: Vec<oneshot::Sender<()>>,
     prefill_rate: f64,
+    /// The step that is run; kept for its buffers.
+    plan: Plan,
 }
 
 impl Driver {
@@ -80,6 +82,7 @@ impl Driver {
             choices: HashMap::new(),
             when_idle: Vec::new(),
             prefill_rate: 0.0,
+            plan: Plan::default(),
         }
     }
 
@@ -207,9 +210,15 @@ impl Driver {
     }
 
     fn step(&mut self) {
-        let plan = self.planner.plan();
+        let mut plan = std::mem::take(&mut self.plan);
+        self.planner.plan_into(&mut plan);
+        self.run_plan(&plan);
+        self.plan = plan;
+    }
+
+    fn run_plan(&mut self, plan: &Plan) {
         let begun = Instant::now();
-        self.note_plan(&plan, begun);
+        self.note_plan(plan, begun);
         self.publish();
         if plan.parts.is_empty() {
             // Something waits and nothing fits: cannot be, and must not become an endless loop.
@@ -220,7 +229,7 @@ impl Driver {
             }
             return;
         }
-        match self.forward(&plan) {
+        match self.forward(plan) {
             Err(error) => {
                 tracing::error!(%error, sequences = plan.parts.len(), "a step failed");
                 let message = format!("the model could not be run for this request: {error}");
@@ -231,9 +240,11 @@ impl Driver {
                 }
             }
             Ok(logits) => {
-                self.planner.advance(&plan);
+                self.planner.advance(plan);
                 let now = Instant::now();
-                self.note_prefill(&plan, (now - begun).as_secs_f64());
+                let seconds = (now - begun).as_secs_f64();
+                self.planner.observe(plan, seconds);
+                self.note_prefill(plan, seconds);
                 let mut rows = 0;
                 for (part, span) in plan.parts.iter().zip(&plan.batch.spans) {
                     rows += span.logits.count();
@@ -283,7 +294,7 @@ impl Driver {
         let Some(open) = self.requests.get_mut(&key) else { return };
         let events = open.events.clone();
         match piece.finish {
-            None => self.planner.push(id, token),
+            None => self.planner.push(id, &[token]),
             Some(reason) => {
                 open.sequences.retain(|other| *other != id);
                 if open.sequences.is_empty() {

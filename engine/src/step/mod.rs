@@ -2,11 +2,18 @@
 //! give the same steps.
 //!
 //! Continuous batching with chunked prefill: each step takes one token of every sequence that
-//! decodes, then fills its token budget with pieces of prompts. Prefixes that are in the cache are
-//! not computed again; when blocks run out, the youngest sequence starts over later.
+//! decodes, then pieces of prompts, as many as keep the step near the length of one without
+//! ([`StepCost`]). Prefixes that are in the cache are not computed again; when blocks run out, the
+//! last in order starts over later. Nobody waits for ever: see [`Planner`].
 
+mod cost;
+mod order;
+mod plan;
 mod planner;
+mod prompts;
 mod sequence;
 
-pub use planner::{Admission, NewSequence, Part, Plan, Planner, PlannerState, Refused, StepLimits};
+pub use cost::StepCost;
+pub use plan::{Admission, NewSequence, Part, Plan, PlannerState, Refused, StepLimits};
+pub use planner::Planner;
 pub use sequence::SequenceId;

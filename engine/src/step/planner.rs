@@ -1,116 +1,54 @@
 //! The planner itself: the waiting and the running sequences, and the rules between them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
-use super::sequence::{Order, Sequence, SequenceId};
-use crate::backend::{LogitRows, SequenceSpan, StepBatch};
-use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, blocks_for};
-
-/// How much one step may hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepLimits {
-    /// Tokens over all sequences; at least as many as `sequences`, so that every decode fits.
-    pub tokens: usize,
-    /// Sequences that run at the same time.
-    pub sequences: usize,
-}
-
-/// A sequence that is to be run.
-#[derive(Clone, Debug)]
-pub struct NewSequence {
-    /// The prompt; not empty.
-    pub tokens: Vec<u32>,
-    /// Lower runs first.
-    pub priority: i64,
-    /// Prefixes are shared only among sequences of one salt.
-    pub cache_salt: Option<String>,
-}
-
-/// Why a sequence can never run.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// There is no token to compute logits of.
-    #[error("a prompt needs at least one token")]
-    Empty,
-    /// More tokens than all blocks hold.
-    #[error("{tokens} tokens need {needed} KV-cache blocks and there are {total}")]
-    TooLong {
-        /// Tokens of the sequence.
-        tokens: usize,
-        /// Blocks that they fill.
-        needed: usize,
-        /// Blocks there are.
-        total: usize,
-    },
-}
-
-/// One step, and what became of the sequences while it was planned.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    /// What the backend runs; no spans when there is nothing to do.
-    pub batch: StepBatch,
-    /// The sequences of the spans, in the same order.
-    pub parts: Vec<Part>,
-    /// Sequences that run for the first time, or again after a preemption.
-    pub admitted: Vec<Admission>,
-    /// Sequences that lost their blocks and wait again.
-    pub preempted: Vec<SequenceId>,
-}
-
-/// One sequence's part of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Which.
-    pub id: SequenceId,
-    /// Tokens of it that are run.
-    pub tokens: usize,
-    /// Whether a token is to be sampled from its logits.
-    pub samples: bool,
-}
-
-/// A sequence that left the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Admission {
-    /// Which.
-    pub id: SequenceId,
-    /// Tokens of it that the prefix cache had.
-    pub cached_tokens: usize,
-    /// Whether it is here for the first time.
-    pub first: bool,
-}
-
-/// Counts for metrics and tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PlannerState {
-    /// Sequences that hold blocks.
-    pub running: usize,
-    /// Sequences that wait.
-    pub waiting: usize,
-    /// Tokens of the sequences that wait.
-    pub waiting_tokens: usize,
-    /// Blocks that nobody holds.
-    pub free_blocks: usize,
-    /// All blocks.
-    pub total_blocks: usize,
-}
+use super::cost::StepCost;
+use super::order::Order;
+use super::plan::{NewSequence, Part, Plan, PlannerState, Refused, StepLimits};
+use super::prompts::Prompt;
+use super::sequence::{Sequence, SequenceId};
+use crate::backend::{LogitRows, SequenceSpan};
+use crate::block::{BLOCK_TOKENS, BlockPool, blocks_for};
 
 /// Decides what each step runs.
+///
+/// Sequences have an order ([`Order`]: priority with age), and the first in order always gets on: when
+/// it runs it is never preempted and has a part of every step, at least half of what the step takes of
+/// prompts; when it waits, nobody behind it is admitted before it, unless it waits for a prefix that a
+/// running sequence is computing. Since only a bounded number of later arrivals can go before a
+/// sequence, each becomes the first after a bounded number of steps, whatever else arrives.
+///
+/// Planning takes time by the sequences that run and are admitted, not by those that wait.
 #[derive(Debug)]
 pub struct Planner {
-    limits: StepLimits,
-    pool: BlockPool,
+    pub(super) limits: StepLimits,
+    pub(super) pool: BlockPool,
     prefix_cache: bool,
-    waiting: BTreeMap<Order, Sequence>,
-    running: BTreeMap<Order, Sequence>,
+    pub(super) waiting: BTreeMap<Order, Sequence>,
+    pub(super) waiting_tokens: usize,
+    pub(super) running: BTreeMap<Order, Sequence>,
     orders: HashMap<SequenceId, Order>,
     next_id: u64,
+    steps: u64,
+    pub(super) cost: StepCost,
+    draft: Draft,
 }
 
-/// A step while it is planned: which sequences, and how many tokens of each.
-struct Draft {
-    parts: Vec<(Order, usize)>,
-    budget: usize,
-    preempted: Vec<SequenceId>,
+/// A step while it is planned; kept for its buffers.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) parts: Vec<Piece>,
+    pub(super) budget: usize,
+    pub(super) prompts: Vec<Prompt>,
+    decodes: Vec<Order>,
+}
+
+/// How many tokens of a sequence.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece {
+    pub(super) order: Order,
+    pub(super) tokens: usize,
+    pub(super) drafted: usize,
 }
 
 impl Planner {
@@ -121,9 +59,13 @@ impl Planner {
             pool: BlockPool::new(total_blocks, prefix_cache),
             prefix_cache,
             waiting: BTreeMap::new(),
+            waiting_tokens: 0,
             running: BTreeMap::new(),
             orders: HashMap::new(),
             next_id: 0,
+            steps: 0,
+            cost: StepCost::default(),
+            draft: Draft::default(),
         }
     }
 
@@ -138,37 +80,62 @@ impl Planner {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let order = (new.priority, id);
-        let sequence = Sequence::new(new.tokens, new.cache_salt.as_deref(), self.prefix_cache);
+        let order = Order::new(new.priority, self.steps, id);
         self.orders.insert(id, order);
-        self.waiting.insert(order, sequence);
+        let sequence = Sequence::new(new.tokens, new.cache_salt.as_deref(), self.prefix_cache);
+        self.enqueue(order, sequence);
         Ok(id)
     }
 
     /// Forgets a sequence: it is finished, aborted or failed. `false` when it is not known.
     pub fn remove(&mut self, id: SequenceId) -> bool {
         let Some(order) = self.orders.remove(&id) else { return false };
-        self.waiting.remove(&order);
+        self.dequeue(order);
         if let Some(mut sequence) = self.running.remove(&order) {
             sequence.reset(&mut self.pool);
         }
         true
     }
 
-    /// Appends a sampled token to a running sequence.
-    pub fn push(&mut self, id: SequenceId, token: u32) {
-        if let Some(sequence) = self.orders.get(&id).and_then(|order| self.running.get_mut(order)) {
-            sequence.tokens.push(token);
+    /// Guesses the next tokens of a sequence that decodes. The next step computes as many of them as
+    /// it has room for and returns the logits after each; none is believed until it is pushed.
+    pub fn propose(&mut self, id: SequenceId, drafts: &[u32]) {
+        if let Some(sequence) = self.running_mut(id)
+            && sequence.remaining() == 1
+        {
+            sequence.drafts.clear();
+            sequence.drafts.extend_from_slice(drafts);
         }
+    }
+
+    /// Appends what was sampled after a step: the guesses that came true, whose keys and values are in
+    /// the cache already, and one token after them.
+    pub fn push(&mut self, id: SequenceId, tokens: &[u32]) {
+        let Some(order) = self.orders.get(&id) else { return };
+        let Some(sequence) = self.running.get_mut(order) else { return };
+        sequence.tokens.extend_from_slice(tokens);
+        sequence.advance(&mut self.pool, tokens.len().saturating_sub(1), self.prefix_cache);
     }
 
     /// Notes that the backend has run this plan.
     pub fn advance(&mut self, plan: &Plan) {
         for part in &plan.parts {
-            if let Some(sequence) = self.orders.get(&part.id).and_then(|order| self.running.get_mut(order)) {
-                sequence.advance(&mut self.pool, part.tokens, self.prefix_cache);
-            }
+            let Some(order) = self.orders.get(&part.id) else { continue };
+            let Some(sequence) = self.running.get_mut(order) else { continue };
+            sequence.drafts.clear();
+            sequence.advance(&mut self.pool, part.tokens - part.drafted, self.prefix_cache);
         }
+    }
+
+    /// Notes how long this plan took to run, for the size of those to come.
+    pub fn observe(&mut self, plan: &Plan, seconds: f64) {
+        let (rows, prompt) = plan.rows();
+        self.cost.note(rows, prompt, seconds);
+    }
+
+    /// What steps have cost so far.
+    pub fn cost(&self) -> &StepCost {
+        &self.cost
     }
 
     /// Whether there is any sequence.
@@ -181,7 +148,7 @@ impl Planner {
         PlannerState {
             running: self.running.len(),
             waiting: self.waiting.len(),
-            waiting_tokens: self.waiting.values().map(|s| s.tokens.len()).sum(),
+            waiting_tokens: self.waiting_tokens,
             free_blocks: self.pool.free(),
             total_blocks: self.pool.total(),
         }
@@ -192,38 +159,72 @@ impl Planner {
         self.orders.get(&id).and_then(|order| self.running.get(order)).map(|s| s.blocks.as_slice())
     }
 
+    /// The sequences that decode, and all tokens of each.
+    pub fn decoding(&self) -> impl Iterator<Item = (SequenceId, &[u32])> {
+        self.running.iter().filter(|(_, s)| s.remaining() == 1).map(|(o, s)| (o.id, s.tokens.as_slice()))
+    }
+
     /// Plans the next step. It must be followed by [`Planner::advance`], or by [`Planner::remove`] of
     /// its sequences when the backend failed.
     pub fn plan(&mut self) -> Plan {
-        let mut draft = Draft { parts: Vec::new(), budget: self.limits.tokens, preempted: Vec::new() };
-        self.continue_running(&mut draft);
-        // What was just preempted would only take the blocks back.
-        let admitted = if draft.preempted.is_empty() { self.admit(&mut draft) } else { Vec::new() };
-        self.render(draft, admitted)
+        let mut plan = Plan::default();
+        self.plan_into(&mut plan);
+        plan
     }
 
-    /// Decodes first, one token each; then the rest of prompts that were begun.
-    fn continue_running(&mut self, draft: &mut Draft) {
-        let mut orders: Vec<(bool, Order)> =
-            self.running.iter().map(|(order, s)| (s.remaining() > 1, *order)).collect();
-        orders.sort_unstable();
-        for (_, order) in orders {
+    /// The same into a plan whose buffers are used again.
+    pub fn plan_into(&mut self, plan: &mut Plan) {
+        plan.clear();
+        self.steps += 1;
+        let mut draft = std::mem::take(&mut self.draft);
+        draft.parts.clear();
+        draft.budget = self.limits.tokens;
+        self.plan_decodes(&mut draft, plan);
+        self.plan_prompts(&mut draft, plan);
+        self.render(&draft, plan);
+        self.draft = draft;
+    }
+
+    /// One token of each sequence that decodes, then what was guessed to follow.
+    fn plan_decodes(&mut self, draft: &mut Draft, plan: &mut Plan) {
+        let mut decodes = std::mem::take(&mut draft.decodes);
+        decodes.clear();
+        decodes.extend(self.running.iter().filter(|(_, s)| s.remaining() == 1).map(|(order, _)| *order));
+        for order in &decodes {
             // Absent: preempted for one before it.
-            let Some(sequence) = self.running.get(&order) else { continue };
-            let tokens = sequence.remaining().min(draft.budget);
-            if tokens == 0 {
-                break;
+            let Some(sequence) = self.running.get_mut(order) else { continue };
+            sequence.trim(&mut self.pool);
+            let upto = sequence.computed + 1;
+            if self.make_room(*order, upto, draft, plan) {
+                draft.parts.push(Piece { order: *order, tokens: 1, drafted: 0 });
+                draft.budget -= 1;
             }
-            let upto = sequence.computed + tokens;
-            if self.make_room(order, upto, draft) {
-                draft.parts.push((order, tokens));
-                draft.budget -= tokens;
+        }
+        let prompts = !self.waiting.is_empty() || self.running.len() > decodes.len();
+        draft.decodes = decodes;
+        let mut room = if prompts { draft.budget / 2 } else { draft.budget };
+        for piece in &mut draft.parts {
+            let Some(sequence) = self.running.get_mut(&piece.order) else { continue };
+            let drafted = sequence.drafts.len().min(room);
+            // Guesses are not worth anybody's blocks.
+            if drafted > 0 && sequence.grow(&mut self.pool, sequence.computed + 1 + drafted) {
+                piece.tokens += drafted;
+                piece.drafted = drafted;
+                room -= drafted;
+                draft.budget -= drafted;
             }
         }
     }
 
-    /// Gets a running sequence its blocks, from the youngest if need be; `false` when that is itself.
-    fn make_room(&mut self, order: Order, upto: usize, draft: &mut Draft) -> bool {
+    /// Gets a running sequence its blocks, from the last in order if need be; `false` when that is
+    /// itself.
+    pub(super) fn make_room(
+        &mut self,
+        order: Order,
+        upto: usize,
+        draft: &mut Draft,
+        plan: &mut Plan,
+    ) -> bool {
         loop {
             let Some(sequence) = self.running.get_mut(&order) else { return false };
             if sequence.grow(&mut self.pool, upto) {
@@ -231,73 +232,53 @@ impl Planner {
             }
             let Some((victim, mut sequence)) = self.running.pop_last() else { return false };
             sequence.reset(&mut self.pool);
-            self.waiting.insert(victim, sequence);
-            draft.preempted.push(victim.1);
-            if let Some(at) = draft.parts.iter().position(|(o, _)| *o == victim) {
-                draft.budget += draft.parts.remove(at).1;
+            self.enqueue(victim, sequence);
+            plan.preempted.push(victim.id);
+            if let Some(at) = draft.parts.iter().position(|piece| piece.order == victim) {
+                draft.budget += draft.parts.remove(at).tokens;
             }
         }
     }
 
-    fn admit(&mut self, draft: &mut Draft) -> Vec<Admission> {
-        let mut admitted = Vec::new();
-        if self.waiting.is_empty() {
-            return admitted;
-        }
-        // Blocks that begun prompts will still take, and the names that they will give to them.
-        let mut reserved: usize =
-            self.running.values().map(|s| blocks_for(s.tokens.len()).saturating_sub(s.blocks.len())).sum();
-        let mut coming: HashSet<BlockHash> =
-            self.running.values().flat_map(|s| s.unnamed().iter().copied()).collect();
-        let orders: Vec<Order> = self.waiting.keys().copied().collect();
-        for order in orders {
-            if draft.budget == 0 || self.running.len() >= self.limits.sequences {
-                break;
-            }
-            let Some(sequence) = self.waiting.get(&order) else { continue };
-            let hit = self.pool.peek(sequence.reusable());
-            // Another sequence is computing this very prefix: its blocks are worth the wait, and
-            // whoever comes next may go first.
-            if sequence.reusable().get(hit.blocks).is_some_and(|next| coming.contains(next)) {
-                continue;
-            }
-            let needed = blocks_for(sequence.tokens.len());
-            if needed - hit.blocks + hit.from_free + reserved > self.pool.free() {
-                break;
-            }
-            let Some(mut sequence) = self.waiting.remove(&order) else { continue };
-            let cached_tokens = sequence.reuse(&mut self.pool);
-            let tokens = sequence.remaining().min(draft.budget);
-            let grown = sequence.grow(&mut self.pool, sequence.computed + tokens);
-            debug_assert!(grown, "the blocks were counted above");
-            reserved += needed - sequence.blocks.len();
-            coming.extend(sequence.unnamed().iter().copied());
-            draft.parts.push((order, tokens));
-            draft.budget -= tokens;
-            admitted.push(Admission { id: order.1, cached_tokens, first: !sequence.admitted });
-            sequence.admitted = true;
-            self.running.insert(order, sequence);
-        }
-        admitted
+    fn enqueue(&mut self, order: Order, sequence: Sequence) {
+        self.waiting_tokens += sequence.tokens.len();
+        self.waiting.insert(order, sequence);
     }
 
-    fn render(&mut self, draft: Draft, admitted: Vec<Admission>) -> Plan {
-        let mut plan = Plan { admitted, preempted: draft.preempted, ..Plan::default() };
-        for (order, tokens) in draft.parts {
-            let Some(sequence) = self.running.get_mut(&order) else { continue };
-            let samples = tokens == sequence.remaining();
+    pub(super) fn dequeue(&mut self, order: Order) -> Option<Sequence> {
+        let sequence = self.waiting.remove(&order)?;
+        self.waiting_tokens -= sequence.tokens.len();
+        Some(sequence)
+    }
+
+    fn running_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.orders.get(&id).and_then(|order| self.running.get_mut(order))
+    }
+
+    fn render(&self, draft: &Draft, plan: &mut Plan) {
+        for piece in &draft.parts {
+            let Some(sequence) = self.running.get(&piece.order) else { continue };
+            let certain = piece.tokens - piece.drafted;
+            let samples = certain == sequence.remaining();
+            let rows = if samples { LogitRows::Last(1 + piece.drafted) } else { LogitRows::None };
             plan.batch.spans.push(SequenceSpan {
                 start: plan.batch.tokens.len(),
-                len: tokens,
+                len: piece.tokens,
                 context: sequence.computed,
-                blocks: sequence.table(),
-                logits: if samples { LogitRows::Last(1) } else { LogitRows::None },
+                blocks: sequence.blocks.clone(),
+                logits: rows,
             });
-            plan.batch.tokens.extend(&sequence.tokens[sequence.computed..sequence.computed + tokens]);
-            plan.parts.push(Part { id: order.1, tokens, samples });
+            plan.batch.tokens.extend(&sequence.tokens[sequence.computed..sequence.computed + certain]);
+            plan.batch.tokens.extend(&sequence.drafts[..piece.drafted]);
+            plan.parts.push(Part {
+                id: piece.order.id,
+                tokens: piece.tokens,
+                drafted: piece.drafted,
+                decodes: sequence.remaining() == 1,
+                samples,
+            });
         }
         debug_assert!(plan.batch.spans.iter().all(|s| s.blocks.len() * BLOCK_TOKENS >= s.context + s.len));
-        plan
     }
 }
 

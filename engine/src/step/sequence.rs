@@ -8,24 +8,22 @@ use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, HashChain};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
-/// The order in which sequences are served: lower priority values first, then arrival.
-pub(super) type Order = (i64, SequenceId);
-
 #[derive(Debug)]
 pub(super) struct Sequence {
     /// Prompt and generated tokens.
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     pub(super) computed: usize,
-    /// Physical blocks of the first tokens.
-    pub(super) blocks: Vec<u32>,
+    /// Physical blocks of the first tokens. A step shares them with the backend; between steps they
+    /// are held here alone and grow in place.
+    pub(super) blocks: Arc<Vec<u32>>,
+    /// Guesses of the tokens to come, for the next step.
+    pub(super) drafts: Vec<u32>,
     /// Blocks among them that have their name.
     named: usize,
     /// Whether it was admitted before, and then preempted.
     pub(super) admitted: bool,
     chain: HashChain,
-    /// The same as `blocks`, as the backend takes it; rebuilt only after they changed.
-    table: Option<Arc<[u32]>>,
 }
 
 impl Sequence {
@@ -34,7 +32,8 @@ impl Sequence {
         if prefix_cache {
             chain.extend(&tokens);
         }
-        Self { tokens, computed: 0, blocks: Vec::new(), named: 0, admitted: false, chain, table: None }
+        let (blocks, drafts) = (Arc::default(), Vec::new());
+        Self { tokens, computed: 0, blocks, drafts, named: 0, admitted: false, chain }
     }
 
     /// Tokens that must be run before the next one can be sampled: never zero.
@@ -49,19 +48,18 @@ impl Sequence {
         &hashes[..hashes.len().min((self.tokens.len() - 1) / BLOCK_TOKENS)]
     }
 
-    /// Names of the blocks that this sequence is going to complete with tokens it already has.
-    pub(super) fn unnamed(&self) -> &[BlockHash] {
-        self.chain.hashes().get(self.named..).unwrap_or_default()
+    /// Whether it has, or is going to have, a full block of this name at this place.
+    pub(super) fn completes(&self, at: usize, name: &BlockHash) -> bool {
+        self.chain.hashes().get(at) == Some(name)
     }
 
     /// Takes hold of what the cache has of its beginning. Returns the tokens that it saves.
     pub(super) fn reuse(&mut self, pool: &mut BlockPool) -> usize {
         debug_assert!(self.blocks.is_empty() && self.computed == 0);
         let blocks: Vec<u32> = self.reusable().iter().map_while(|hash| pool.hold_cached(hash)).collect();
-        self.blocks = blocks;
-        self.named = self.blocks.len();
-        self.computed = self.blocks.len() * BLOCK_TOKENS;
-        self.table = None;
+        self.named = blocks.len();
+        self.computed = blocks.len() * BLOCK_TOKENS;
+        self.blocks = Arc::new(blocks);
         self.computed
     }
 
@@ -72,10 +70,18 @@ impl Sequence {
             return false;
         }
         if missing > 0 {
-            self.blocks.extend((0..missing).map_while(|_| pool.allocate()));
-            self.table = None;
+            Arc::make_mut(&mut self.blocks).extend((0..missing).map_while(|_| pool.allocate()));
         }
         true
+    }
+
+    /// Gives back the blocks that only guesses had needed.
+    pub(super) fn trim(&mut self, pool: &mut BlockPool) {
+        let needed = crate::block::blocks_for(self.tokens.len());
+        if self.blocks.len() > needed {
+            pool.release_all(&self.blocks[needed..]);
+            Arc::make_mut(&mut self.blocks).truncate(needed);
+        }
     }
 
     /// Notes that `tokens` more are computed and names the blocks that became full.
@@ -97,13 +103,9 @@ impl Sequence {
     /// Gives all blocks back; everything must be computed again, or found in the cache.
     pub(super) fn reset(&mut self, pool: &mut BlockPool) {
         pool.release_all(&self.blocks);
-        self.blocks.clear();
+        self.blocks = Arc::default();
+        self.drafts.clear();
         self.computed = 0;
         self.named = 0;
-        self.table = None;
-    }
-
-    pub(super) fn table(&mut self) -> Arc<[u32]> {
-        self.table.get_or_insert_with(|| Arc::from(self.blocks.as_slice())).clone()
     }
 }

@@ -28,7 +28,7 @@ fn span(step: &mut StepBatch, sequence: &[u32], from: usize, to: usize, blocks: 
         start: step.tokens.len(),
         len: to - from,
         context: from,
-        blocks: blocks.into(),
+        blocks: blocks.to_vec().into(),
         logits: LogitRows::Last(1),
     });
     step.tokens.extend(&sequence[from..to]);
@@ -196,14 +196,14 @@ proptest! {
 fn a_step_that_does_not_fit_is_refused() {
     let mut backend = backend(&ModelSpec::tiny(VOCAB));
     let good =
-        SequenceSpan { start: 0, len: 2, context: 0, blocks: Arc::new([0]), logits: LogitRows::Last(1) };
+        SequenceSpan { start: 0, len: 2, context: 0, blocks: Arc::new(vec![0]), logits: LogitRows::Last(1) };
     let mut message = |tokens: &[u32], span: SequenceSpan| {
         let step = StepBatch { tokens: tokens.to_vec(), spans: vec![span] };
         backend.forward(&step).unwrap_err().to_string()
     };
     insta::assert_snapshot!(message(&[1, 97], good.clone()), @"token id 97 is outside the model's vocabulary of 97");
     insta::assert_snapshot!(
-        message(&[1, 2], SequenceSpan { blocks: Arc::new([64]), ..good.clone() }),
+        message(&[1, 2], SequenceSpan { blocks: Arc::new(vec![64]), ..good.clone() }),
         @"span 0 of the step names block 64 of 64"
     );
     insta::assert_snapshot!(

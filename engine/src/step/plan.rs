@@ -1,0 +1,114 @@
+//! What goes into a planner and what comes out.
+
+use super::sequence::SequenceId;
+use crate::backend::StepBatch;
+
+/// How much one step may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Tokens over all sequences; at least as many as `sequences`, so that every decode fits.
+    pub tokens: usize,
+    /// Sequences that run at the same time.
+    pub sequences: usize,
+}
+
+/// A sequence that is to be run.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    /// The prompt; not empty.
+    pub tokens: Vec<u32>,
+    /// Lower runs first.
+    pub priority: i64,
+    /// Prefixes are shared only among sequences of one salt.
+    pub cache_salt: Option<String>,
+}
+
+/// Why a sequence can never run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is no token to compute logits of.
+    #[error("a prompt needs at least one token")]
+    Empty,
+    /// More tokens than all blocks hold.
+    #[error("{tokens} tokens need {needed} KV-cache blocks and there are {total}")]
+    TooLong {
+        /// Tokens of the sequence.
+        tokens: usize,
+        /// Blocks that they fill.
+        needed: usize,
+        /// Blocks there are.
+        total: usize,
+    },
+}
+
+/// One step, and what became of the sequences while it was planned. Kept from step to step, so that
+/// its buffers are allocated once.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// What the backend runs; no spans when there is nothing to do.
+    pub batch: StepBatch,
+    /// The sequences of the spans, in the same order.
+    pub parts: Vec<Part>,
+    /// Sequences that run for the first time, or again after a preemption.
+    pub admitted: Vec<Admission>,
+    /// Sequences that lost their blocks and wait again.
+    pub preempted: Vec<SequenceId>,
+}
+
+impl Plan {
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.batch.tokens.clear();
+        self.batch.spans.clear();
+        self.parts.clear();
+        self.admitted.clear();
+        self.preempted.clear();
+    }
+
+    /// Tokens of decodes and drafts, and tokens of prompts.
+    pub fn rows(&self) -> (usize, usize) {
+        let decoded = self.parts.iter().filter(|p| p.decodes).map(|p| p.tokens).sum();
+        (decoded, self.batch.tokens.len() - decoded)
+    }
+}
+
+/// One sequence's part of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which.
+    pub id: SequenceId,
+    /// Tokens of it that are run, drafted ones included.
+    pub tokens: usize,
+    /// How many of them, the last, are only guessed: see [`super::Planner::propose`].
+    pub drafted: usize,
+    /// Whether it had one token left to run, rather than a prompt.
+    pub decodes: bool,
+    /// Whether a token is to be sampled from its logits.
+    pub samples: bool,
+}
+
+/// A sequence that left the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Which.
+    pub id: SequenceId,
+    /// Tokens of it that the prefix cache had.
+    pub cached_tokens: usize,
+    /// Whether it is here for the first time.
+    pub first: bool,
+}
+
+/// Counts for metrics and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PlannerState {
+    /// Sequences that hold blocks.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// Tokens of the sequences that wait.
+    pub waiting_tokens: usize,
+    /// Blocks that nobody holds.
+    pub free_blocks: usize,
+    /// All blocks.
+    pub total_blocks: usize,
+}
