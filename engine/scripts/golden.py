@@ -2,7 +2,7 @@
 """Makes the golden vectors that engine/tests/golden*.rs compare Strata with, from independent code.
 
     python engine/scripts/golden.py dequant            every quantisation, by gguf's own dequantise
-    python engine/scripts/golden.py tiny               small random models, by transformers' own classes
+    python engine/scripts/golden.py tiny [NAME…]       small random models, by transformers' own classes
     python engine/scripts/golden.py smollm2 MODEL.gguf the real model, by transformers in float32
 
 Needs torch, transformers, tokenizers, safetensors, gguf and numpy. Written to engine/tests/data/; the
@@ -53,7 +53,7 @@ def dequant():
     write("golden_dequant.json", {"cases": cases})
 
 
-def tiny():
+def tiny(wanted):
     """A random model of each architecture, saved as transformers saves it, with its logits."""
     import torch
     import transformers as t
@@ -73,16 +73,50 @@ def tiny():
         "qwen2": (t.Qwen2ForCausalLM, t.Qwen2Config(**shape, tie_word_embeddings=True), torch.float16, "80KB"),
         "qwen3": (t.Qwen3ForCausalLM, t.Qwen3Config(**qwen3, tie_word_embeddings=True), torch.bfloat16, "10MB"),
     }
+    # These are written as GGUF too, by gguf's own writer and names.
+    small = shape | dict(hidden_size=48, intermediate_size=48, head_dim=16, pad_token_id=0)
+    yarn = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=32)
+    long_rope = dict(rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.02, 1.1, 1.2, 1.3, 1.4],
+                     long_factor=[1.1, 1.5, 2.0, 3.5, 5.0, 7.0])
+    both = dict(full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0),
+                sliding_attention=dict(rope_type="default", rope_theta=10000.0))
+    models |= {
+        "gemma2": (t.Gemma2ForCausalLM, t.Gemma2Config(
+            **small, sliding_window=8, query_pre_attn_scalar=16, attn_logit_softcapping=4.0,
+            final_logit_softcapping=20.0), torch.float16, "10MB"),
+        "gemma3": (t.Gemma3ForCausalLM, t.Gemma3TextConfig(
+            **small | dict(num_hidden_layers=3), sliding_window=8, query_pre_attn_scalar=16, rope_parameters=both,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"]), torch.float16, "10MB"),
+        "phi3": (t.Phi3ForCausalLM, t.Phi3Config(
+            **small | dict(hidden_size=64), sliding_window=40, original_max_position_embeddings=32,
+            partial_rotary_factor=0.75, rope_parameters=long_rope), torch.float16, "10MB"),
+        "smollm3": (t.SmolLM3ForCausalLM, t.SmolLM3Config(
+            **small | dict(num_hidden_layers=4)), torch.float16, "10MB"),
+        "mixtral": (t.MixtralForCausalLM, t.MixtralConfig(
+            **small | dict(intermediate_size=32), num_local_experts=4, num_experts_per_tok=2), torch.float16, "10MB"),
+        "qwen3moe": (t.Qwen3MoeForCausalLM, t.Qwen3MoeConfig(
+            **small, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True),
+            torch.float16, "10MB"),
+        # The first layer dense, weights as the softmax gives them: neither can be said in a GGUF.
+        "qwen3moe_mixed": (t.Qwen3MoeForCausalLM, t.Qwen3MoeConfig(
+            **small, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False,
+            mlp_only_layers=[0]), torch.float16, "10MB"),
+        "yarn": (t.Qwen3ForCausalLM, t.Qwen3Config(**small, rope_parameters=yarn), torch.float16, "10MB"),
+    }
     for seed, (name, (cls, config, dtype, shard)) in enumerate(models.items()):
+        if wanted and name not in wanted:
+            continue
         torch.manual_seed(seed)
         config._attn_implementation = "eager"
         model = cls(config).eval()
         with torch.no_grad():
             for key, p in model.named_parameters():
-                if p.dim() == 2:
-                    p.normal_(std=1.0 if "embed" in key else p.shape[1] ** -0.5)
+                if p.dim() >= 2:
+                    p.normal_(std=1.0 if "embed" in key else p.shape[-1] ** -0.5)
                 elif key.endswith("bias"):
                     p.normal_(std=0.5)
+                elif "gemma" in name:
+                    p.uniform_(-0.4, 0.4)
                 else:
                     p.uniform_(0.6, 1.4)
         folder = DATA / f"golden_{name}"
@@ -91,13 +125,114 @@ def tiny():
         # The reference runs on what was saved, in float32.
         model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
         tokens = torch.randint(0, config.vocab_size, (1, 100))
-        with torch.no_grad():
-            logits = model(tokens).logits[0]
-        places = [0, 9, 40, 99]
-        write(f"golden_{name}/golden.json", {
-            "tokens": tokens[0].tolist(),
-            "positions": [{"position": i, "logits": rounded(logits[i].numpy())} for i in places],
-        })
+        write(f"golden_{name}/golden.json", tiny_logits(model, tokens, [0, 9, 40, 99]))
+        if name == "phi3":
+            # Within its first context, where the other factors apply.
+            write(f"golden_{name}/golden_short.json", tiny_logits(model, tokens[:, :32], [0, 9, 31]))
+        if name in GGUF_KEYS:
+            write_gguf(name, folder, config)
+
+
+def tiny_logits(model, tokens, places):
+    """The logits at some places of one pass over all tokens."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(tokens).logits[0]
+    return {
+        "tokens": tokens[0].tolist(),
+        "positions": [{"position": i, "logits": rounded(logits[i].numpy())} for i in places],
+    }
+
+
+# What each architecture says in a GGUF beyond the sizes, as llama.cpp's converter writes it.
+GGUF_KEYS = {
+    "gemma2": ("gemma2", lambda w, c: (
+        w.add_attn_logit_softcapping(c.attn_logit_softcapping),
+        w.add_final_logit_softcapping(c.final_logit_softcapping),
+        w.add_sliding_window(c.sliding_window))),
+    "gemma3": ("gemma3", lambda w, c: (
+        w.add_sliding_window(c.sliding_window),
+        w.add_sliding_window_pattern([t == "sliding_attention" for t in c.layer_types]),
+        w.add_rope_freq_base(1e6), w.add_rope_scaling_type(linear_scaling()), w.add_rope_scaling_factor(8.0))),
+    "phi3": ("phi3", lambda w, c: (
+        w.add_sliding_window(c.sliding_window), w.add_rope_dimension_count(12),
+        w.add_rope_scaling_orig_ctx_len(32),
+        w.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(256 / 32) / np.log(32)))),
+        w.add_tensor("rope_factors_long.weight", np.array(c.rope_parameters["long_factor"], np.float32)),
+        w.add_tensor("rope_factors_short.weight", np.array(c.rope_parameters["short_factor"], np.float32)))),
+    "smollm3": ("smollm3", lambda w, c: w.add_rope_freq_base(c.rope_parameters["rope_theta"])),
+    "mixtral": ("llama", lambda w, c: (
+        w.add_rope_freq_base(c.rope_parameters["rope_theta"]), w.add_expert_count(c.num_local_experts),
+        w.add_expert_used_count(c.num_experts_per_tok))),
+    "qwen3moe": ("qwen3moe", lambda w, c: (
+        w.add_rope_freq_base(c.rope_parameters["rope_theta"]), w.add_expert_count(c.num_experts),
+        w.add_expert_used_count(c.num_experts_per_tok),
+        w.add_expert_feed_forward_length(c.moe_intermediate_size))),
+    "yarn": ("qwen3", lambda w, c: (
+        w.add_rope_freq_base(10000.0), w.add_rope_scaling_type(yarn_scaling()), w.add_rope_scaling_factor(4.0),
+        w.add_rope_scaling_orig_ctx_len(32))),
+}
+
+
+def linear_scaling():
+    import gguf
+
+    return gguf.RopeScalingType.LINEAR
+
+
+def yarn_scaling():
+    import gguf
+
+    return gguf.RopeScalingType.YARN
+
+
+def write_gguf(name, folder, config):
+    """The saved checkpoint as a GGUF, under the names that gguf's own table gives its tensors."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    arch, keys = GGUF_KEYS[name]
+    w = gguf.GGUFWriter(folder / "model.gguf", arch)
+    w.add_context_length(config.max_position_embeddings)
+    w.add_embedding_length(config.hidden_size)
+    w.add_block_count(config.num_hidden_layers)
+    w.add_feed_forward_length(config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    w.add_head_count_kv(config.num_key_value_heads)
+    w.add_key_length(16)
+    w.add_value_length(16)
+    w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("default")
+    w.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    w.add_token_merges(["t 1"])
+    keys(w, config)
+    kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    experts = {}
+    for key, values in load_file(folder / "model.safetensors").items():
+        parts = key.split(".")
+        if "experts" in parts:
+            expert = int(parts[parts.index("experts") + 1])
+            parts.pop(parts.index("experts") + 1)
+            experts.setdefault(".".join(parts), {})[expert] = values
+            continue
+        if arch in ("llama", "smollm3") and ("q_proj" in parts or "k_proj" in parts):
+            # GGUF interleaves the two halves that transformers rotates together.
+            rows, cols = values.shape
+            values = values.reshape(rows // 16, 2, 8, cols).swapaxes(1, 2).reshape(rows, cols)
+        if values.ndim == 1:
+            values = values.astype(np.float32) + (1 if "gemma" in name else 0)
+        w.add_tensor(names.get_name(key, try_suffixes=(".weight",)), np.ascontiguousarray(values))
+    for key, stack in experts.items():
+        values = np.stack([stack[i] for i in range(len(stack))])
+        w.add_tensor(names.get_name(key, try_suffixes=(".weight",)), values)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    print(f"{name}/model.gguf", (folder / "model.gguf").stat().st_size, "bytes")
 
 
 PROMPTS = [
@@ -212,8 +347,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["dequant"]:
             dequant()
-        case ["tiny"]:
-            tiny()
+        case ["tiny", *names]:
+            tiny(names)
         case ["smollm2", path]:
             smollm2(path)
         case _:

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use strata_engine::backend::cpu::{CpuBackend, CpuOptions};
 use strata_engine::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
 use strata_engine::model::load::load;
-use strata_engine::model::spec::RopeLayout;
+use strata_engine::model::spec::{ModelSpec, RopeLayout, Rotation};
 use strata_engine::tensor::{Bytes, Tensor, TensorKind};
 
 /// Largest difference of a logit that rounding in another order explains, for random two-layer models
@@ -106,43 +106,108 @@ struct Position {
     logits: Vec<f32>,
 }
 
-fn compare_tiny(name: &str) {
-    let golden: Tiny = read(&format!("{name}/golden.json"));
-    let mut sequence = Sequence::new(&data(name), golden.tokens.len());
+/// Compares a model with a golden file of its folder, in chunks that end where the file has logits.
+fn compare(model: &Path, golden: &str) {
+    let golden: Tiny = read(golden);
+    let mut sequence = Sequence::new(model, golden.tokens.len());
     for Position { position, logits: want } in golden.positions {
         let got = sequence.run(&golden.tokens[sequence.context..=position]);
         assert_eq!(got.len(), want.len());
         let difference = largest_difference(got, &want);
-        eprintln!("{name} at position {position}: largest difference {difference:e}");
-        assert!(difference <= TINY_TOLERANCE, "{name} at position {position}: {difference}");
+        eprintln!("{} at position {position}: largest difference {difference:e}", model.display());
+        assert!(difference <= TINY_TOLERANCE, "{} at position {position}: {difference}", model.display());
     }
+}
+
+/// Compares the checkpoint and, where there is one, the GGUF of the same weights. Returns their shapes.
+fn compare_tiny(name: &str) -> Vec<ModelSpec> {
+    let gguf = data(name).join("model.gguf");
+    let models = [Some(data(name)), gguf.is_file().then_some(gguf)];
+    let each = models.into_iter().flatten().map(|model| {
+        compare(&model, &format!("{name}/golden.json"));
+        load(&model).unwrap().spec
+    });
+    each.collect()
 }
 
 #[test]
 fn llama_with_llama_3_s_rotary_scaling() {
-    compare_tiny("golden_llama3");
-    let spec = load(&data("golden_llama3")).unwrap().spec;
+    let spec = &compare_tiny("golden_llama3")[0];
     assert!(spec.rope.factors.iter().any(|f| *f > 1.0) && !spec.tied_embeddings);
 }
 
 #[test]
 fn mistral_with_a_sliding_window() {
-    compare_tiny("golden_mistral");
-    assert_eq!(load(&data("golden_mistral")).unwrap().spec.sliding_window, Some(8));
+    let spec = &compare_tiny("golden_mistral")[0];
+    assert!(spec.per_layer.iter().all(|layer| layer.window == Some(8)));
 }
 
 #[test]
 fn qwen2_with_biases_in_two_shards() {
-    compare_tiny("golden_qwen2");
-    let spec = load(&data("golden_qwen2")).unwrap().spec;
-    assert!(spec.qkv_bias && spec.tied_embeddings && spec.sliding_window.is_none());
+    let spec = &compare_tiny("golden_qwen2")[0];
+    assert!(spec.qkv_bias && spec.tied_embeddings && spec.per_layer.iter().all(|l| l.window.is_none()));
 }
 
 #[test]
 fn qwen3_with_head_norms_and_a_head_width_of_its_own() {
-    compare_tiny("golden_qwen3");
-    let spec = load(&data("golden_qwen3")).unwrap().spec;
+    let spec = &compare_tiny("golden_qwen3")[0];
     assert!(spec.qk_norm && spec.head_dim * spec.heads != spec.hidden);
+}
+
+#[test]
+fn qwen3_stretched_by_yarn() {
+    let specs = compare_tiny("golden_yarn");
+    assert_eq!(specs.len(), 2);
+    assert!(specs.iter().all(|spec| spec.rope.magnitude > 1.0));
+}
+
+#[test]
+fn gemma2_with_soft_caps_and_every_second_layer_sliding() {
+    let specs = compare_tiny("golden_gemma2");
+    assert_eq!(specs.len(), 2);
+    for spec in specs {
+        let windows: Vec<_> = spec.per_layer.iter().map(|layer| layer.window).collect();
+        assert_eq!(windows, [Some(8), None]);
+        assert_eq!((spec.attention_softcap, spec.logit_softcap), (Some(4.0), Some(20.0)));
+    }
+}
+
+#[test]
+fn gemma3_with_another_rotation_in_its_sliding_layers() {
+    let specs = compare_tiny("golden_gemma3");
+    assert_eq!(specs.len(), 2);
+    for spec in specs {
+        let rotations: Vec<_> = spec.per_layer.iter().map(|layer| layer.rotation).collect();
+        assert_eq!(rotations, [Rotation::Local, Rotation::Global, Rotation::Local]);
+        assert!(spec.rope.factors.iter().all(|f| (f - 8.0).abs() < f32::EPSILON));
+    }
+}
+
+/// Beyond its first context, and in an engine that serves no longer one.
+#[test]
+fn phi3_with_long_rope_and_joined_projections() {
+    for spec in compare_tiny("golden_phi3") {
+        assert!(spec.rope.dims < spec.head_dim && spec.rope.long.is_some());
+    }
+    for model in [data("golden_phi3"), data("golden_phi3/model.gguf")] {
+        compare(&model, "golden_phi3/golden_short.json");
+    }
+}
+
+#[test]
+fn smollm3_without_positions_in_every_fourth_layer() {
+    let specs = compare_tiny("golden_smollm3");
+    assert_eq!(specs.len(), 2);
+    assert!(specs.iter().all(|spec| spec.per_layer[3].rotation == Rotation::None));
+}
+
+#[test]
+fn mixtral_and_qwen3_moe() {
+    for (name, files) in [("golden_mixtral", 2), ("golden_qwen3moe", 2), ("golden_qwen3moe_mixed", 1)] {
+        let specs = compare_tiny(name);
+        assert_eq!(specs.len(), files);
+        assert!(specs.iter().all(|spec| spec.per_layer[1].experts && spec.experts.is_some()));
+    }
 }
 
 #[derive(Deserialize)]

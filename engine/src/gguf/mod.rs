@@ -3,7 +3,9 @@
 
 mod error;
 mod header;
+mod keys;
 mod model;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod value;

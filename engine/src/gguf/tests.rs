@@ -134,10 +134,11 @@ fn write_model(architecture: &str, spec: &ModelSpec, weights: &Weights) -> Write
             .matrix(&name("attn_k"), &permute(&layer.key, spec.kv_heads))
             .matrix(&name("attn_v"), &layer.value.weight)
             .matrix(&name("attn_output"), &layer.attention_output.weight)
-            .vector(&name("ffn_norm"), &layer.feed_forward_norm)
-            .matrix(&name("ffn_gate"), &layer.gate.weight)
-            .matrix(&name("ffn_up"), &layer.up.weight)
-            .matrix(&name("ffn_down"), &layer.down.weight);
+            .vector(&name("ffn_norm"), &layer.feed_forward_norm);
+        let gated = &layer.feed_forward.gated()[0];
+        w.matrix(&name("ffn_gate"), &gated.gate.weight)
+            .matrix(&name("ffn_up"), &gated.up.weight)
+            .matrix(&name("ffn_down"), &gated.down.weight);
         for (part, norm) in [("attn_q_norm", &layer.query_norm), ("attn_k_norm", &layer.key_norm)] {
             if let Some(norm) = norm {
                 w.vector(&name(part), norm);
@@ -277,7 +278,7 @@ fn each_bad_file_says_what_is_wrong() {
             w.u32("llama.expert_count", 8);
         },
         |w| {
-            w.text("llama.rope.scaling.type", "yarn");
+            w.text("llama.rope.scaling.type", "dynamic");
         },
         |w| {
             w.u32("general.alignment", 24);
@@ -310,7 +311,7 @@ fn each_bad_file_says_what_is_wrong() {
     model.gguf: a big-endian GGUF file: convert it with gguf_convert_endian.py
     model.gguf: truncated: the file ends at byte 100, inside the value of key `general.name`; download it again
     model.gguf: truncated: the file ends at byte 257311, but tensor `blk.1.ffn_down.weight` takes bytes 232736 to 257312; download it again
-    model.gguf: the architecture `mamba` is not supported; supported are llama, qwen2, qwen3
+    model.gguf: the architecture `mamba` is not supported; supported are llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3
     model.gguf: the metadata key `llama.block_count` is missing
     model.gguf: the metadata key `tokenizer.ggml.tokens` is missing
     model.gguf: the metadata key `llama.block_count` should be a non-negative integer, but is "two"
@@ -318,8 +319,8 @@ fn each_bad_file_says_what_is_wrong() {
     model.gguf: tensor `blk.0.ffn_gate.weight` has the shape [64, 96], expected [64, 95]
     model.gguf: 4 heads do not share 3 key and value heads evenly
     model.gguf: the number of heads is 0, expected 1 to 16777216
-    model.gguf: a mixture of 8 experts is not supported yet
-    model.gguf: rotary scaling of the type `yarn` is not supported; `linear` and Llama 3's are
+    model.gguf: the metadata key `llama.expert_used_count` is missing
+    model.gguf: rotary scaling of the type `dynamic` is not supported; `linear`, `yarn`, Llama 3's and Phi-3's are
     model.gguf: the metadata key `general.alignment` should be a power of two, but is 24
     model.gguf: tensor `blk.0.attn_norm.weight` has the type IQ4_XS, which is not supported; supported are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
     model.gguf: tensor `blk.0.attn_norm.weight` has rows of 40, not a multiple of Q4_0's block of 32

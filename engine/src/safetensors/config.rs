@@ -4,12 +4,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::CheckpointError;
-use super::rope::{self, RopeParameters};
-use crate::model::spec::{ModelSpec, Rope, RopeLayout};
-
-/// The classes that can be run.
-pub(super) const ARCHITECTURES: &[&str] =
-    &["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+use super::family::Family;
+use super::rope::{self, Contexts, RopeParameters};
+use crate::model::spec::{Activation, ExpertsSpec, MAX_LAYERS, ModelSpec, Rope};
 
 /// Why a configuration is refused.
 pub(super) enum Refusal {
@@ -37,19 +34,40 @@ pub(super) struct Config {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     intermediate_size: Option<usize>,
+    moe_intermediate_size: Option<usize>,
     rms_norm_eps: Option<f32>,
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
+    rope_local_base_freq: Option<f64>,
+    partial_rotary_factor: Option<f64>,
     max_position_embeddings: Option<usize>,
+    original_max_position_embeddings: Option<usize>,
     tie_word_embeddings: Option<bool>,
     attention_bias: Option<bool>,
-    #[serde(default, deserialize_with = "present")]
-    sliding_window: Window,
-    use_sliding_window: Option<bool>,
-    max_window_layers: Option<usize>,
-    layer_types: Option<Vec<String>>,
+    use_bidirectional_attention: Option<bool>,
+    query_pre_attn_scalar: Option<f64>,
+    #[serde(default, deserialize_with = "given")]
+    attn_logit_softcapping: Member<f32>,
+    #[serde(default, deserialize_with = "given")]
+    final_logit_softcapping: Member<f32>,
+    #[serde(default, deserialize_with = "given")]
+    pub(super) sliding_window: Member<usize>,
+    pub(super) use_sliding_window: Option<bool>,
+    pub(super) max_window_layers: Option<usize>,
+    #[serde(alias = "_sliding_window_pattern")]
+    pub(super) sliding_window_pattern: Option<usize>,
+    pub(super) layer_types: Option<Vec<String>>,
+    pub(super) no_rope_layers: Option<Vec<u32>>,
+    pub(super) no_rope_layer_interval: Option<usize>,
+    #[serde(alias = "num_local_experts")]
+    num_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    norm_topk_prob: Option<bool>,
+    pub(super) decoder_sparse_step: Option<usize>,
+    pub(super) mlp_only_layers: Option<Vec<usize>>,
     hidden_act: Option<String>,
+    hidden_activation: Option<String>,
     quantization_config: Option<Value>,
     pub(super) bos_token_id: Option<u32>,
     pub(super) eos_token_id: Option<OneOrMany>,
@@ -57,14 +75,25 @@ pub(super) struct Config {
 
 /// Absent and null differ: the first is the class's default.
 #[derive(Clone, Copy, Debug, Default)]
-enum Window {
+pub(super) enum Member<T> {
     #[default]
     Absent,
-    Given(Option<usize>),
+    Given(Option<T>),
 }
 
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Window, D::Error> {
-    Option::deserialize(deserializer).map(Window::Given)
+impl<T> Member<T> {
+    pub(super) fn or(self, default: Option<T>) -> Option<T> {
+        match self {
+            Self::Absent => default,
+            Self::Given(value) => value,
+        }
+    }
+}
+
+fn given<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Member<T>, D::Error> {
+    Option::deserialize(deserializer).map(Member::Given)
 }
 
 /// An id or a list of them.
@@ -85,12 +114,14 @@ impl OneOrMany {
 }
 
 impl Config {
-    /// The network's shape.
-    pub(super) fn spec(&self) -> Result<ModelSpec, Refusal> {
+    /// Which classes it is of.
+    pub(super) fn family(&self) -> Result<Family, Refusal> {
         let architecture = self.architectures.first().map_or("", String::as_str);
-        if !ARCHITECTURES.contains(&architecture) {
-            return Err(Refusal::Architecture(architecture.to_owned()));
-        }
+        Family::of(architecture).ok_or_else(|| Refusal::Architecture(architecture.to_owned()))
+    }
+
+    /// The network's shape.
+    pub(super) fn spec(&self, family: Family) -> Result<ModelSpec, Refusal> {
         if let Some(method) = &self.quantization_config {
             let method = method.get("quant_method").and_then(Value::as_str).unwrap_or("of unknown method");
             let reason = format!(
@@ -98,70 +129,95 @@ impl Config {
             );
             return Err(Refusal::Unsupported(reason));
         }
-        if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
-            return Err(Refusal::Unsupported(format!(
-                "the activation `{act}` is not supported, only `silu`"
-            )));
+        if self.use_bidirectional_attention == Some(true) {
+            let reason = "a decoder whose tokens see those after them (`use_bidirectional_attention`) is not supported";
+            return Err(Refusal::Unsupported(reason.to_owned()));
         }
         let need = |value: Option<usize>, key| value.ok_or(CheckpointError::MissingKey(key));
         let hidden = need(self.hidden_size, "hidden_size")?;
         let heads = need(self.num_attention_heads, "num_attention_heads")?;
-        let head_dim = match (self.head_dim, architecture) {
-            (Some(dim), _) => dim,
-            (None, "Qwen3ForCausalLM") => 128,
-            (None, _) => hidden / heads.max(1),
-        };
-        let max_context = need(self.max_position_embeddings, "max_position_embeddings")?;
-        let parameters = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let theta = parameters.and_then(|p| p.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
+        let head_dim = self.head_dim.or(family.head_dim()).unwrap_or(hidden / heads.max(1));
+        let layers = need(self.num_hidden_layers, "num_hidden_layers")?;
+        let gemma = family.is_gemma();
+        let caps = family == Family::Gemma2;
+        let per_layer = self.per_layer(family, layers.min(MAX_LAYERS)).map_err(Refusal::Unsupported)?;
+        let (rope, local_rope) = self.ropes(family, head_dim).map_err(Refusal::Unsupported)?;
         let spec = ModelSpec {
-            architecture: architecture.to_owned(),
+            architecture: self.architectures.first().cloned().unwrap_or_default(),
             vocab: need(self.vocab_size, "vocab_size")?,
             hidden,
-            layers: need(self.num_hidden_layers, "num_hidden_layers")?,
+            layers,
             heads,
             kv_heads: self.num_key_value_heads.unwrap_or(heads),
             head_dim,
             intermediate: need(self.intermediate_size, "intermediate_size")?,
             norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
-            rope: Rope {
-                theta: theta as f32,
-                layout: RopeLayout::Halves,
-                factors: rope::factors(parameters, theta, head_dim).map_err(Refusal::Unsupported)?,
-            },
-            max_context,
-            tied_embeddings: self.tie_word_embeddings.unwrap_or(false),
-            qkv_bias: architecture == "Qwen2ForCausalLM" || self.attention_bias.unwrap_or(false),
-            qk_norm: architecture == "Qwen3ForCausalLM",
-            sliding_window: self.window(architecture)?,
+            rope,
+            local_rope,
+            max_context: need(self.max_position_embeddings, "max_position_embeddings")?,
+            tied_embeddings: self.tie_word_embeddings.unwrap_or(gemma || family == Family::SmolLm3),
+            qkv_bias: family == Family::Qwen2 || self.attention_bias.unwrap_or(false),
+            qk_norm: matches!(family, Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3),
+            post_norms: gemma,
+            activation: self.activation(family)?,
+            embedding_scale: gemma.then(|| (hidden as f64).sqrt() as f32),
+            attention_scale: gemma.then(|| self.query_pre_attn_scalar.unwrap_or(256.0).powf(-0.5) as f32),
+            attention_softcap: self.attn_logit_softcapping.or(caps.then_some(50.0)).filter(|_| gemma),
+            logit_softcap: self.final_logit_softcapping.or(caps.then_some(30.0)).filter(|_| gemma),
+            experts: self.experts(family)?,
+            per_layer,
         };
         spec.check().map_err(Refusal::Unsupported)?;
         Ok(spec)
     }
 
-    /// How far attention looks back, the same in all layers.
-    fn window(&self, architecture: &str) -> Result<Option<usize>, Refusal> {
-        /// What `MistralConfig` takes when the key is absent.
-        const MISTRAL_DEFAULT: usize = 4096;
-        let given = match self.sliding_window {
-            Window::Given(window) => window,
-            Window::Absent => (architecture == "MistralForCausalLM").then_some(MISTRAL_DEFAULT),
-        };
-        let window = match architecture {
-            "MistralForCausalLM" => given,
-            "LlamaForCausalLM" => None,
-            _ => given.filter(|_| self.use_sliding_window == Some(true)),
-        };
-        let mixed = match &self.layer_types {
-            Some(types) => types.iter().any(|t| t == "full_attention"),
-            None => architecture != "MistralForCausalLM" && self.max_window_layers != Some(0),
-        };
-        match window {
-            Some(0) => Err(Refusal::Unsupported("a sliding window of 0 tokens sees nothing".to_owned())),
-            Some(_) if mixed => Err(Refusal::Unsupported(
-                "layers with and without a sliding window in one model are not supported".to_owned(),
-            )),
-            window => Ok(window),
+    fn activation(&self, family: Family) -> Result<Activation, Refusal> {
+        // Gemma's files keep an outdated `hidden_act` beside the key that counts.
+        let gemma = family.is_gemma();
+        let given = if gemma { &self.hidden_activation } else { &self.hidden_act };
+        match given.as_deref() {
+            None if gemma => Ok(Activation::GeluTanh),
+            None | Some("silu") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some(other) => Err(Refusal::Unsupported(format!(
+                "the activation `{other}` is not supported, only `silu` and `gelu_pytorch_tanh`"
+            ))),
         }
+    }
+
+    fn experts(&self, family: Family) -> Result<Option<ExpertsSpec>, Refusal> {
+        let width = match family {
+            Family::Mixtral => self.intermediate_size.ok_or("intermediate_size"),
+            Family::Qwen3Moe => self.moe_intermediate_size.ok_or("moe_intermediate_size"),
+            _ => return Ok(None),
+        };
+        let need = |value: Option<usize>, key| value.ok_or(CheckpointError::MissingKey(key));
+        Ok(Some(ExpertsSpec {
+            count: need(self.num_experts, "num_experts")?,
+            used: need(self.num_experts_per_tok, "num_experts_per_tok")?,
+            intermediate: width.map_err(CheckpointError::MissingKey)?,
+            normalise: family == Family::Mixtral || self.norm_topk_prob.unwrap_or(false),
+        }))
+    }
+
+    /// The embedding of all layers, and of those with a window where that is another.
+    fn ropes(&self, family: Family, head_dim: usize) -> Result<(Rope, Option<Rope>), String> {
+        let all = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let global = all.and_then(|p| p.full_attention.as_deref()).or(all);
+        let contexts = Contexts {
+            longest: self.max_position_embeddings.unwrap_or(0),
+            original: self.original_max_position_embeddings,
+        };
+        let partial =
+            global.and_then(|p| p.partial_rotary_factor).or(self.partial_rotary_factor).unwrap_or(1.0);
+        let dims = (head_dim as f64 * partial) as usize;
+        let theta = global.and_then(|p| p.rope_theta).or(self.rope_theta).unwrap_or(family.theta());
+        let rope = rope::rope(global, theta, dims, contexts)?;
+        if family != Family::Gemma3 {
+            return Ok((rope, None));
+        }
+        let local = all.and_then(|p| p.sliding_attention.as_deref());
+        let theta = local.and_then(|p| p.rope_theta).or(self.rope_local_base_freq).unwrap_or(10_000.0);
+        Ok((rope, Some(rope::rope(local, theta, dims, contexts)?)))
     }
 }

@@ -3,6 +3,7 @@
 
 mod config;
 mod error;
+mod family;
 mod model;
 mod rope;
 mod shards;

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::config::{ARCHITECTURES, Config, OneOrMany, Refusal};
+use super::config::{Config, OneOrMany, Refusal};
+use super::family::ARCHITECTURES;
 use super::shards::Shards;
 use crate::model::load::{LoadError, LoadedModel, SpecialTokens, TokenizerSource};
 use crate::tensor;
@@ -26,7 +27,8 @@ pub(crate) fn load(folder: &Path, weights: Option<&Path>) -> Result<LoadedModel,
         path: weights.unwrap_or(folder).into(),
         found: "no config.json beside it".to_owned(),
     })?;
-    let spec = config.spec().map_err(|refusal| match refusal {
+    let described = config.family().and_then(|family| Ok((family, config.spec(family)?)));
+    let (family, spec) = described.map_err(|refusal| match refusal {
         Refusal::Architecture(architecture) => {
             LoadError::UnknownArchitecture { path: path.clone(), architecture, supported: ARCHITECTURES }
         }
@@ -34,7 +36,7 @@ pub(crate) fn load(folder: &Path, weights: Option<&Path>) -> Result<LoadedModel,
         Refusal::Bad(source) => LoadError::Checkpoint { path: path.clone(), source },
     })?;
     let weights = Shards::open(folder, weights)?;
-    let weights = tensor::assemble(&spec, &tensor::HUGGING_FACE_NAMES, &weights)?;
+    let weights = tensor::assemble(&spec, family.names(), &weights)?;
     let generation: Generation = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
     let tokenizer_config: Value = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
     let eos = generation.eos_token_id.or(config.eos_token_id);

@@ -1,91 +1,131 @@
-//! Scaling of the rotary frequencies, as transformers names it.
-
-use std::f64::consts::PI;
+//! Rotary embedding, as transformers names it.
 
 use serde::Deserialize;
+
+use crate::model::rope::{Llama3Scaling, LongRope, Rope, RopeLayout, Yarn, long_rope_magnitude};
+use crate::model::spec::MAX_HEAD_DIM;
 
 /// `rope_scaling`, or `rope_parameters` since transformers 5.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct RopeParameters {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// What `rope_type` was called before; some files have both.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     pub(super) rope_theta: Option<f64>,
+    pub(super) partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
+    attention_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
+    short_factor: Option<Vec<f32>>,
+    long_factor: Option<Vec<f32>>,
+    /// Where kinds of layers differ, those of layers that see everything.
+    pub(super) full_attention: Option<Box<RopeParameters>>,
+    /// … and those of layers with a window.
+    pub(super) sliding_attention: Option<Box<RopeParameters>>,
 }
 
-/// Divisors of the `head_dim / 2` frequencies; empty when they stay as they are.
-pub(super) fn factors(
+/// Contexts that a model was made for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contexts {
+    /// The longest.
+    pub(super) longest: usize,
+    /// The one before it was stretched, where the configuration itself says it.
+    pub(super) original: Option<usize>,
+}
+
+/// The embedding that `parameters` describe, of the first `dims` numbers of a head.
+pub(super) fn rope(
     parameters: Option<&RopeParameters>,
     theta: f64,
-    head_dim: usize,
-) -> Result<Vec<f32>, String> {
-    let Some(p) = parameters else { return Ok(Vec::new()) };
+    dims: usize,
+    contexts: Contexts,
+) -> Result<Rope, String> {
+    if dims > MAX_HEAD_DIM {
+        return Err(format!("a head of {dims} rotated numbers is too wide"));
+    }
+    let plain = Rope::plain(theta as f32, RopeLayout::Halves, dims);
+    let Some(p) = parameters else { return Ok(plain) };
     let need = |value: Option<f64>, key: &str| value.ok_or_else(|| format!("rotary scaling lacks `{key}`"));
-    match p.rope_type.as_deref().unwrap_or("default") {
-        "default" => Ok(Vec::new()),
-        "linear" => Ok(vec![need(p.factor, "factor")? as f32; head_dim / 2]),
+    let factor = || need(p.factor, "factor");
+    let original = p.original_max_position_embeddings.or(contexts.original.map(|n| n as f64));
+    let original = || need(original, "original_max_position_embeddings");
+    match p.rope_type.as_deref().or(p.old_type.as_deref()).unwrap_or("default") {
+        "default" => Ok(plain),
+        "linear" => Ok(Rope { factors: vec![factor()? as f32; dims / 2], ..plain }),
         "llama3" => {
-            let factor = need(p.factor, "factor")?;
-            let low = need(p.low_freq_factor, "low_freq_factor")?;
-            let high = need(p.high_freq_factor, "high_freq_factor")?;
-            let context = need(p.original_max_position_embeddings, "original_max_position_embeddings")?;
-            let one = |i: usize| {
-                let frequency = theta.powf(-2.0 * i as f64 / head_dim as f64);
-                llama3_factor(2.0 * PI / frequency, factor, low, high, context)
+            let scaling = Llama3Scaling {
+                factor: factor()?,
+                low: need(p.low_freq_factor, "low_freq_factor")?,
+                high: need(p.high_freq_factor, "high_freq_factor")?,
+                context: original()?,
             };
-            Ok((0..head_dim / 2).map(one).collect())
+            Ok(Rope { factors: scaling.factors(theta, dims), ..plain })
+        }
+        "yarn" => {
+            let yarn = Yarn {
+                factor: factor()?,
+                context: original().unwrap_or(contexts.longest as f64),
+                fast: p.beta_fast.unwrap_or(Yarn::FAST),
+                slow: p.beta_slow.unwrap_or(Yarn::SLOW),
+                whole: p.truncate.unwrap_or(true),
+            };
+            let scaled = |scale: f64| 1.0 + scale * (Yarn::magnitude(yarn.factor) - 1.0);
+            let magnitude = match (p.attention_factor, p.mscale, p.mscale_all_dim) {
+                (Some(given), ..) => given,
+                (None, Some(one), Some(all)) => scaled(one) / scaled(all),
+                _ => Yarn::magnitude(yarn.factor),
+            };
+            Ok(Rope { factors: yarn.factors(theta, dims), magnitude: magnitude as f32, ..plain })
+        }
+        // `su` is what Phi-3's first files call it.
+        "longrope" | "su" => {
+            let original = original()?;
+            let list = |list: &Option<Vec<f32>>, key| {
+                list.clone().ok_or_else(|| format!("rotary scaling lacks `{key}`"))
+            };
+            let stretched = p.factor.unwrap_or(contexts.longest as f64 / original);
+            let magnitude = p.attention_factor.unwrap_or_else(|| long_rope_magnitude(stretched, original));
+            Ok(Rope {
+                factors: list(&p.short_factor, "short_factor")?,
+                long: Some(LongRope {
+                    beyond: original as usize,
+                    factors: list(&p.long_factor, "long_factor")?,
+                }),
+                magnitude: magnitude as f32,
+                ..plain
+            })
         }
         other => Err(format!(
-            "rotary scaling of the type `{other}` is not supported; `default`, `linear` and `llama3` are"
+            "rotary scaling of the type `{other}` is not supported; `default`, `linear`, `llama3`, `yarn` \
+             and `longrope` are"
         )),
     }
 }
 
-/// Waves longer than the old context are stretched in full, short ones not at all, those between in
-/// part.
-fn llama3_factor(wavelength: f64, factor: f64, low: f64, high: f64, context: f64) -> f32 {
-    if wavelength < context / high {
-        return 1.0;
-    }
-    if wavelength > context / low {
-        return factor as f32;
-    }
-    let smooth = (context / wavelength - low) / (high - low);
-    (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
-}
-
 #[cfg(test)]
-#[allow(clippy::float_cmp)] // Factors of 1 and of the whole are exact.
 mod tests {
     use super::*;
 
     #[test]
-    fn llama3_stretches_long_waves_only() {
-        let llama_3_2 = RopeParameters {
-            rope_type: Some("llama3".into()),
-            factor: Some(32.0),
-            low_freq_factor: Some(1.0),
-            high_freq_factor: Some(4.0),
-            original_max_position_embeddings: Some(8192.0),
-            ..RopeParameters::default()
-        };
-        let factors = factors(Some(&llama_3_2), 500_000.0, 64).unwrap();
-        // The wave of pair i is 2π × 500000^(i/32) long: below 8192 / 4 for i < 14.1, above 8192 for i > 17.5.
-        assert!(factors[..15].iter().all(|f| *f == 1.0), "{factors:?}");
-        assert!(factors[18..].iter().all(|f| *f == 32.0), "{factors:?}");
-        assert!(factors.is_sorted());
-    }
-
-    #[test]
     fn an_unknown_type_and_a_missing_key_are_named() {
-        let of = |kind: &str| RopeParameters { rope_type: Some(kind.into()), ..RopeParameters::default() };
+        let contexts = Contexts { longest: 128, original: None };
+        let refusal = |kind: &str| {
+            let p = RopeParameters { old_type: Some(kind.into()), ..RopeParameters::default() };
+            rope(Some(&p), 1e4, 64, contexts).unwrap_err()
+        };
         insta::assert_snapshot!(
-            factors(Some(&of("yarn")), 1e4, 64).unwrap_err(),
-            @"rotary scaling of the type `yarn` is not supported; `default`, `linear` and `llama3` are"
+            refusal("dynamic"),
+            @"rotary scaling of the type `dynamic` is not supported; `default`, `linear`, `llama3`, `yarn` and `longrope` are"
         );
-        insta::assert_snapshot!(factors(Some(&of("linear")), 1e4, 64).unwrap_err(), @"rotary scaling lacks `factor`");
+        insta::assert_snapshot!(refusal("linear"), @"rotary scaling lacks `factor`");
+        insta::assert_snapshot!(refusal("longrope"), @"rotary scaling lacks `original_max_position_embeddings`");
     }
 }

@@ -100,7 +100,11 @@ impl Shards {
         };
         let data = Bytes::mapped(&place.file.map, place.bytes.clone());
         let data = data.ok_or_else(|| bad("lies outside its file".to_owned()))?;
-        let (rows, cols) = if let [rows, cols] = *shape { (rows, cols) } else { (1, shape.iter().product()) };
+        let (rows, cols) = match *shape {
+            [rows, cols] => (rows, cols),
+            [count, rows, cols] => (count * rows, cols),
+            _ => (1, shape.iter().product()),
+        };
         Tensor::new(kind, rows, cols, data).map_err(bad)
     }
 }
@@ -144,6 +148,11 @@ impl ParameterSource for Shards {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor, LoadError> {
         self.tensor(name, &[rows, cols])
+    }
+
+    fn stack(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Vec<Tensor>, LoadError> {
+        let all = self.tensor(name, &[count, rows, cols])?;
+        Ok((0..count).map(|i| all.rows_at(i * rows..(i + 1) * rows)).collect())
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Box<[f32]>, LoadError> {

@@ -43,17 +43,17 @@ fn each_bad_configuration_says_what_is_wrong() {
         with_config("hidden_size", json!(128)),
         with_config("hidden_act", json!("gelu")),
         with_config("quantization_config", json!({"quant_method": "awq"})),
-        with_config("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 10000.0})),
+        with_config("rope_parameters", json!({"rope_type": "dynamic", "rope_theta": 10000.0})),
         with_config("num_hidden_layers", json!(3)),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    DIR/config.json: the architecture `MambaForCausalLM` is not supported; supported are LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+    DIR/config.json: the architecture `MambaForCausalLM` is not supported; supported are LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, SmolLM3ForCausalLM
     DIR/config.json: the key `hidden_size` is missing
     DIR/config.json: not the JSON that was expected: invalid type: string "wide", expected usize at line 1 column 154
     DIR/model-00001-of-00002.safetensors: tensor `model.embed_tokens.weight` has the shape [160, 64], expected [160, 128]
-    DIR/config.json: the activation `gelu` is not supported, only `silu`
+    DIR/config.json: the activation `gelu` is not supported, only `silu` and `gelu_pytorch_tanh`
     DIR/config.json: weights quantised by `awq` are not supported; use the unquantised model or a GGUF
-    DIR/config.json: rotary scaling of the type `yarn` is not supported; `default`, `linear` and `llama3` are
+    DIR/config.json: rotary scaling of the type `dynamic` is not supported; `default`, `linear`, `llama3`, `yarn` and `longrope` are
     DIR: tensor `model.layers.2.input_layernorm.weight` is missing
     "#);
 }

@@ -26,6 +26,17 @@ impl Bytes {
         Some(Self { storage: Storage::Mapped(Arc::clone(map)), range })
     }
 
+    /// A part of it.
+    ///
+    /// # Panics
+    /// When it is shorter.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len(), "bytes {range:?} of {}", self.len());
+        let start = self.range.start;
+        Self { storage: self.storage.clone(), range: start + range.start..start + range.end }
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         let all: &[u8] = match &self.storage {

@@ -5,15 +5,19 @@ mod bytes;
 mod float;
 mod kind;
 mod kquant;
+mod names;
 mod quant;
 mod random;
 mod weights;
 
+use std::ops::Range;
+
 pub use bytes::Bytes;
 pub(crate) use float::half_to_f32;
 pub use kind::TensorKind;
-pub(crate) use weights::{GGUF_NAMES, HUGGING_FACE_NAMES, ParameterSource, assemble};
-pub use weights::{LayerWeights, Linear, Weights};
+pub(crate) use names::{GGUF, HUGGING_FACE, HUGGING_FACE_GEMMA, HUGGING_FACE_MIXTRAL, Names};
+pub use weights::{Experts, FeedForward, Gated, LayerWeights, Linear, Weights};
+pub(crate) use weights::{ParameterSource, assemble};
 
 /// A matrix of parameters: `rows` outputs by `cols` inputs, row-major. A vector is one row.
 #[derive(Clone, Debug)]
@@ -65,6 +69,17 @@ impl Tensor {
         assert!(row < self.rows, "row {row} of a tensor of {} rows", self.rows);
         let len = self.data.len() / self.rows;
         &self.data.as_slice()[row * len..(row + 1) * len]
+    }
+
+    /// Some of its rows, as a matrix of their own over the same bytes.
+    ///
+    /// # Panics
+    /// When it has fewer rows.
+    #[must_use]
+    pub fn rows_at(&self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let len = self.data.len() / self.rows.max(1);
+        Self { rows: rows.len(), data: self.data.slice(rows.start * len..rows.end * len), ..*self }
     }
 
     /// All numbers as 32-bit floats, row-major.

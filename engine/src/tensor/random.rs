@@ -7,7 +7,7 @@ impl Weights {
     /// Random parameters for `spec`, in 32-bit floats, the same for the same seed. Their spread keeps
     /// activations in range and logits apart from each other.
     pub fn random(spec: &ModelSpec, seed: u64) -> Self {
-        match super::assemble(spec, &super::GGUF_NAMES, &Seeded { spec, seed }) {
+        match super::assemble(spec, &super::GGUF, &Seeded { spec, seed }) {
             Ok(weights) => weights,
             Err(never) => match never {},
         }
@@ -47,6 +47,9 @@ impl ParameterSource for Seeded<'_> {
 
     fn has(&self, name: &str) -> bool {
         let qkv_bias = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
+        if name.contains("attn_qkv") {
+            return false;
+        }
         !is_bias(name) || (self.spec.qkv_bias && qkv_bias.iter().any(|bias| name.ends_with(bias)))
     }
 
@@ -55,6 +58,11 @@ impl ParameterSource for Seeded<'_> {
         let width = if name.starts_with("token_embd") { 1.7 } else { (3.0 / cols as f32).sqrt() };
         let bytes: Vec<u8> = self.numbers(name, rows * cols, width).flat_map(f32::to_le_bytes).collect();
         Ok(Tensor { kind: TensorKind::F32, rows, cols, data: Bytes::from(bytes) })
+    }
+
+    fn stack(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Vec<Tensor>, Self::Error> {
+        let all = self.matrix(name, count * rows, cols)?;
+        Ok((0..count).map(|i| all.rows_at(i * rows..(i + 1) * rows)).collect())
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Box<[f32]>, Self::Error> {

@@ -1,7 +1,10 @@
 //! All parameters of a model, under one set of names whatever the file calls them.
 
+use std::ops::Range;
+
 use super::Tensor;
-use crate::model::spec::ModelSpec;
+use super::names::{ExpertNames, Names};
+use crate::model::spec::{ExpertsSpec, ModelSpec};
 
 /// The parameters of a [`ModelSpec`].
 #[derive(Clone, Debug)]
@@ -33,14 +36,53 @@ pub struct LayerWeights {
     pub key_norm: Option<Box<[f32]>>,
     /// Attention's output projection, `hidden` by `heads × head_dim`.
     pub attention_output: Linear,
+    /// Norm of attention's output, `hidden` long.
+    pub attention_post_norm: Option<Box<[f32]>>,
     /// Norm before the feed-forward layer, `hidden` long.
     pub feed_forward_norm: Box<[f32]>,
+    /// What follows attention.
+    pub feed_forward: FeedForward,
+    /// Norm of the feed-forward layer's output, `hidden` long.
+    pub feed_forward_post_norm: Option<Box<[f32]>>,
+}
+
+/// A layer's second half.
+#[derive(Clone, Debug)]
+pub enum FeedForward {
+    /// The same for all tokens.
+    Dense(Gated),
+    /// A mixture of experts.
+    Experts(Experts),
+}
+
+/// A gated feed-forward layer: `down (activation(gate x) × up x)`.
+#[derive(Clone, Debug)]
+pub struct Gated {
     /// Gate, `intermediate` by `hidden`.
     pub gate: Linear,
     /// Up projection, `intermediate` by `hidden`.
     pub up: Linear,
     /// Down projection, `hidden` by `intermediate`.
     pub down: Linear,
+}
+
+/// A mixture of experts.
+#[derive(Clone, Debug)]
+pub struct Experts {
+    /// Which experts a token goes to, `experts` by `hidden`.
+    pub router: Linear,
+    /// The experts.
+    pub experts: Vec<Gated>,
+}
+
+impl FeedForward {
+    /// Its gated layers.
+    pub fn gated(&self) -> &[Gated] {
+        match self {
+            Self::Dense(gated) => std::slice::from_ref(gated),
+            Self::Experts(experts) => &experts.experts,
+        }
+    }
 }
 
 /// A matrix and perhaps a bias of one number for each of its rows.
@@ -52,13 +94,24 @@ pub struct Linear {
     pub bias: Option<Box<[f32]>>,
 }
 
+impl Linear {
+    fn rows_at(&self, rows: Range<usize>) -> Self {
+        let bias = self.bias.as_ref().map(|bias| bias[rows.clone()].into());
+        Self { weight: self.weight.rows_at(rows), bias }
+    }
+}
+
 impl Weights {
     /// Bytes of all matrices, as stored.
     pub fn matrix_bytes(&self) -> usize {
-        let layers = self
-            .layers
-            .iter()
-            .flat_map(|l| [&l.query, &l.key, &l.value, &l.attention_output, &l.gate, &l.up, &l.down]);
+        let layers = self.layers.iter().flat_map(|l| {
+            let router = match &l.feed_forward {
+                FeedForward::Experts(experts) => Some(&experts.router),
+                FeedForward::Dense(_) => None,
+            };
+            let gated = l.feed_forward.gated().iter().flat_map(|g| [&g.gate, &g.up, &g.down]);
+            [&l.query, &l.key, &l.value, &l.attention_output].into_iter().chain(gated).chain(router)
+        });
         let linears = layers.chain(&self.output).map(|l| l.weight.byte_len());
         self.embedding.byte_len() + linears.sum::<usize>()
     }
@@ -80,67 +133,12 @@ pub(crate) trait ParameterSource {
     /// The matrix of this name and shape.
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor, Self::Error>;
 
+    /// The matrices of this shape in the tensor of this name, which has one dimension more.
+    fn stack(&self, name: &str, count: usize, rows: usize, cols: usize) -> Result<Vec<Tensor>, Self::Error>;
+
     /// The vector of this name and length, as 32-bit floats.
     fn vector(&self, name: &str, len: usize) -> Result<Box<[f32]>, Self::Error>;
 }
-
-/// What a file format calls the parameters. Those of a layer follow `{layers}{index}.`; a matrix is
-/// `….weight`, a bias `….bias`.
-pub(crate) struct Names {
-    embedding: &'static str,
-    output_norm: &'static str,
-    output: &'static str,
-    layers: &'static str,
-    attention_norm: &'static str,
-    query: &'static str,
-    key: &'static str,
-    value: &'static str,
-    query_norm: &'static str,
-    key_norm: &'static str,
-    attention_output: &'static str,
-    feed_forward_norm: &'static str,
-    gate: &'static str,
-    up: &'static str,
-    down: &'static str,
-}
-
-/// GGUF's names.
-pub(crate) const GGUF_NAMES: Names = Names {
-    embedding: "token_embd",
-    output_norm: "output_norm",
-    output: "output",
-    layers: "blk.",
-    attention_norm: "attn_norm",
-    query: "attn_q",
-    key: "attn_k",
-    value: "attn_v",
-    query_norm: "attn_q_norm",
-    key_norm: "attn_k_norm",
-    attention_output: "attn_output",
-    feed_forward_norm: "ffn_norm",
-    gate: "ffn_gate",
-    up: "ffn_up",
-    down: "ffn_down",
-};
-
-/// The names of Hugging Face's `…ForCausalLM` classes.
-pub(crate) const HUGGING_FACE_NAMES: Names = Names {
-    embedding: "model.embed_tokens",
-    output_norm: "model.norm",
-    output: "lm_head",
-    layers: "model.layers.",
-    attention_norm: "input_layernorm",
-    query: "self_attn.q_proj",
-    key: "self_attn.k_proj",
-    value: "self_attn.v_proj",
-    query_norm: "self_attn.q_norm",
-    key_norm: "self_attn.k_norm",
-    attention_output: "self_attn.o_proj",
-    feed_forward_norm: "post_attention_layernorm",
-    gate: "mlp.gate_proj",
-    up: "mlp.up_proj",
-    down: "mlp.down_proj",
-};
 
 /// Collects the parameters that `spec` needs from `source`.
 pub(crate) fn assemble<S: ParameterSource>(
@@ -157,7 +155,7 @@ pub(crate) fn assemble<S: ParameterSource>(
     Ok(Weights {
         embedding: source.matrix(&weight(names.embedding), spec.vocab, spec.hidden)?,
         layers: (0..spec.layers).map(|i| layer(spec, names, source, i)).collect::<Result<_, _>>()?,
-        output_norm: source.vector(&weight(names.output_norm), spec.hidden)?,
+        output_norm: norm(source, names, names.output_norm, spec.hidden)?,
         output,
     })
 }
@@ -169,24 +167,109 @@ fn layer<S: ParameterSource>(
     index: usize,
 ) -> Result<LayerWeights, S::Error> {
     let full = |name: &str| format!("{}{index}.{name}", names.layers);
-    let norm = |name: &str, len| source.vector(&format!("{}.weight", full(name)), len);
+    let norm = |name: &str, len| norm(source, names, &full(name), len);
     let head_norm = |name: &str| spec.qk_norm.then(|| norm(name, spec.head_dim)).transpose();
-    let matrix = |name: &str, rows, cols, bias| linear(source, &full(name), rows, cols, bias);
-    let (hidden, inner, bias) = (spec.hidden, spec.intermediate, spec.qkv_bias);
+    let post_norm = |name: &str| spec.post_norms.then(|| norm(name, spec.hidden)).transpose();
     let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    let attention_norm = norm(names.attention_norm, spec.hidden)?;
+    let parts = [(names.query, queries), (names.key, keys), (names.value, keys)];
+    let [query, key, value] = parted(source, full, names.query_key_value, parts, spec.hidden, spec.qkv_bias)?;
+    let feed_forward = match spec.experts {
+        Some(experts) if spec.per_layer[index].experts => {
+            FeedForward::Experts(mixture(spec.hidden, experts, names, source, full)?)
+        }
+        _ => {
+            let parts = [(names.gate, spec.intermediate), (names.up, spec.intermediate)];
+            let [gate, up] = parted(source, full, names.gate_up, parts, spec.hidden, false)?;
+            let down = linear(source, &full(names.down), spec.hidden, spec.intermediate, false)?;
+            FeedForward::Dense(Gated { gate, up, down })
+        }
+    };
     Ok(LayerWeights {
-        attention_norm: norm(names.attention_norm, hidden)?,
-        query: matrix(names.query, queries, hidden, bias)?,
-        key: matrix(names.key, keys, hidden, bias)?,
-        value: matrix(names.value, keys, hidden, bias)?,
+        attention_norm,
+        query,
+        key,
+        value,
         query_norm: head_norm(names.query_norm)?,
         key_norm: head_norm(names.key_norm)?,
-        attention_output: matrix(names.attention_output, hidden, queries, false)?,
-        feed_forward_norm: norm(names.feed_forward_norm, hidden)?,
-        gate: matrix(names.gate, inner, hidden, false)?,
-        up: matrix(names.up, inner, hidden, false)?,
-        down: matrix(names.down, hidden, inner, false)?,
+        attention_output: linear(source, &full(names.attention_output), spec.hidden, queries, false)?,
+        attention_post_norm: post_norm(names.attention_post_norm)?,
+        feed_forward_norm: norm(names.feed_forward_norm, spec.hidden)?,
+        feed_forward,
+        feed_forward_post_norm: post_norm(names.feed_forward_post_norm)?,
     })
+}
+
+fn norm<S: ParameterSource>(
+    source: &S,
+    names: &Names,
+    name: &str,
+    len: usize,
+) -> Result<Box<[f32]>, S::Error> {
+    let mut weights = source.vector(&format!("{name}.weight"), len)?;
+    weights.iter_mut().for_each(|w| *w += names.norm_offset);
+    Ok(weights)
+}
+
+/// Matrices that a file holds each by itself or, when the first is not there, all in the one called
+/// `together`.
+fn parted<S: ParameterSource, const N: usize>(
+    source: &S,
+    full: impl Fn(&str) -> String,
+    together: &str,
+    parts: [(&str, usize); N],
+    cols: usize,
+    bias: bool,
+) -> Result<[Linear; N], S::Error> {
+    let is_there = |name: &str| source.has(&format!("{}.weight", full(name)));
+    let whole = if !is_there(parts[0].0) && is_there(together) {
+        let rows = parts.iter().map(|(_, rows)| rows).sum();
+        Some(linear(source, &full(together), rows, cols, bias)?)
+    } else {
+        None
+    };
+    let mut first = 0;
+    let mut all = Vec::with_capacity(N);
+    for (name, rows) in parts {
+        all.push(match &whole {
+            Some(whole) => whole.rows_at(first..first + rows),
+            None => linear(source, &full(name), rows, cols, bias)?,
+        });
+        first += rows;
+    }
+    Ok(all.try_into().unwrap_or_else(|_| unreachable!("one for each part")))
+}
+
+fn mixture<S: ParameterSource>(
+    hidden: usize,
+    spec: ExpertsSpec,
+    names: &Names,
+    source: &S,
+    full: impl Fn(&str) -> String,
+) -> Result<Experts, S::Error> {
+    let inner = spec.intermediate;
+    let plain = |weight| Linear { weight, bias: None };
+    let gated = |(gate, (up, down))| Gated { gate: plain(gate), up: plain(up), down: plain(down) };
+    let experts = match names.experts {
+        ExpertNames::Stacked { gate, up, down } => {
+            let stack = |name: &str, rows, cols| {
+                source.stack(&format!("{}.weight", full(name)), spec.count, rows, cols)
+            };
+            let up_and_down = stack(up, inner, hidden)?.into_iter().zip(stack(down, hidden, inner)?);
+            stack(gate, inner, hidden)?.into_iter().zip(up_and_down).map(gated).collect()
+        }
+        ExpertNames::Each { prefix, gate, up, down } => {
+            let one = |expert: usize| {
+                let matrix = |name: &str, rows, cols| {
+                    source.matrix(&full(&format!("{prefix}.{expert}.{name}.weight")), rows, cols)
+                };
+                let up_and_down = (matrix(up, inner, hidden)?, matrix(down, hidden, inner)?);
+                Ok(gated((matrix(gate, inner, hidden)?, up_and_down)))
+            };
+            (0..spec.count).map(one).collect::<Result<_, _>>()?
+        }
+    };
+    Ok(Experts { router: linear(source, &full(names.router), spec.count, hidden, false)?, experts })
 }
 
 /// A matrix with its bias: one that is there is used, one that is `needed` and missing is an error.

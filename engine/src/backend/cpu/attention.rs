@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::cache::{HeadCache, LayerCache};
 use super::lines::{LANES, Line, Rows, SharedRows, flat};
 use super::simd::{Kernel, Level, Simd, exp};
+use super::tanh::soft_cap;
 use crate::backend::{BLOCK_TOKENS, SequenceSpan};
 
 /// Queries that read the cache together.
@@ -33,7 +34,12 @@ pub(super) struct Shape {
     pub(super) kv_heads: usize,
     /// Query heads that share a key and value head.
     pub(super) group: usize,
+    /// A token sees so many, itself counted.
     pub(super) window: Option<usize>,
+    /// Multiplies the products of queries and keys.
+    pub(super) scale: f32,
+    /// Bounds what comes out of that; see [`soft_cap`].
+    pub(super) softcap: Option<f32>,
 }
 
 /// Divides a step's queries into tasks.
@@ -119,7 +125,7 @@ impl Kernel for Tile<'_> {
 
         let len = table.len();
         self.scratch.scores.resize(TILE * len, Line::ZERO);
-        score(s, &tile, head, table, first, &mut self.scratch.scores);
+        score(s, shape, &tile, head, table, first, &mut self.scratch.scores);
         let mut totals = [0.0; TILE];
         for (row, total) in self.scratch.scores.chunks_exact_mut(len).zip(&mut totals) {
             *total = exponentials(s, row);
@@ -146,6 +152,7 @@ impl Kernel for Tile<'_> {
 #[inline(always)]
 fn score<S: Simd>(
     s: S,
+    shape: Shape,
     tile: &[Query<'_>; TILE],
     head: HeadCache<'_>,
     table: &[u32],
@@ -155,7 +162,7 @@ fn score<S: Simd>(
     let len = table.len();
     let dims = tile[0].q.len();
     assert!(scores.len() == TILE * len && tile.iter().all(|query| query.q.len() == dims), "whole queries");
-    let scale = s.splat(1.0 / (dims as f32).sqrt());
+    let scale = s.splat(shape.scale);
     for (b, block) in table.iter().enumerate() {
         let keys = head.keys(*block);
         let mut sums = [s.splat(0.0); TILE];
@@ -167,7 +174,8 @@ fn score<S: Simd>(
         }
         for (i, (sum, query)) in sums.iter().zip(tile).enumerate() {
             let line = &mut scores[i * len + b];
-            s.store(line, s.mul(*sum, scale));
+            let scaled = s.mul(*sum, scale);
+            s.store(line, shape.softcap.map_or(scaled, |cap| soft_cap(s, scaled, cap)));
             let begin = first + b * BLOCK_TOKENS;
             if begin < query.sees.start || begin + BLOCK_TOKENS > query.sees.end {
                 for (lane, x) in line.0.iter_mut().enumerate() {

@@ -2,13 +2,15 @@
 
 use super::attention::{self, Attention, Shape};
 use super::cache::Cache;
+use super::experts::Mixture;
 use super::lines::{Line, Rows};
 use super::pointwise::{Rotation, add_rows, gate_rows, norm_rows, padded};
 use super::product::{Product, multiply};
 use super::simd::{Kernel, Level, Simd};
+use super::tanh::{cap_rows, scale_rows};
 use crate::backend::{BLOCK_TOKENS, Logits, StepBatch};
-use crate::model::spec::ModelSpec;
-use crate::tensor::{Linear, Tensor, Weights, dequantise};
+use crate::model::spec::{self, ModelSpec};
+use crate::tensor::{FeedForward, Gated, Linear, Tensor, Weights, dequantise};
 
 /// A model ready to run, with its KV cache.
 pub(super) struct Model {
@@ -22,7 +24,9 @@ pub(super) struct Model {
 /// A layer's norms as the kernels read them.
 struct LayerNorms {
     attention: Box<[Line]>,
+    attention_post: Option<Box<[Line]>>,
     feed_forward: Box<[Line]>,
+    feed_forward_post: Option<Box<[Line]>>,
     query: Option<Box<[Line]>>,
     key: Option<Box<[Line]>>,
 }
@@ -30,6 +34,7 @@ struct LayerNorms {
 /// Everything between the layers' parameters, kept from step to step.
 pub(super) struct Activations {
     rotation: Rotation,
+    local_rotation: Option<Rotation>,
     positions: Vec<u32>,
     slots: Vec<(u32, u32)>,
     /// The residual stream.
@@ -42,13 +47,17 @@ pub(super) struct Activations {
     projected: Rows,
     gate: Rows,
     up: Rows,
+    mixture: Mixture,
     logits: Rows,
 }
 
 impl Activations {
-    pub(super) fn new(spec: &ModelSpec) -> Self {
+    /// For contexts of at most `longest` tokens.
+    pub(super) fn new(spec: &ModelSpec, longest: usize) -> Self {
+        let rotation = |rope| Rotation::new(rope, spec.head_dim, longest);
         Self {
-            rotation: Rotation::new(&spec.rope, spec.head_dim),
+            rotation: rotation(&spec.rope),
+            local_rotation: spec.local_rope.as_ref().map(rotation),
             positions: Vec::new(),
             slots: Vec::new(),
             stream: Rows::default(),
@@ -60,6 +69,7 @@ impl Activations {
             projected: Rows::default(),
             gate: Rows::default(),
             up: Rows::default(),
+            mixture: Mixture::default(),
             logits: Rows::default(),
         }
     }
@@ -76,6 +86,20 @@ impl Activations {
             }
         }
         self.rotation.prepare(&self.positions);
+        if let Some(rotation) = &mut self.local_rotation {
+            rotation.prepare(&self.positions);
+        }
+    }
+
+    /// Adds a half layer's output, normalised if the model does, to the residual stream.
+    fn add_projected(&mut self, level: Level, norm: Option<&[Line]>, eps: f32) {
+        match norm {
+            Some(norm) => {
+                norm_rows(level, &self.projected, norm, eps, &mut self.normed);
+                add_rows(level, &mut self.stream, &self.normed);
+            }
+            None => add_rows(level, &mut self.stream, &self.projected),
+        }
     }
 }
 
@@ -89,7 +113,9 @@ impl Model {
         assert_eq!(weights.layers.len(), spec.layers, "the weights are of this shape");
         let norms = weights.layers.iter().map(|layer| LayerNorms {
             attention: padded(&layer.attention_norm),
+            attention_post: layer.attention_post_norm.as_deref().map(padded),
             feed_forward: padded(&layer.feed_forward_norm),
+            feed_forward_post: layer.feed_forward_post_norm.as_deref().map(padded),
             query: layer.query_norm.as_deref().map(padded),
             key: layer.key_norm.as_deref().map(padded),
         });
@@ -106,13 +132,19 @@ impl Model {
             head_dim: spec.head_dim,
             kv_heads: spec.kv_heads,
             group: spec.heads / spec.kv_heads,
-            window: spec.sliding_window,
+            window: None,
+            scale: spec.attention_scale.unwrap_or_else(|| 1.0 / (spec.head_dim as f32).sqrt()),
+            softcap: spec.attention_softcap,
         };
         let tasks = attention::tasks(&step.spans, shape);
         let mut products = 0;
         a.place(step);
         embed(level, &weights.embedding, &step.tokens, &mut a.stream);
+        if let Some(scale) = spec.embedding_scale {
+            scale_rows(level, &mut a.stream, scale);
+        }
         for (index, (layer, norms)) in weights.layers.iter().zip(norms.iter()).enumerate() {
+            let shape = Shape { window: spec.per_layer[index].window, ..shape };
             norm_rows(level, &a.stream, &norms.attention, eps, &mut a.normed);
             multiply(
                 level,
@@ -122,8 +154,15 @@ impl Model {
                     linear(&layer.value, &a.normed, &mut a.values),
                 ],
             );
-            a.rotation.rotate(level, &mut a.queries, norms.query.as_deref().map(|w| (w, eps)));
-            a.rotation.rotate(level, &mut a.keys, norms.key.as_deref().map(|w| (w, eps)));
+            let rotation = match spec.per_layer[index].rotation {
+                spec::Rotation::Global => Some(&a.rotation),
+                spec::Rotation::Local => a.local_rotation.as_ref(),
+                spec::Rotation::None => None,
+            };
+            if let Some(rotation) = rotation {
+                rotation.rotate(level, &mut a.queries, norms.query.as_deref().map(|w| (w, eps)));
+                rotation.rotate(level, &mut a.keys, norms.key.as_deref().map(|w| (w, eps)));
+            }
             cache.layer_mut(index).write(&a.slots, &a.keys, &a.values);
             Attention { shape, spans: &step.spans, queries: &a.queries, cache: cache.layer(index) }.run(
                 level,
@@ -131,17 +170,27 @@ impl Model {
                 &mut a.attended,
             );
             multiply(level, &[linear(&layer.attention_output, &a.attended, &mut a.projected)]);
-            add_rows(level, &mut a.stream, &a.projected);
+            a.add_projected(level, norms.attention_post.as_deref(), eps);
 
             norm_rows(level, &a.stream, &norms.feed_forward, eps, &mut a.normed);
-            multiply(
-                level,
-                &[linear(&layer.gate, &a.normed, &mut a.gate), linear(&layer.up, &a.normed, &mut a.up)],
-            );
-            gate_rows(level, &mut a.gate, &a.up);
-            multiply(level, &[linear(&layer.down, &a.gate, &mut a.projected)]);
-            add_rows(level, &mut a.stream, &a.projected);
-            products += 7;
+            products += 4;
+            products += match (&layer.feed_forward, spec.experts) {
+                (FeedForward::Experts(experts), Some(shape)) => {
+                    let mixture = (experts, shape, spec.activation);
+                    a.mixture.run(level, mixture, &a.normed, &mut a.projected)
+                }
+                (feed_forward, _) => {
+                    let Gated { gate, up, down } = &feed_forward.gated()[0];
+                    multiply(
+                        level,
+                        &[linear(gate, &a.normed, &mut a.gate), linear(up, &a.normed, &mut a.up)],
+                    );
+                    gate_rows(level, spec.activation, &mut a.gate, &a.up);
+                    multiply(level, &[linear(down, &a.gate, &mut a.projected)]);
+                    3
+                }
+            };
+            a.add_projected(level, norms.feed_forward_post.as_deref(), eps);
         }
 
         // Only the rows that somebody wants go through the output head, the widest product of all.
@@ -158,6 +207,9 @@ impl Model {
         let bias = weights.output.as_ref().and_then(|output| output.bias.as_deref());
         multiply(level, &[Product::new(weights.head(), bias, &a.normed, &mut a.logits)]);
         products += 1;
+        if let Some(cap) = spec.logit_softcap {
+            cap_rows(level, &mut a.logits, cap);
+        }
 
         let mut data = Vec::with_capacity(wanted.len() * spec.vocab);
         for row in 0..wanted.len() {

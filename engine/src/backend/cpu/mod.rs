@@ -8,11 +8,13 @@
 
 mod attention;
 mod cache;
+mod experts;
 mod forward;
 mod lines;
 mod pointwise;
 mod product;
 mod simd;
+mod tanh;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -98,7 +100,7 @@ impl CpuBackend {
             let (blocks, bytes) = (options.kv_blocks, info.block_bytes);
             failed(format!("no memory for a KV cache of {blocks} blocks of {bytes} bytes; ask for fewer"))
         })?;
-        let activations = Activations::new(&spec);
+        let activations = Activations::new(&spec, info.max_model_len);
         Ok(Self { model: Model::new(spec, weights, cache), info, activations, pool, level, products: 0 })
     }
 }

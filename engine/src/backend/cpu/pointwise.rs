@@ -5,7 +5,8 @@ use rayon::prelude::*;
 
 use super::lines::{LANES, Line, Rows, flat_mut};
 use super::simd::{Kernel, Level, Simd, exp};
-use crate::model::spec::{Rope, RopeLayout};
+use super::tanh::gelu_exponent;
+use crate::model::spec::{Activation, Rope, RopeLayout};
 
 /// Tokens that one thread takes at least: less is not worth waking another for.
 const MIN_TOKENS: usize = 8;
@@ -70,42 +71,55 @@ pub(super) fn add_rows(level: Level, a: &mut Rows, b: &Rows) {
     level.run(Add(a.lines_mut(), b.lines()));
 }
 
-/// `gate = gate / (1 + e^-gate) × up`.
-pub(super) fn gate_rows(level: Level, gate: &mut Rows, up: &Rows) {
-    struct Gate<'a>(&'a mut [Line], &'a [Line]);
+/// `gate = activation(gate) × up`.
+pub(super) fn gate_rows(level: Level, activation: Activation, gate: &mut Rows, up: &Rows) {
+    struct Gate<'a>(Activation, &'a mut [Line], &'a [Line]);
     impl Kernel for Gate<'_> {
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             let one = s.splat(1.0);
-            for (gate, up) in self.0.iter_mut().zip(self.1) {
+            for (gate, up) in self.1.iter_mut().zip(self.2) {
                 let x = s.load(gate);
-                let silu = s.div(x, s.add(one, exp(s, s.sub(s.splat(0.0), x))));
-                s.store(gate, s.mul(silu, s.load(up)));
+                let exponent = match self.0 {
+                    Activation::Silu => s.sub(s.splat(0.0), x),
+                    Activation::GeluTanh => gelu_exponent(s, x),
+                };
+                let activated = s.div(x, s.add(one, exp(s, exponent)));
+                s.store(gate, s.mul(activated, s.load(up)));
             }
         }
     }
     let stride = gate.stride();
     let pairs = gate.lines_mut().par_chunks_exact_mut(stride).zip(up.lines().par_chunks_exact(stride));
-    pairs.with_min_len(MIN_TOKENS).for_each(|(gate, up)| level.run(Gate(gate, up)));
+    pairs.with_min_len(MIN_TOKENS).for_each(|(gate, up)| level.run(Gate(activation, gate, up)));
 }
 
 /// The rotation of each pair of a head, for each token of a step.
 pub(super) struct Rotation {
     frequencies: Vec<f32>,
+    head_dim: usize,
+    magnitude: f32,
     layout: RopeLayout,
     /// For each token, cosines of all pairs, then their sines.
     angles: Vec<f32>,
 }
 
 impl Rotation {
-    pub(super) fn new(rope: &Rope, head_dim: usize) -> Self {
-        let pairs = head_dim / 2;
+    /// The rotation for contexts of at most `longest` tokens.
+    pub(super) fn new(rope: &Rope, head_dim: usize, longest: usize) -> Self {
+        let factors = rope.factors_for(longest);
         let frequency = |i: usize| {
-            let frequency = f64::from(rope.theta).powf(-2.0 * i as f64 / head_dim as f64);
-            (frequency / f64::from(rope.factors.get(i).copied().unwrap_or(1.0))) as f32
+            let frequency = f64::from(rope.theta).powf(-2.0 * i as f64 / rope.dims as f64);
+            (frequency / f64::from(factors.get(i).copied().unwrap_or(1.0))) as f32
         };
-        Self { frequencies: (0..pairs).map(frequency).collect(), layout: rope.layout, angles: Vec::new() }
+        Self {
+            frequencies: (0..rope.dims / 2).map(frequency).collect(),
+            head_dim,
+            magnitude: rope.magnitude,
+            layout: rope.layout,
+            angles: Vec::new(),
+        }
     }
 
     /// Prepares for tokens at these positions.
@@ -114,8 +128,9 @@ impl Rotation {
         for position in positions {
             // In 32 bits, as the reference does: at far positions the rounding is part of the model.
             let angle = |frequency: &f32| f64::from(*position as f32 * frequency);
-            self.angles.extend(self.frequencies.iter().map(|f| angle(f).cos() as f32));
-            self.angles.extend(self.frequencies.iter().map(|f| angle(f).sin() as f32));
+            let magnitude = self.magnitude;
+            self.angles.extend(self.frequencies.iter().map(|f| angle(f).cos() as f32 * magnitude));
+            self.angles.extend(self.frequencies.iter().map(|f| angle(f).sin() as f32 * magnitude));
         }
     }
 
@@ -126,12 +141,13 @@ impl Rotation {
             rows.lines_mut().par_chunks_exact_mut(stride).zip(self.angles.par_chunks_exact(2 * pairs));
         by_token.with_min_len(MIN_TOKENS).for_each(|(row, angles)| {
             let (cos, sin) = angles.split_at(pairs);
-            for head in flat_mut(row)[..width].chunks_exact_mut(2 * pairs) {
+            for head in flat_mut(row)[..width].chunks_exact_mut(self.head_dim) {
                 if let Some((weight, eps)) = norm {
                     let mut lines = padded(head);
-                    level.run(Norm { x: &mut lines, weight, width: 2 * pairs, eps });
-                    head.copy_from_slice(&super::lines::flat(&lines)[..2 * pairs]);
+                    level.run(Norm { x: &mut lines, weight, width: self.head_dim, eps });
+                    head.copy_from_slice(&super::lines::flat(&lines)[..self.head_dim]);
                 }
+                let head = &mut head[..2 * pairs];
                 match self.layout {
                     RopeLayout::Interleaved => rotate_interleaved(head, cos, sin),
                     RopeLayout::Halves => rotate_halves(head, cos, sin),

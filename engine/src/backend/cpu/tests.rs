@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::simd::Level;
 use super::{CpuBackend, CpuOptions};
 use crate::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
-use crate::model::spec::{ModelSpec, Rope, RopeLayout};
+use crate::model::spec::{Activation, ExpertsSpec, LayerSpec, ModelSpec, Rope, RopeLayout, Rotation};
 use crate::tensor::Weights;
 
 const VOCAB: usize = 97;
@@ -59,11 +59,47 @@ fn blocks(first: u32, count: u32) -> Vec<u32> {
 fn shapes() -> Vec<ModelSpec> {
     let plain = ModelSpec::tiny(VOCAB);
     let interleaved = Rope { layout: RopeLayout::Interleaved, ..plain.rope.clone() };
+    let experts = |normalise| Some(ExpertsSpec { count: 5, used: 2, intermediate: 40, normalise });
+    let windows = |window| LayerSpec { window: Some(window), ..LayerSpec::default() };
     vec![
         plain.clone(),
         ModelSpec { qkv_bias: true, tied_embeddings: false, rope: interleaved, ..plain.clone() },
-        ModelSpec { qk_norm: true, head_dim: 24, intermediate: 72, hidden: 40, ..plain.clone() },
-        ModelSpec { sliding_window: Some(5), heads: 6, head_dim: 80, ..plain.clone() },
+        ModelSpec {
+            qk_norm: true,
+            head_dim: 24,
+            intermediate: 72,
+            hidden: 40,
+            rope: Rope { dims: 24, ..plain.rope.clone() },
+            ..plain.clone()
+        },
+        ModelSpec {
+            per_layer: vec![windows(5), LayerSpec { rotation: Rotation::None, ..windows(19) }],
+            heads: 6,
+            head_dim: 80,
+            rope: Rope { dims: 24, magnitude: 1.2, ..plain.rope.clone() },
+            ..plain.clone()
+        },
+        ModelSpec {
+            per_layer: vec![
+                LayerSpec { rotation: Rotation::Local, ..windows(7) },
+                LayerSpec { experts: true, ..LayerSpec::default() },
+            ],
+            local_rope: Some(Rope::plain(500.0, RopeLayout::Halves, 16)),
+            post_norms: true,
+            activation: Activation::GeluTanh,
+            embedding_scale: Some(8.0),
+            attention_scale: Some(0.3),
+            attention_softcap: Some(5.0),
+            logit_softcap: Some(10.0),
+            experts: experts(true),
+            qk_norm: true,
+            ..plain.clone()
+        },
+        ModelSpec {
+            per_layer: vec![LayerSpec { experts: true, ..LayerSpec::default() }; 2],
+            experts: experts(false),
+            ..plain.clone()
+        },
     ]
 }
 
@@ -105,8 +141,13 @@ fn batched_equals_alone_and_takes_as_many_products() {
         };
         let (bits, products) = one_step(&mut backend, &sequences);
         assert_eq!(bits, alone, "{spec:?}");
-        assert_eq!(products, 7 * spec.layers as u64 + 1);
-        assert_eq!(one_step(&mut backend, &sequences[..1]).1, products);
+        if spec.experts.is_none() {
+            assert_eq!(products, 7 * spec.layers as u64 + 1);
+            assert_eq!(one_step(&mut backend, &sequences[..1]).1, products);
+        } else {
+            // Each expert's three at most once, whatever the batch.
+            assert!(products <= (4 + 1 + 3 * 5) * spec.layers as u64 + 1);
+        }
     }
 }
 
@@ -158,7 +199,7 @@ proptest! {
     fn any_schedule_equals_one_step_alone(
         lengths in prop::collection::vec(1usize..50, 1..5),
         cuts in prop::collection::vec(1usize..20, 20),
-        shape in 0usize..4,
+        shape in 0usize..6,
     ) {
         let spec = &shapes()[shape];
         let mut backend = backend(spec);
