@@ -13,6 +13,7 @@ mod forward;
 mod lines;
 mod pointwise;
 mod product;
+pub mod roofline;
 mod simd;
 mod tanh;
 #[cfg(test)]
