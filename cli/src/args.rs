@@ -1,5 +1,7 @@
 //! The command line. Each command teaches by examples in its `--help`.
 
+pub(crate) mod bench;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,6 +45,8 @@ pub(crate) enum Command {
     Operator(Operator),
     /// Fetch a model to a folder: from the Hugging Face Hub, S3, an OCI registry or by HTTPS
     Fetch(Fetch),
+    /// Measure a server or the engine: throughput, latency, and what the machine can do
+    Bench(bench::Bench),
 }
 
 /// Which layers run.

@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod bench;
 mod fetch;
 mod keys;
 mod layers;
@@ -23,5 +24,6 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Platform(args) => layers::platform(args),
         Command::Operator(args) => layers::operator(args),
         Command::Fetch(args) => fetch::run(args),
+        Command::Bench(args) => bench::run(args.what),
     }
 }

@@ -88,7 +88,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
 }
 
 /// The file or folder that a model's URI names.
-fn local_path(uri: &str) -> Result<PathBuf, EngineError> {
+pub fn local_path(uri: &str) -> Result<PathBuf, EngineError> {
     let bad = |problem: &str| EngineError::ModelUri { uri: uri.to_owned(), problem: problem.to_owned() };
     if uri.is_empty() {
         return Err(bad("it is empty"));

@@ -30,6 +30,6 @@ pub mod template;
 pub mod tensor;
 pub mod tokenizer;
 
-pub use assemble::assemble;
+pub use assemble::{assemble, local_path};
 pub use options::{EngineOptions, KvCache};
 pub use run::{EngineError, run, run_on};

@@ -44,8 +44,9 @@ pub(super) fn crds() -> anyhow::Result<()> {
     output::print(&documents.join("---\n"))
 }
 
-pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
-    let options = EngineOptions {
+/// What the command line says of an engine, whether it serves or is measured.
+pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
+    EngineOptions {
         served_model_name: args.served_model_name,
         listen: args.listen,
         threads: args.threads.unwrap_or(0),
@@ -59,9 +60,15 @@ pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
         step_tokens: args.step_tokens,
         enable_prefix_cache: !args.no_prefix_cache,
         drain_grace: Duration::from_secs(args.drain_grace),
+        ..EngineOptions::new(args.model)
+    }
+}
+
+pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
+    let options = EngineOptions {
         mtls: mtls(Component::Engine)?,
         hop_token: HopToken::from_env(),
-        ..EngineOptions::new(args.model)
+        ..engine_options(args)
     };
     serve(|shutdown| strata_engine::run(options, shutdown))
 }
