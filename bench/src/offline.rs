@@ -241,6 +241,7 @@ impl Offline {
                     ..SamplingParams::default()
                 },
                 rules: OutputRules { max_tokens, ignore_eos: true, ..OutputRules::default() },
+                structure: None,
                 cache_salt: None,
                 priority: 0,
             };

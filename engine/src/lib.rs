@@ -7,6 +7,7 @@
 //! - `tokenizer`, `template`: text to tokens and back, messages to prompts, output to tool calls.
 //! - `runtime`: the thread that runs step after step, and the requests that it works on; `sampling`,
 //!   from logits to a token.
+//! - `grammar`: what an answer may be, as masks over the tokens that may come next.
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
 //! - `backend`: one forward pass over everything that a step scheduled.
@@ -16,6 +17,7 @@ mod assemble;
 pub mod backend;
 pub mod block;
 pub mod gguf;
+pub mod grammar;
 mod memory;
 pub mod model;
 mod options;

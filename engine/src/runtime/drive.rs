@@ -130,6 +130,7 @@ impl Driver {
         let own: &[u32] = if request.rules.ignore_eos { &[] } else { &special.eos };
         let ends: Arc<[u32]> = own.iter().chain(&request.rules.stop_token_ids).copied().collect();
         let rules = Arc::new(request.rules);
+        let structure = request.structure;
         let mut open = Open { id: request.id, events, sequences: Vec::new(), n: request.n };
         let mut refused = None;
         for (at, prompt) in request.prompts.into_iter().enumerate() {
@@ -144,7 +145,8 @@ impl Driver {
                 let sampler = Sampler::new(request.sampling.clone(), i, &prompt);
                 match self.planner.add(new) {
                     Ok(id) => {
-                        self.choices.insert(id, Choice::new(place, sampler, rules.clone(), ends.clone()));
+                        let (rules, ends) = (rules.clone(), ends.clone());
+                        self.choices.insert(id, Choice::new(place, sampler, rules, ends, structure.as_ref()));
                         open.sequences.push(id);
                     }
                     Err(error) => {
@@ -277,11 +279,11 @@ impl Driver {
         // Absent when another answer of the same request failed in this step.
         let Some(choice) = self.choices.get_mut(&id) else { return };
         let key = choice.key;
-        let (token, piece) = match choice.advance(logits, &self.tokenizer) {
-            Ok(advanced) => advanced,
+        let piece = match choice.advance(logits, &self.tokenizer) {
+            Ok(piece) => piece,
             Err(error) => return self.fail(key, &error.to_string()),
         };
-        self.metrics.generation_tokens.inc();
+        self.metrics.generation_tokens.inc_by(u64::from(piece.token.is_some()));
         if let Some(last) = choice.times.last_token.replace(now) {
             self.metrics.itl.observe((now - last).as_secs_f64());
         } else {
@@ -294,7 +296,11 @@ impl Driver {
         let Some(open) = self.requests.get_mut(&key) else { return };
         let events = open.events.clone();
         match piece.finish {
-            None => self.planner.push(id, &[token]),
+            None => {
+                if let Some(token) = &piece.token {
+                    self.planner.push(id, &[token.id]);
+                }
+            }
             Some(reason) => {
                 open.sequences.retain(|other| *other != id);
                 if open.sequences.is_empty() {

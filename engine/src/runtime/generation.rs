@@ -6,6 +6,7 @@ use strata_wire::chat::FinishReason;
 use tokio::sync::mpsc;
 
 use super::drive::Command;
+use super::structured::Structure;
 use crate::sampling::{SamplingParams, TokenLogprobs};
 
 /// One request: some prompts, some answers to each.
@@ -21,6 +22,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// When an answer ends and what of it is text.
     pub rules: OutputRules,
+    /// What each answer must be.
+    pub structure: Option<Structure>,
     /// Scope inside which prefixes are shared.
     pub cache_salt: Option<String>,
     /// Lower runs first.
@@ -36,12 +39,16 @@ pub struct OutputRules {
     pub min_tokens: usize,
     /// Whether the model's end-of-sequence tokens are tokens like others.
     pub ignore_eos: bool,
-    /// Texts that end the answer and are not part of it.
+    /// Texts that end the answer.
     pub stop: Vec<String>,
+    /// Whether such a text is part of the answer.
+    pub include_stop: bool,
     /// Tokens that end the answer, beside the model's own.
     pub stop_token_ids: Vec<u32>,
     /// Whether special tokens stay in the text.
     pub keep_special: bool,
+    /// Special tokens that stay in the text in any case: they mark its parts.
+    pub marks: Arc<[u32]>,
 }
 
 /// What the engine says about a request.
@@ -67,10 +74,21 @@ pub struct Piece {
     pub choice: usize,
     /// Text that became certain; often empty, when it is held back for a stop text.
     pub text: String,
-    /// The token that was generated; absent when the answer was aborted.
+    /// The token that was generated; absent when the answer was aborted, or is whole without one.
     pub token: Option<PieceToken>,
     /// Why the answer ended, in its last piece.
     pub finish: Option<FinishReason>,
+    /// What of the request's own stops ended it; absent when the model ended it.
+    pub stop: Option<StopCause>,
+}
+
+/// A stop of the request that was met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    /// A stop text.
+    Text(String),
+    /// A stop token.
+    Token(u32),
 }
 
 /// A generated token.

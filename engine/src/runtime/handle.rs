@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
 use crate::backend::{BLOCK_TOKENS, Backend};
+use crate::grammar::Grammars;
 use crate::step::{Planner, StepLimits};
 use crate::telemetry::{Fixed, Metrics};
 use crate::template::ChatTemplate;
@@ -142,6 +143,7 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    grammars: Arc<Grammars>,
     card: ModelCard,
     vocab: usize,
     max_model_len: usize,
@@ -180,6 +182,7 @@ impl Engine {
             Fixed { max_sequences: sequences, total_blocks: info.total_blocks, block_tokens: BLOCK_TOKENS },
         ));
         let tokenizer = Arc::new(parts.tokenizer);
+        let grammars = Arc::new(Grammars::new(tokenizer.clone(), info.vocab));
         let (commands, receiver) = mpsc::unbounded_channel();
         let queued = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let driver = Driver::new(
@@ -192,6 +195,8 @@ impl Engine {
         );
         std::thread::Builder::new()
             .name("engine".into())
+            // It walks grammars, which recurse.
+            .stack_size(64 * 1024 * 1024)
             .spawn(move || driver.run())
             .map_err(|e| StartError::Thread(e.to_string()))?;
         Ok(Arc::new(Self {
@@ -202,6 +207,7 @@ impl Engine {
             metrics,
             tokenizer,
             template: parts.template,
+            grammars,
             card: parts.card,
             vocab: info.vocab,
             max_model_len,
@@ -298,6 +304,11 @@ impl Engine {
     /// The chat template, if the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// What answers may be made to be.
+    pub fn grammars(&self) -> &Arc<Grammars> {
+        &self.grammars
     }
 
     /// What the model is called.

@@ -5,6 +5,10 @@ mod choice;
 mod drive;
 mod generation;
 mod handle;
+mod structured;
 
-pub use generation::{Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken};
+pub use generation::{
+    Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken, StopCause,
+};
 pub use handle::{Engine, EngineConfig, EngineParts, MAX_TEXT_BYTES, ModelCard, StartError, SubmitError};
+pub use structured::{Structure, Thinking};

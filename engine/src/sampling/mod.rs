@@ -4,11 +4,13 @@
 //! the i-th token uses the i-th number of the sequence's own random series.
 
 mod draw;
+mod mask;
 mod params;
 mod random;
 mod sampler;
 mod stop;
 
+pub use mask::TokenMask;
 pub use params::{Penalties, SamplingParams};
-pub use sampler::{Sampled, Sampler, SamplingError, TokenLogprobs};
+pub use sampler::{Allowed, Sampled, Sampler, SamplingError, TokenLogprobs};
 pub use stop::{StopMatcher, Stopped};

@@ -1,5 +1,9 @@
 //! What a request asks of sampling, validated: every value here is in its range.
 
+use std::sync::Arc;
+
+use super::mask::TokenMask;
+
 /// How to choose tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -17,6 +21,10 @@ pub struct SamplingParams {
     pub penalties: Penalties,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that may be chosen, where there are such.
+    pub allowed: Option<Arc<TokenMask>>,
+    /// Runs of tokens of which no one may be completed; none is empty.
+    pub bad_words: Arc<[Vec<u32>]>,
     /// Whether, and with how many alternatives, to report log probabilities.
     pub logprobs: Option<usize>,
 }
@@ -53,6 +61,8 @@ impl Default for SamplingParams {
             seed: 0,
             penalties: Penalties::NONE,
             logit_bias: Vec::new(),
+            allowed: None,
+            bad_words: Arc::default(),
             logprobs: None,
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::draw::{Truncation, draw, likeliest};
+use super::mask::TokenMask;
 use super::params::{Penalties, SamplingParams};
 use super::random;
 
@@ -31,9 +32,20 @@ pub struct TokenLogprobs {
 /// Why no token can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SamplingError {
-    /// All logits are NaN, or minus infinity after the bias.
-    #[error("no token can be chosen: the model gave no finite logit")]
+    /// All logits are NaN, or minus infinity after bias, bans and masks.
+    #[error("no token can be chosen: none that is allowed here has a finite logit")]
     NoFiniteLogit,
+}
+
+/// What may be chosen at one place, beside what the parameters say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Allowed<'a> {
+    /// Tokens that must not come.
+    pub banned: &'a [u32],
+    /// The only tokens that may come, where there are such, and some `beside` them.
+    pub mask: Option<&'a TokenMask>,
+    /// Allowed although the mask does not have them.
+    pub beside: &'a [u32],
 }
 
 /// Chooses the tokens of one sequence.
@@ -43,6 +55,8 @@ pub struct Sampler {
     seed: u64,
     prompt: HashSet<u32>,
     generated: HashMap<u32, u32>,
+    /// The last tokens, as many as the longest bad word needs.
+    recent: Vec<u32>,
     place: u64,
 }
 
@@ -55,13 +69,12 @@ impl Sampler {
             prompt.iter().copied().collect()
         };
         let seed = random::fork(params.seed, choice as u64);
-        Self { params, seed, prompt: seen, generated: HashMap::new(), place: 0 }
+        Self { params, seed, prompt: seen, generated: HashMap::new(), recent: Vec::new(), place: 0 }
     }
 
-    /// Chooses the next token from its row of logits, and remembers it. `banned` are tokens that must
-    /// not come now.
-    pub fn sample(&mut self, logits: &[f32], banned: &[u32]) -> Result<Sampled, SamplingError> {
-        let adjusted = self.adjust(logits, banned);
+    /// Chooses the next token from its row of logits, and remembers it.
+    pub fn sample(&mut self, logits: &[f32], allowed: Allowed<'_>) -> Result<Sampled, SamplingError> {
+        let adjusted = self.adjust(logits, allowed);
         let row = adjusted.as_deref().unwrap_or(logits);
         let p = &self.params;
         let token = if p.temperature < COLDEST {
@@ -76,13 +89,35 @@ impl Sampler {
         if p.penalties != Penalties::NONE {
             *self.generated.entry(token).or_default() += 1;
         }
+        self.remember(token);
         Ok(Sampled { token, logprobs })
     }
 
+    /// Keeps as many tokens as the longest bad word has before its last.
+    fn remember(&mut self, token: u32) {
+        let longest = self.params.bad_words.iter().map(Vec::len).max().unwrap_or(0);
+        if longest > 1 {
+            self.recent.push(token);
+            if self.recent.len() >= longest {
+                self.recent.remove(0);
+            }
+        }
+    }
+
+    /// Tokens that would complete a bad word.
+    fn completing(&self) -> impl Iterator<Item = u32> {
+        self.params.bad_words.iter().filter_map(|word| {
+            let (last, before) = word.split_last()?;
+            self.recent.ends_with(before).then_some(*last)
+        })
+    }
+
     /// The logits with bias, penalties and bans; `None` when nothing changes them.
-    fn adjust(&self, logits: &[f32], banned: &[u32]) -> Option<Vec<f32>> {
+    fn adjust(&self, logits: &[f32], allowed: Allowed<'_>) -> Option<Vec<f32>> {
         let p = &self.params;
-        if p.logit_bias.is_empty() && p.penalties == Penalties::NONE && banned.is_empty() {
+        let bounded = p.allowed.is_some() || !p.bad_words.is_empty() || allowed.mask.is_some();
+        if p.logit_bias.is_empty() && p.penalties == Penalties::NONE && allowed.banned.is_empty() && !bounded
+        {
             return None;
         }
         let mut row = logits.to_vec();
@@ -108,7 +143,13 @@ impl Sampler {
                 *logit -= p.penalties.presence + p.penalties.frequency * count as f32;
             }
         }
-        for &token in banned {
+        if let Some(only) = &p.allowed {
+            only.apply(&mut row, &[]);
+        }
+        if let Some(mask) = allowed.mask {
+            mask.apply(&mut row, allowed.beside);
+        }
+        for token in allowed.banned.iter().copied().chain(self.completing()) {
             if let Some(logit) = row.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
@@ -137,6 +178,8 @@ fn logprobs(logits: &[f32], chosen: u32, top: usize) -> TokenLogprobs {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn sampler(params: SamplingParams, prompt: &[u32]) -> Sampler {
@@ -148,7 +191,7 @@ mod tests {
     }
 
     fn tokens(sampler: &mut Sampler, logits: &[f32], count: usize) -> Vec<u32> {
-        (0..count).map(|_| sampler.sample(logits, &[]).unwrap().token).collect()
+        (0..count).map(|_| sampler.sample(logits, Allowed::default()).unwrap().token).collect()
     }
 
     #[test]
@@ -182,10 +225,20 @@ mod tests {
     fn bias_and_bans_move_single_tokens() {
         let params = SamplingParams { logit_bias: vec![(2, 100.0), (9, 100.0)], ..SamplingParams::greedy() };
         let mut s = sampler(params, &[]);
-        assert_eq!(s.sample(&[1.0, 0.0, 0.0], &[]).unwrap().token, 2, "ids beyond the row are ignored");
-        assert_eq!(s.sample(&[1.0, 0.0, 0.0], &[2]).unwrap().token, 0);
-        assert_eq!(s.sample(&[1.0], &[0]), Err(SamplingError::NoFiniteLogit));
-        assert_eq!(s.sample(&[f32::NAN; 3], &[]), Err(SamplingError::NoFiniteLogit));
+        assert_eq!(
+            s.sample(&[1.0, 0.0, 0.0], Allowed::default()).unwrap().token,
+            2,
+            "ids beyond the row are ignored"
+        );
+        assert_eq!(
+            s.sample(&[1.0, 0.0, 0.0], Allowed { banned: &[2], ..Allowed::default() }).unwrap().token,
+            0
+        );
+        assert_eq!(
+            s.sample(&[1.0], Allowed { banned: &[0], ..Allowed::default() }),
+            Err(SamplingError::NoFiniteLogit)
+        );
+        assert_eq!(s.sample(&[f32::NAN; 3], Allowed::default()), Err(SamplingError::NoFiniteLogit));
     }
 
     #[test]
@@ -206,11 +259,29 @@ mod tests {
         let logits: Vec<f32> = [0.5f32, 0.25, 0.25].iter().map(|p| p.ln() + 3.0).collect();
         let params =
             SamplingParams { logprobs: Some(2), logit_bias: vec![(2, 50.0)], ..SamplingParams::greedy() };
-        let sampled = sampler(params, &[]).sample(&logits, &[]).unwrap();
+        let sampled = sampler(params, &[]).sample(&logits, Allowed::default()).unwrap();
         let got = sampled.logprobs.unwrap();
         assert_eq!(sampled.token, 2);
         assert!((got.chosen - 0.25f32.ln()).abs() < 1e-5, "{got:?}");
         assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
         assert!((got.top[0].1 - 0.5f32.ln()).abs() < 1e-5, "{got:?}");
+    }
+
+    #[test]
+    fn only_allowed_tokens_come_and_no_bad_word_is_completed() {
+        let logits = [3.0, 2.0, 1.0, 0.0];
+        let bad_words: Arc<[Vec<u32>]> = [vec![0, 1], vec![2]].into();
+        let params = SamplingParams { bad_words, ..SamplingParams::greedy() };
+        let mut s = sampler(params, &[]);
+        assert_eq!(tokens(&mut s, &logits, 3), [0, 0, 0]);
+        assert_eq!(tokens(&mut s, &[1.0, 3.0, 2.0, 0.0], 2), [0, 0], "1 after 0, and 2 at any time");
+        let allowed = Some(Arc::new(TokenMask::of(&[1, 3])));
+        let mut s = sampler(SamplingParams { allowed, ..SamplingParams::greedy() }, &[]);
+        let mask = TokenMask::of(&[0, 3]);
+        assert_eq!(tokens(&mut s, &logits, 1), [1]);
+        let both = Allowed { mask: Some(&mask), ..Allowed::default() };
+        assert_eq!(s.sample(&logits, both).unwrap().token, 3, "in both sets");
+        let beside = Allowed { beside: &[1], banned: &[3], ..both };
+        assert_eq!(s.sample(&logits, beside).unwrap().token, 1);
     }
 }

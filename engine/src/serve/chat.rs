@@ -18,8 +18,8 @@ use strata_wire::chat::{
 use super::answer::{self, Meter};
 use super::chat_stream::ChatStream;
 use super::members::Members;
-use super::{messages, options, submit};
-use crate::runtime::{Engine, Event, Generation, Piece};
+use super::{messages, options, structured, submit};
+use crate::runtime::{Engine, Event, Generation, Piece, Structure};
 use crate::template::{Prompt, TemplateError, ToolOutput, ToolParser};
 
 /// Answers a conversation.
@@ -37,6 +37,7 @@ pub(super) async fn create(
         members.unbuilt(name, |v| v == false, "remove it")?;
     }
     members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
+    let form = structured::read(&members)?;
     let asked = output_limit(&members)?;
     let text = render(&engine, &members, &messages, tools.as_deref())?;
     let prompt = submit::encode(&engine, text, false, "messages").await?;
@@ -47,6 +48,10 @@ pub(super) async fn create(
         ));
     }
     options.rules.max_tokens = submit::output_limit(&engine, prompt.len(), asked, None, "messages")?;
+    if let Some(form) = form {
+        let grammar = structured::compile(&engine, form).await?;
+        options.structure = Some(Structure { grammar, thinking: None });
+    }
     let id = submit::request_id(&headers)?;
     let head = Head {
         id: format!("chatcmpl-{id}"),
@@ -182,7 +187,7 @@ async fn collect(
         match event {
             Event::Failed(failure) => return Err(submit::failed(&failure)),
             Event::Admitted { cached_tokens, .. } => meter.cached += cached_tokens,
-            Event::Piece(Piece { choice, text, token, finish }) => {
+            Event::Piece(Piece { choice, text, token, finish, stop: _ }) => {
                 let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
                 if let Some(token) = &token {
                     meter.completion += 1;

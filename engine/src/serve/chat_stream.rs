@@ -89,7 +89,7 @@ impl ChatStream {
     }
 
     fn piece(&mut self, piece: Piece) {
-        let Piece { choice, text, token, finish } = piece;
+        let Piece { choice, text, token, finish, stop: _ } = piece;
         let Some(answer) = self.answers.get_mut(choice) else { return };
         if let Some(token) = &token {
             self.meter.completion += 1;

@@ -15,8 +15,8 @@ use strata_wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRe
 use super::answer::{self, Meter};
 use super::completion_stream::CompletionStream;
 use super::members::{Members, wrong};
-use super::{options, submit};
-use crate::runtime::{Engine, Event, Generation, Piece, PieceToken};
+use super::{options, structured, submit};
+use crate::runtime::{Engine, Event, Generation, Piece, PieceToken, Structure};
 use crate::tokenizer::Tokenizer;
 
 /// Tokens generated when the request names no limit: OpenAI's own default.
@@ -44,6 +44,10 @@ pub(super) async fn create(
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     options.rules.max_tokens =
         submit::output_limit(&engine, longest, asked, Some(DEFAULT_MAX_TOKENS), "prompt")?;
+    if let Some(form) = structured::read(&members)? {
+        let grammar = structured::compile(&engine, form).await?;
+        options.structure = Some(Structure { grammar, thinking: None });
+    }
     let id = submit::request_id(&headers)?;
     let echoed = if echo {
         prompts.iter().map(|p| engine.tokenizer().decode(p, !options.rules.keep_special)).collect()
@@ -206,7 +210,7 @@ async fn collect(
         match event {
             Event::Failed(failure) => return Err(submit::failed(&failure)),
             Event::Admitted { cached_tokens, .. } => meter.cached += cached_tokens,
-            Event::Piece(Piece { choice, text, token, finish }) => {
+            Event::Piece(Piece { choice, text, token, finish, stop: _ }) => {
                 let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
                 if let Some(token) = &token {
                     meter.completion += 1;

@@ -12,6 +12,7 @@ mod members;
 mod messages;
 mod operate;
 mod options;
+mod structured;
 mod submit;
 mod tokenize;
 

@@ -1,17 +1,22 @@
 //! Sampling and output options that chat and completions share.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use strata_hop::Fault;
 
 use super::members::{Bounds, Members, whole, wrong};
-use crate::runtime::OutputRules;
-use crate::sampling::{Penalties, SamplingParams};
+use crate::runtime::{OutputRules, Structure};
+use crate::sampling::{Penalties, SamplingParams, TokenMask};
 use crate::tokenizer::Tokenizer;
 
 /// Stop texts in one request.
 const MAX_STOPS: usize = 16;
 /// Answers to one prompt.
 const MAX_N: i64 = 128;
+/// Bad words in one request, and bytes of one.
+const MAX_BAD_WORDS: usize = 256;
+const MAX_BAD_WORD_BYTES: usize = 256;
 /// Tokens with a bias in one request.
 const MAX_BIASES: usize = 1024;
 
@@ -24,6 +29,7 @@ pub(super) struct Options {
     pub(super) n: usize,
     pub(super) sampling: SamplingParams,
     pub(super) rules: OutputRules,
+    pub(super) structure: Option<Structure>,
     pub(super) stream: Option<Streaming>,
     pub(super) cache_salt: Option<String>,
     pub(super) priority: i64,
@@ -64,6 +70,8 @@ pub(super) fn read(
         },
         penalties,
         logit_bias: logit_bias(members, tokenizer)?,
+        allowed: allowed_tokens(members, tokenizer)?,
+        bad_words: bad_words(members, tokenizer)?,
         logprobs,
     };
     let rules = OutputRules {
@@ -71,13 +79,16 @@ pub(super) fn read(
         min_tokens: members.whole("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize,
         ignore_eos: members.boolean("ignore_eos")?.unwrap_or(false),
         stop: stops(members)?,
-        stop_token_ids: stop_token_ids(members, tokenizer)?,
+        include_stop: members.boolean("include_stop_str_in_output")?.unwrap_or(false),
+        stop_token_ids: token_ids(members, "stop_token_ids", tokenizer)?,
         keep_special: !members.boolean("skip_special_tokens")?.unwrap_or(true),
+        marks: Arc::default(),
     };
     Ok(Options {
         n: n as usize,
         sampling,
         rules,
+        structure: None,
         stream: streaming(members)?,
         cache_salt: members.text("cache_salt")?.map(str::to_owned),
         priority: members.whole("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
@@ -89,14 +100,7 @@ fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
     let unless_removed = "remove it";
     for name in [
         "kv_transfer_params",
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
         "prompt_logprobs",
-        "allowed_token_ids",
-        "bad_words",
         "truncate_prompt_tokens",
         "logits_processors",
         "prompt_embeds",
@@ -106,15 +110,11 @@ fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
     ] {
         members.unbuilt(name, NONE, unless_removed)?;
     }
-    for name in
-        ["use_beam_search", "include_stop_str_in_output", "return_token_ids", "return_tokens_as_token_ids"]
-    {
+    for name in ["use_beam_search", "return_token_ids", "return_tokens_as_token_ids"] {
         members.unbuilt(name, FALSE, unless_removed)?;
     }
     let text_only: fn(&Value) -> bool = |v| v.as_array().is_some_and(|a| a.iter().all(|m| m == "text"));
-    members.unbuilt("modalities", text_only, "this model answers in text: use [\"text\"]")?;
-    let plain: fn(&Value) -> bool = |v| v.get("type").is_some_and(|t| t == "text");
-    members.unbuilt("response_format", plain, "only {\"type\": \"text\"} is; ask for JSON in the prompt")
+    members.unbuilt("modalities", text_only, "this model answers in text: use [\"text\"]")
 }
 
 fn streaming(members: &Members) -> Result<Option<Streaming>, Fault> {
@@ -158,9 +158,47 @@ fn stops(members: &Members) -> Result<Vec<String>, Fault> {
     Ok(stops)
 }
 
-fn stop_token_ids(members: &Members, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
-    let ids = members.array("stop_token_ids")?.unwrap_or_default();
-    ids.iter().enumerate().map(|(i, id)| token_id(&format!("stop_token_ids[{i}]"), id, tokenizer)).collect()
+fn token_ids(members: &Members, name: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>, Fault> {
+    let ids = members.array(name)?.unwrap_or_default();
+    ids.iter().enumerate().map(|(i, id)| token_id(&format!("{name}[{i}]"), id, tokenizer)).collect()
+}
+
+fn allowed_tokens(members: &Members, tokenizer: &Tokenizer) -> Result<Option<Arc<TokenMask>>, Fault> {
+    let name = "allowed_token_ids";
+    let ids = token_ids(members, name, tokenizer)?;
+    if members.get(name).is_some() && ids.is_empty() {
+        return Err(Fault::invalid_param(name, "`allowed_token_ids` is empty: send at least one token id"));
+    }
+    Ok((!ids.is_empty()).then(|| Arc::new(TokenMask::of(&ids))))
+}
+
+/// The tokens of texts that must not come, as they are at a text's beginning and after a space.
+fn bad_words(members: &Members, tokenizer: &Tokenizer) -> Result<Arc<[Vec<u32>]>, Fault> {
+    let name = "bad_words";
+    let words = members.array(name)?.unwrap_or_default();
+    if words.len() > MAX_BAD_WORDS {
+        let message =
+            format!("`{name}` must hold at most {MAX_BAD_WORDS} texts, and it holds {}", words.len());
+        return Err(Fault::invalid_param(name, message));
+    }
+    let mut runs = Vec::new();
+    for (i, word) in words.iter().enumerate() {
+        let at = format!("{name}[{i}]");
+        let text = word.as_str().ok_or_else(|| wrong(&at, "a string", word))?;
+        if text.trim().is_empty() || text.len() > MAX_BAD_WORD_BYTES {
+            let message = format!(
+                "`{at}` must be a text of 1 to {MAX_BAD_WORD_BYTES} bytes that is not all white space"
+            );
+            return Err(Fault::invalid_param(&at, message));
+        }
+        for text in [text.to_owned(), format!(" {}", text.trim_start())] {
+            let run = tokenizer.encode(&text, false).map_err(|e| Fault::invalid_param(&at, e.to_string()))?;
+            if !run.is_empty() && !runs.contains(&run) {
+                runs.push(run);
+            }
+        }
+    }
+    Ok(runs.into())
 }
 
 /// A token id of this vocabulary.

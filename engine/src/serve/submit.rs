@@ -130,13 +130,13 @@ pub(super) fn submit(
     prompts: Vec<Vec<u32>>,
     options: Options,
 ) -> Result<Generation, Fault> {
-    let Options { n, sampling, rules, cache_salt, priority, stream: _ } = options;
+    let Options { n, sampling, rules, structure, cache_salt, priority, stream: _ } = options;
     if rules.min_tokens > rules.max_tokens {
         let message =
             format!("`min_tokens` is {} and at most {} may be generated", rules.min_tokens, rules.max_tokens);
         return Err(Fault::invalid_param("min_tokens", message));
     }
-    let request = GenerationRequest { id, prompts, n, sampling, rules, cache_salt, priority };
+    let request = GenerationRequest { id, prompts, n, sampling, rules, structure, cache_salt, priority };
     engine.submit(request).map_err(refused)
 }
 

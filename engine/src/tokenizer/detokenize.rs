@@ -1,5 +1,7 @@
 //! Token ids to text, one at a time, never cutting a character.
 
+use std::sync::Arc;
+
 use super::Tokenizer;
 
 /// The state of one sequence's text. At most three bytes are ever held back.
@@ -7,13 +9,20 @@ use super::Tokenizer;
 pub struct Detokenizer {
     pending: Vec<u8>,
     skip_special: bool,
+    /// Special tokens that give text in any case.
+    kept: Arc<[u32]>,
     begun: bool,
 }
 
 impl Detokenizer {
     /// Nothing decoded yet. With `skip_special`, special tokens give no text.
     pub fn new(skip_special: bool) -> Self {
-        Self { pending: Vec::new(), skip_special, begun: false }
+        Self { pending: Vec::new(), skip_special, kept: Arc::default(), begun: false }
+    }
+
+    /// The same, but these special tokens give text in any case.
+    pub fn keeping(skip_special: bool, kept: Arc<[u32]>) -> Self {
+        Self { kept, ..Self::new(skip_special) }
     }
 
     /// For text that goes on from other text, so that a leading space is part of it.
@@ -23,7 +32,7 @@ impl Detokenizer {
 
     /// The text that this token completes; empty when it ends inside a character.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        if self.skip_special && tokenizer.is_special(id) {
+        if self.skip_special && tokenizer.is_special(id) && !self.kept.contains(&id) {
             return String::new();
         }
         let mut bytes = tokenizer.bytes(id);

@@ -9,5 +9,6 @@ mod process;
 mod real;
 mod refusals;
 mod scheduling;
+mod structured;
 mod support;
 mod tokenizer;

@@ -20,6 +20,7 @@ fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Generat
         n: 1,
         sampling,
         rules: OutputRules { max_tokens: tokens, ..OutputRules::default() },
+        structure: None,
         cache_salt: None,
         priority: 0,
     }
