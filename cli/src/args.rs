@@ -203,6 +203,9 @@ pub(crate) struct Engine {
     /// Compute threads [default: the machine's cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Products of quantised weights in signed bytes, or exact in 32-bit floats, many times slower
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) precision: Precision,
     /// Sequences in one step
     #[arg(long, value_name = "N", default_value_t = defaults::MAX_SEQUENCES)]
     pub(crate) max_sequences: usize,
@@ -218,6 +221,13 @@ pub(crate) struct Engine {
 }
 
 /// How replicas are picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    #[default]
+    Int8,
+    Exact,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Policy {
     /// By what each replica has in its prefix cache, and by its load

@@ -48,7 +48,12 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     let backend = CpuBackend::new(
         spec,
         weights,
-        CpuOptions { threads: options.threads, kv_blocks, max_model_len: context },
+        CpuOptions {
+            threads: options.threads,
+            kv_blocks,
+            max_model_len: context,
+            precision: options.precision,
+        },
     )?;
     let info = crate::backend::Backend::info(&backend).clone();
     let card = ModelCard {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use strata_hop::{HopToken, Mtls};
 use strata_wire::defaults;
 
+use crate::backend::cpu::Precision;
+
 /// Everything that one engine process is told. The hop token is never written out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +31,9 @@ pub struct EngineOptions {
     /// Size of the KV cache.
     #[serde(default)]
     pub kv_cache: KvCache,
+    /// How products of quantised weights are computed.
+    #[serde(default)]
+    pub precision: Precision,
     /// Sequences in one step.
     #[serde(default = "max_sequences")]
     pub max_sequences: usize,
@@ -102,6 +107,7 @@ impl EngineOptions {
             threads: 0,
             max_model_len: None,
             kv_cache: KvCache::default(),
+            precision: Precision::default(),
             max_sequences: max_sequences(),
             step_tokens: step_tokens(),
             enable_prefix_cache: yes(),

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context;
+use strata_engine::backend::cpu::Precision;
 use strata_engine::{EngineOptions, KvCache};
 use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{Component, HopToken, Mtls, process};
@@ -55,6 +56,10 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             (Some(blocks), _) => KvCache::Blocks(blocks),
             (None, Some(bytes)) => KvCache::Bytes(bytes),
             (None, None) => KvCache::Auto,
+        },
+        precision: match args.precision {
+            args::Precision::Int8 => Precision::Int8,
+            args::Precision::Exact => Precision::Exact,
         },
         max_sequences: args.max_sequences,
         step_tokens: args.step_tokens,

@@ -46,6 +46,18 @@ impl Bytes {
         &all[self.range.clone()]
     }
 
+    /// Gives the memory of a mapped file's pages back; they are read again when they are asked for.
+    #[allow(unsafe_code)]
+    pub(crate) fn forget_pages(&self) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = &self.storage {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file and is never written to, so its pages come back as they were.
+            // Refused, they only stay.
+            let _ = unsafe { map.unchecked_advise_range(advice, self.range.start, self.range.len()) };
+        }
+    }
+
     /// How many bytes.
     pub fn len(&self) -> usize {
         self.range.len()

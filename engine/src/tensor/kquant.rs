@@ -26,13 +26,13 @@ pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; SUPER_BLOCK]) {
 
 /// Where the part's bytes begin among 64 bytes of two-bit numbers.
 #[inline(always)]
-fn two_bit_offset(part: usize) -> usize {
+pub(super) fn two_bit_offset(part: usize) -> usize {
     part / 8 * 32 + part % 2 * 16
 }
 
 /// Which of a byte's four two-bit numbers belongs to the part.
 #[inline(always)]
-fn two_bit_shift(part: usize) -> usize {
+pub(super) fn two_bit_shift(part: usize) -> usize {
     part % 8 / 2 * 2
 }
 
@@ -41,11 +41,8 @@ fn two_bit_shift(part: usize) -> usize {
 #[inline(always)]
 pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; SUPER_BLOCK]) {
     let d = half_at(block, 108);
-    let scales = &block[96..108];
     for part in 0..16 {
-        let low = if part < 8 { scales[part] & 15 } else { scales[part - 8] >> 4 };
-        let high = (scales[8 + part % 4] >> (part / 4 * 2)) & 3;
-        let scale = d * (i32::from(low | high << 4) - 32) as f32;
+        let scale = d * f32::from(signed_scale(&block[96..108], part));
         let (quants, shift) = (32 + two_bit_offset(part), two_bit_shift(part));
         for i in 0..16 {
             let q = i32::from((block[quants + i] >> shift) & 3);
@@ -55,26 +52,39 @@ pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; SUPER_BLOCK]) {
     }
 }
 
+/// The `part`-th of sixteen six-bit scales from −32 to 31, packed in 12 bytes.
+#[inline(always)]
+pub(super) fn signed_scale(packed: &[u8], part: usize) -> i8 {
+    let low = if part < 8 { packed[part] & 15 } else { packed[part - 8] >> 4 };
+    let high = (packed[8 + part % 4] >> (part / 4 * 2)) & 3;
+    (low | high << 4) as i8 - 32
+}
+
 /// The `part`-th of eight six-bit scales and minima, packed in 12 bytes.
 #[inline(always)]
-fn scale_and_min(packed: &[u8], part: usize) -> (f32, f32) {
-    let (scale, min) = if part < 4 {
+pub(super) fn scale_and_min(packed: &[u8], part: usize) -> (u8, u8) {
+    if part < 4 {
         (packed[part] & 63, packed[part + 4] & 63)
     } else {
         let high = packed[part + 4];
         ((high & 15) | (packed[part - 4] >> 6) << 4, (high >> 4) | (packed[part] >> 6) << 4)
-    };
-    (f32::from(scale), f32::from(min))
+    }
+}
+
+/// The scales and minima of two neighbouring parts, whole.
+#[inline(always)]
+fn two_parts(block: &[u8], pair: usize) -> [f32; 4] {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
+    let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
+    [d * f32::from(low), dmin * f32::from(low_min), d * f32::from(high), dmin * f32::from(high_min)]
 }
 
 /// Scale, scale of minima, 12 bytes of six-bit scales and minima, 128 bytes of nibbles.
 #[inline(always)]
 pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; SUPER_BLOCK]) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     for pair in 0..4 {
-        let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
-        let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
-        let (low, low_min, high, high_min) = (d * low, dmin * low_min, d * high, dmin * high_min);
+        let [low, low_min, high, high_min] = two_parts(block, pair);
         for i in 0..32 {
             let q = block[16 + pair * 32 + i];
             out[pair * 64 + i] = low * f32::from(q & 15) - low_min;
@@ -86,11 +96,8 @@ pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; SUPER_BLOCK]) {
 /// As [`q4_k`] with 32 bytes of fifth bits before the nibbles.
 #[inline(always)]
 pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; SUPER_BLOCK]) {
-    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     for pair in 0..4 {
-        let (low, low_min) = scale_and_min(&block[4..16], 2 * pair);
-        let (high, high_min) = scale_and_min(&block[4..16], 2 * pair + 1);
-        let (low, low_min, high, high_min) = (d * low, dmin * low_min, d * high, dmin * high_min);
+        let [low, low_min, high, high_min] = two_parts(block, pair);
         for i in 0..32 {
             let (q, fifth) = (block[48 + pair * 32 + i], block[16 + i] >> (2 * pair));
             out[pair * 64 + i] = low * f32::from((q & 15) | (fifth & 1) << 4) - low_min;

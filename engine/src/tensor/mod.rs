@@ -8,6 +8,7 @@ mod kquant;
 mod names;
 mod quant;
 mod random;
+mod stored;
 mod weights;
 
 use std::ops::Range;
@@ -16,6 +17,7 @@ pub use bytes::Bytes;
 pub(crate) use float::half_to_f32;
 pub use kind::TensorKind;
 pub(crate) use names::{GGUF, HUGGING_FACE, HUGGING_FACE_GEMMA, HUGGING_FACE_MIXTRAL, Names};
+pub(crate) use stored::{StoredTile, stored_tile};
 pub use weights::{Experts, FeedForward, Gated, LayerWeights, Linear, Weights};
 pub(crate) use weights::{ParameterSource, assemble};
 
@@ -80,6 +82,11 @@ impl Tensor {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         let len = self.data.len() / self.rows.max(1);
         Self { rows: rows.len(), data: self.data.slice(rows.start * len..rows.end * len), ..*self }
+    }
+
+    /// Tells the system that these bytes are not needed soon. They stay what they are.
+    pub(crate) fn forget_pages(&self) {
+        self.data.forget_pages();
     }
 
     /// All numbers as 32-bit floats, row-major.

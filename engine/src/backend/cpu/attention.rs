@@ -8,12 +8,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::cache::{HeadCache, LayerCache};
 use super::lines::{LANES, Line, Rows, SharedRows, flat};
-use super::simd::{Kernel, Level, Simd, exp};
+use super::simd::{Kernel, Simd, exp};
 use super::tanh::soft_cap;
+use super::team::Machine;
 use crate::backend::{BLOCK_TOKENS, SequenceSpan};
 
 /// Queries that read the cache together.
@@ -62,12 +61,14 @@ pub(super) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Writes every query's output to `out`, on all threads of the current pool.
-    pub(super) fn run(&self, level: Level, tasks: &[Task], out: &mut Rows) {
+    /// Writes every query's output to `out`.
+    pub(super) fn run(&self, machine: &mut Machine, tasks: &[Task], out: &mut Rows) {
         out.reshape(self.queries.count(), self.queries.width());
         let out = out.shared();
-        tasks.par_iter().for_each(|task| {
-            SCRATCH.with_borrow_mut(|scratch| level.run(Tile { attention: self, task, scratch, out }));
+        machine.for_ranges(tasks.len(), 1, |level, range| {
+            for task in &tasks[range] {
+                SCRATCH.with_borrow_mut(|scratch| level.run(Tile { attention: self, task, scratch, out }));
+            }
         });
     }
 }

@@ -3,9 +3,8 @@
 //! 32 bits rather than 16, because the first thing asked of this backend is to agree with the
 //! reference; a narrower cache is a matter of this file and the attention kernel's two loads.
 
-use rayon::prelude::*;
-
-use super::lines::{LANES, Line, Rows, ZeroedLines, flat_mut};
+use super::lines::{LANES, Line, Rows, Shared, ZeroedLines, flat_mut};
+use super::team::Machine;
 use crate::backend::BLOCK_TOKENS;
 use crate::model::spec::ModelSpec;
 
@@ -69,23 +68,25 @@ impl Cache {
 
 impl LayerCache {
     /// Writes each token's key and value to its slot: (block, place in it).
-    pub(super) fn write(&mut self, slots: &[(u32, u32)], keys: &Rows, values: &Rows) {
-        let (head_dim, width) = (self.head_dim, self.head_dim.div_ceil(LANES));
-        let by_head = self
-            .keys
-            .par_chunks_mut(self.blocks * head_dim)
-            .zip(self.values.par_chunks_mut(self.blocks * BLOCK_TOKENS * width));
-        by_head.enumerate().for_each(|(head, (key_lines, value_lines))| {
-            let part = head * head_dim..(head + 1) * head_dim;
-            for (token, &(block, place)) in slots.iter().enumerate() {
-                let (block, place) = (block as usize, place as usize);
-                let block_keys = &mut key_lines[block * head_dim..(block + 1) * head_dim];
-                for (line, x) in block_keys.iter_mut().zip(&keys.row(token)[part.clone()]) {
-                    line.0[place] = *x;
+    pub(super) fn write(&mut self, machine: &mut Machine, slots: &[(u32, u32)], keys: &Rows, values: &Rows) {
+        let (head_dim, width, blocks) = (self.head_dim, self.head_dim.div_ceil(LANES), self.blocks);
+        let heads = keys.width() / head_dim;
+        let key_lines = Shared::new(&mut self.keys);
+        let value_lines = Shared::new(&mut self.values);
+        machine.for_ranges(heads, slots.len().min(1), |_, range| {
+            for head in range {
+                let part = head * head_dim..(head + 1) * head_dim;
+                for (token, &(block, place)) in slots.iter().enumerate() {
+                    let (block, place) = (head * blocks + block as usize, place as usize);
+                    // SAFETY: each head is one task's.
+                    let block_keys = unsafe { key_lines.slice(block * head_dim, head_dim) };
+                    for (line, x) in block_keys.iter_mut().zip(&keys.row(token)[part.clone()]) {
+                        line.0[place] = *x;
+                    }
+                    // SAFETY: as above.
+                    let row = unsafe { value_lines.slice((block * BLOCK_TOKENS + place) * width, width) };
+                    flat_mut(row)[..head_dim].copy_from_slice(&values.row(token)[part.clone()]);
                 }
-                let at = (block * BLOCK_TOKENS + place) * width;
-                let row = &mut flat_mut(&mut value_lines[at..at + width])[..head_dim];
-                row.copy_from_slice(&values.row(token)[part.clone()]);
             }
         });
     }

@@ -5,12 +5,14 @@
 //! numbers: so a token's result does not depend on the batch.
 #![allow(clippy::inline_always)]
 
+use super::layer::ExpertsLayer;
 use super::lines::{Line, Rows, flat, flat_mut};
 use super::pointwise::gate_rows;
-use super::product::{Product, multiply};
-use super::simd::{Kernel, Level, Simd, exp};
+use super::product::multiply;
+use super::quantise::Quantised;
+use super::simd::{Kernel, Simd, exp};
+use super::team::Machine;
 use crate::model::spec::{Activation, ExpertsSpec};
-use crate::tensor::{Experts, Linear};
 
 /// What a mixture works in, kept from step to step.
 #[derive(Default)]
@@ -21,6 +23,7 @@ pub(super) struct Mixture {
     /// The tokens that go to one expert, with its weight for each.
     tokens: Vec<(usize, f32)>,
     gathered: Rows,
+    quantised: Quantised,
     gate: Rows,
     up: Rows,
     down: Rows,
@@ -31,13 +34,13 @@ impl Mixture {
     /// took: one for the router, three for each expert that has tokens.
     pub(super) fn run(
         &mut self,
-        level: Level,
-        (experts, spec, activation): (&Experts, ExpertsSpec, Activation),
+        machine: &mut Machine,
+        (experts, spec, activation): (&ExpertsLayer, ExpertsSpec, Activation),
         x: &Rows,
         out: &mut Rows,
     ) -> u64 {
-        multiply(level, &[linear(&experts.router, x, &mut self.scores)]);
-        self.choose(level, spec);
+        multiply(machine, x, &mut self.quantised, [experts.router.to(&mut self.scores)]);
+        self.choose(machine, spec);
         out.reshape(x.count(), x.width());
         out.lines_mut().fill(Line::ZERO);
         let mut products = 1;
@@ -54,15 +57,10 @@ impl Mixture {
             for (row, (token, _)) in self.tokens.iter().enumerate() {
                 self.gathered.row_mut(row).copy_from_slice(x.row(*token));
             }
-            multiply(
-                level,
-                &[
-                    linear(&expert.gate, &self.gathered, &mut self.gate),
-                    linear(&expert.up, &self.gathered, &mut self.up),
-                ],
-            );
-            gate_rows(level, activation, &mut self.gate, &self.up);
-            multiply(level, &[linear(&expert.down, &self.gate, &mut self.down)]);
+            let projections = [expert.gate.to(&mut self.gate), expert.up.to(&mut self.up)];
+            multiply(machine, &self.gathered, &mut self.quantised, projections);
+            gate_rows(machine, activation, &mut self.gate, &self.up);
+            multiply(machine, &self.gate, &mut self.quantised, [expert.down.to(&mut self.down)]);
             for (row, (token, weight)) in self.tokens.iter().enumerate() {
                 for (sum, part) in out.row_mut(*token).iter_mut().zip(self.down.row(row)) {
                     *sum += part * weight;
@@ -74,7 +72,7 @@ impl Mixture {
     }
 
     /// Turns each row of scores into its experts and their weights.
-    fn choose(&mut self, level: Level, spec: ExpertsSpec) {
+    fn choose(&mut self, machine: &Machine, spec: ExpertsSpec) {
         self.chosen.clear();
         let width = self.scores.width();
         let mut order: Vec<usize> = Vec::with_capacity(width);
@@ -89,17 +87,13 @@ impl Mixture {
             let largest = row[order[0]];
             let mut lines = vec![Line([f32::NEG_INFINITY; super::lines::LANES]); width.div_ceil(16)];
             flat_mut(&mut lines)[..width].copy_from_slice(row);
-            let total = level.run(Exponentials(&mut lines, largest));
+            let total = machine.run(Exponentials(&mut lines, largest));
             let shares = flat(&lines);
             let share = |expert: usize| shares[expert] / total;
             let sum = if spec.normalise { order.iter().map(|e| share(*e)).sum() } else { 1.0 };
             self.chosen.extend(order.iter().map(|expert| (*expert, share(*expert) / sum)));
         }
     }
-}
-
-fn linear<'a>(linear: &'a Linear, x: &'a Rows, out: &'a mut Rows) -> Product<'a> {
-    Product::new(&linear.weight, linear.bias.as_deref(), x, out)
 }
 
 /// The exponentials of the numbers' distance from the largest, and their sum.

@@ -3,32 +3,27 @@
 use super::attention::{self, Attention, Shape};
 use super::cache::Cache;
 use super::experts::Mixture;
+use super::layer::{FeedForward, Layer, Projection};
 use super::lines::{Line, Rows};
 use super::pointwise::{Rotation, add_rows, gate_rows, norm_rows, padded};
-use super::product::{Product, multiply};
-use super::simd::{Kernel, Level, Simd};
+use super::product::multiply;
+use super::quantise::Quantised;
+use super::simd::{Kernel, Simd};
 use super::tanh::{cap_rows, scale_rows};
+use super::team::Machine;
 use crate::backend::{BLOCK_TOKENS, Logits, StepBatch};
 use crate::model::spec::{self, ModelSpec};
-use crate::tensor::{FeedForward, Gated, Linear, Tensor, Weights, dequantise};
+use crate::tensor::{Linear, Tensor, Weights, dequantise};
 
 /// A model ready to run, with its KV cache.
 pub(super) struct Model {
     spec: ModelSpec,
-    weights: Weights,
-    norms: Vec<LayerNorms>,
+    /// Looked up row by row, as it is stored.
+    embedding: Tensor,
+    layers: Vec<Layer>,
     output_norm: Box<[Line]>,
+    head: Projection,
     cache: Cache,
-}
-
-/// A layer's norms as the kernels read them.
-struct LayerNorms {
-    attention: Box<[Line]>,
-    attention_post: Option<Box<[Line]>>,
-    feed_forward: Box<[Line]>,
-    feed_forward_post: Option<Box<[Line]>>,
-    query: Option<Box<[Line]>>,
-    key: Option<Box<[Line]>>,
 }
 
 /// Everything between the layers' parameters, kept from step to step.
@@ -40,6 +35,7 @@ pub(super) struct Activations {
     /// The residual stream.
     stream: Rows,
     normed: Rows,
+    quantised: Quantised,
     queries: Rows,
     keys: Rows,
     values: Rows,
@@ -62,6 +58,7 @@ impl Activations {
             slots: Vec::new(),
             stream: Rows::default(),
             normed: Rows::default(),
+            quantised: Quantised::default(),
             queries: Rows::default(),
             keys: Rows::default(),
             values: Rows::default(),
@@ -92,41 +89,48 @@ impl Activations {
     }
 
     /// Adds a half layer's output, normalised if the model does, to the residual stream.
-    fn add_projected(&mut self, level: Level, norm: Option<&[Line]>, eps: f32) {
+    fn add_projected(&mut self, machine: &mut Machine, norm: Option<&[Line]>, eps: f32) {
         match norm {
             Some(norm) => {
-                norm_rows(level, &self.projected, norm, eps, &mut self.normed);
-                add_rows(level, &mut self.stream, &self.normed);
+                norm_rows(machine, &self.projected, norm, eps, &mut self.normed);
+                add_rows(machine, &mut self.stream, &self.normed);
             }
-            None => add_rows(level, &mut self.stream, &self.projected),
+            None => add_rows(machine, &mut self.stream, &self.projected),
         }
     }
 }
 
-/// A product with a layer's matrix and its bias.
-fn linear<'a>(linear: &'a Linear, x: &'a Rows, out: &'a mut Rows) -> Product<'a> {
-    Product::new(&linear.weight, linear.bias.as_deref(), x, out)
-}
-
 impl Model {
-    pub(super) fn new(spec: ModelSpec, weights: Weights, cache: Cache) -> Self {
+    /// Takes a model's weights over; `exact` keeps all products in 32-bit floats.
+    pub(super) fn new(
+        machine: &mut Machine,
+        spec: ModelSpec,
+        weights: Weights,
+        cache: Cache,
+        exact: bool,
+    ) -> Result<Self, String> {
         assert_eq!(weights.layers.len(), spec.layers, "the weights are of this shape");
-        let norms = weights.layers.iter().map(|layer| LayerNorms {
-            attention: padded(&layer.attention_norm),
-            attention_post: layer.attention_post_norm.as_deref().map(padded),
-            feed_forward: padded(&layer.feed_forward_norm),
-            feed_forward_post: layer.feed_forward_post_norm.as_deref().map(padded),
-            query: layer.query_norm.as_deref().map(padded),
-            key: layer.key_norm.as_deref().map(padded),
-        });
-        let (norms, output_norm) = (norms.collect(), padded(&weights.output_norm));
-        Self { spec, weights, norms, output_norm, cache }
+        let layers = weights.layers.into_iter().map(|layer| Layer::new(machine, layer, exact));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let head = weights.output.unwrap_or_else(|| Linear { weight: weights.embedding.clone(), bias: None });
+        Ok(Self {
+            layers,
+            head: Projection::new(machine, head, exact)?,
+            embedding: weights.embedding,
+            output_norm: padded(&weights.output_norm),
+            spec,
+            cache,
+        })
     }
 
-    /// Runs a step that was checked, on the current pool. Returns the logits, and how many matrix
-    /// products it took.
-    pub(super) fn forward(&mut self, level: Level, a: &mut Activations, step: &StepBatch) -> (Logits, u64) {
-        let Self { spec, weights, norms, output_norm, cache } = self;
+    /// Runs a step that was checked. Returns the logits, and how many matrix products it took.
+    pub(super) fn forward(
+        &mut self,
+        machine: &mut Machine,
+        a: &mut Activations,
+        step: &StepBatch,
+    ) -> (Logits, u64) {
+        let Self { spec, embedding, layers, output_norm, head, cache } = self;
         let eps = spec.norm_eps;
         let shape = Shape {
             head_dim: spec.head_dim,
@@ -139,58 +143,52 @@ impl Model {
         let tasks = attention::tasks(&step.spans, shape);
         let mut products = 0;
         a.place(step);
-        embed(level, &weights.embedding, &step.tokens, &mut a.stream);
+        embed(machine, embedding, &step.tokens, &mut a.stream);
         if let Some(scale) = spec.embedding_scale {
-            scale_rows(level, &mut a.stream, scale);
+            scale_rows(machine, &mut a.stream, scale);
         }
-        for (index, (layer, norms)) in weights.layers.iter().zip(norms.iter()).enumerate() {
+        for (index, layer) in layers.iter().enumerate() {
             let shape = Shape { window: spec.per_layer[index].window, ..shape };
-            norm_rows(level, &a.stream, &norms.attention, eps, &mut a.normed);
-            multiply(
-                level,
-                &[
-                    linear(&layer.query, &a.normed, &mut a.queries),
-                    linear(&layer.key, &a.normed, &mut a.keys),
-                    linear(&layer.value, &a.normed, &mut a.values),
-                ],
-            );
+            norm_rows(machine, &a.stream, &layer.attention_norm, eps, &mut a.normed);
+            let projections =
+                [layer.query.to(&mut a.queries), layer.key.to(&mut a.keys), layer.value.to(&mut a.values)];
+            multiply(machine, &a.normed, &mut a.quantised, projections);
             let rotation = match spec.per_layer[index].rotation {
                 spec::Rotation::Global => Some(&a.rotation),
                 spec::Rotation::Local => a.local_rotation.as_ref(),
                 spec::Rotation::None => None,
             };
             if let Some(rotation) = rotation {
-                rotation.rotate(level, &mut a.queries, norms.query.as_deref().map(|w| (w, eps)));
-                rotation.rotate(level, &mut a.keys, norms.key.as_deref().map(|w| (w, eps)));
+                rotation.rotate(machine, &mut a.queries, layer.query_norm.as_deref().map(|w| (w, eps)));
+                rotation.rotate(machine, &mut a.keys, layer.key_norm.as_deref().map(|w| (w, eps)));
             }
-            cache.layer_mut(index).write(&a.slots, &a.keys, &a.values);
+            cache.layer_mut(index).write(machine, &a.slots, &a.keys, &a.values);
             Attention { shape, spans: &step.spans, queries: &a.queries, cache: cache.layer(index) }.run(
-                level,
+                machine,
                 &tasks,
                 &mut a.attended,
             );
-            multiply(level, &[linear(&layer.attention_output, &a.attended, &mut a.projected)]);
-            a.add_projected(level, norms.attention_post.as_deref(), eps);
+            let projection = [layer.attention_output.to(&mut a.projected)];
+            multiply(machine, &a.attended, &mut a.quantised, projection);
+            a.add_projected(machine, layer.attention_post_norm.as_deref(), eps);
 
-            norm_rows(level, &a.stream, &norms.feed_forward, eps, &mut a.normed);
+            norm_rows(machine, &a.stream, &layer.feed_forward_norm, eps, &mut a.normed);
             products += 4;
             products += match (&layer.feed_forward, spec.experts) {
-                (FeedForward::Experts(experts), Some(shape)) => {
-                    let mixture = (experts, shape, spec.activation);
-                    a.mixture.run(level, mixture, &a.normed, &mut a.projected)
-                }
-                (feed_forward, _) => {
-                    let Gated { gate, up, down } = &feed_forward.gated()[0];
-                    multiply(
-                        level,
-                        &[linear(gate, &a.normed, &mut a.gate), linear(up, &a.normed, &mut a.up)],
-                    );
-                    gate_rows(level, spec.activation, &mut a.gate, &a.up);
-                    multiply(level, &[linear(down, &a.gate, &mut a.projected)]);
+                (FeedForward::Dense(dense), _) => {
+                    let projections = [dense.gate.to(&mut a.gate), dense.up.to(&mut a.up)];
+                    multiply(machine, &a.normed, &mut a.quantised, projections);
+                    gate_rows(machine, spec.activation, &mut a.gate, &a.up);
+                    multiply(machine, &a.gate, &mut a.quantised, [dense.down.to(&mut a.projected)]);
                     3
                 }
+                (FeedForward::Experts(experts), shape) => {
+                    let shape = shape.expect("a shape with experts where its weights have them");
+                    let mixture = (experts, shape, spec.activation);
+                    a.mixture.run(machine, mixture, &a.normed, &mut a.projected)
+                }
             };
-            a.add_projected(level, norms.feed_forward_post.as_deref(), eps);
+            a.add_projected(machine, layer.feed_forward_post_norm.as_deref(), eps);
         }
 
         // Only the rows that somebody wants go through the output head, the widest product of all.
@@ -203,12 +201,11 @@ impl Model {
         for (to, from) in wanted.iter().enumerate() {
             a.projected.row_mut(to).copy_from_slice(a.stream.row(*from));
         }
-        norm_rows(level, &a.projected, output_norm, eps, &mut a.normed);
-        let bias = weights.output.as_ref().and_then(|output| output.bias.as_deref());
-        multiply(level, &[Product::new(weights.head(), bias, &a.normed, &mut a.logits)]);
+        norm_rows(machine, &a.projected, output_norm, eps, &mut a.normed);
+        multiply(machine, &a.normed, &mut a.quantised, [head.to(&mut a.logits)]);
         products += 1;
         if let Some(cap) = spec.logit_softcap {
-            cap_rows(level, &mut a.logits, cap);
+            cap_rows(machine, &mut a.logits, cap);
         }
 
         let mut data = Vec::with_capacity(wanted.len() * spec.vocab);
@@ -220,7 +217,7 @@ impl Model {
 }
 
 /// Looks each token's embedding up.
-fn embed(level: Level, embedding: &Tensor, tokens: &[u32], out: &mut Rows) {
+fn embed(machine: &Machine, embedding: &Tensor, tokens: &[u32], out: &mut Rows) {
     struct Row<'a>(&'a Tensor, usize, &'a mut [f32]);
     impl Kernel for Row<'_> {
         type Output = ();
@@ -232,6 +229,6 @@ fn embed(level: Level, embedding: &Tensor, tokens: &[u32], out: &mut Rows) {
     }
     out.reshape(tokens.len(), embedding.cols());
     for (i, token) in tokens.iter().enumerate() {
-        level.run(Row(embedding, *token as usize, out.row_mut(i)));
+        machine.run(Row(embedding, *token as usize, out.row_mut(i)));
     }
 }

@@ -32,6 +32,20 @@ pub(super) fn flat_mut(lines: &mut [Line]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * LANES) }
 }
 
+/// The lines' bytes, one after the other.
+#[inline]
+pub(super) fn bytes(lines: &[Line]) -> &[u8] {
+    // SAFETY: a Line is 64 bytes without padding, and any float is four valid bytes.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+}
+
+/// The lines' bytes, one after the other.
+#[inline]
+pub(super) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+    // SAFETY: as for `bytes`; the borrow is exclusive and passes on, and any bytes are valid floats.
+    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+}
+
 /// Lines of zeros that cost memory only once they are written to.
 pub(super) struct ZeroedLines {
     map: MmapMut,
@@ -44,6 +58,14 @@ impl ZeroedLines {
         // The allocator would write every page to align it so; the system hands zeroed pages out late.
         let bytes = count.checked_mul(size_of::<Line>()).filter(|bytes| isize::try_from(*bytes).is_ok())?;
         Some(Self { map: MmapMut::map_anon(bytes.max(1)).ok()?, count })
+    }
+
+    /// Asks for large pages, of which fewer have to be looked up. For memory that is going to be written
+    /// whole: a large page is taken at its first byte.
+    pub(super) fn use_large_pages(&self) {
+        // Only a hint; without it everything is slower and still right.
+        #[cfg(target_os = "linux")]
+        let _ = self.map.advise(memmap2::Advice::HugePage);
     }
 }
 
@@ -120,33 +142,21 @@ impl Rows {
 
     /// Access for several threads that write to different places.
     pub(super) fn shared(&mut self) -> SharedRows<'_> {
-        SharedRows {
-            start: flat_mut(&mut self.lines).as_mut_ptr(),
-            stride: self.width.div_ceil(LANES) * LANES,
-            width: self.width,
-            count: self.count,
-            borrow: PhantomData,
-        }
+        let (stride, width, count) = (self.stride(), self.width, self.count);
+        SharedRows { lines: Shared::new(&mut self.lines), stride, width, count }
     }
 }
 
 /// [`Rows`] that several threads write to at once, each to its own columns or rows.
 #[derive(Clone, Copy)]
 pub(super) struct SharedRows<'a> {
-    start: *mut f32,
+    lines: Shared<'a, Line>,
     stride: usize,
     width: usize,
     count: usize,
-    borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it is a pointer into an exclusive borrow of floats; `set` leaves it to its caller that no two
-// threads write to one place.
-unsafe impl Send for SharedRows<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for SharedRows<'_> {}
-
-impl SharedRows<'_> {
+impl<'a> SharedRows<'a> {
     /// Writes one number.
     ///
     /// # Safety
@@ -155,8 +165,55 @@ impl SharedRows<'_> {
     #[allow(clippy::inline_always)]
     pub(super) unsafe fn set(&self, row: usize, column: usize, value: f32) {
         assert!(row < self.count && column < self.width, "({row}, {column}) is outside the rows");
-        // SAFETY: the place lies inside the borrowed rows by the check above; the caller vouches that
-        // nobody else touches it.
-        unsafe { self.start.add(row * self.stride + column).write(value) };
+        // SAFETY: the line lies inside the borrowed rows by the check above; the caller vouches that
+        // nobody else touches the place, and nothing but the place is touched.
+        unsafe {
+            let line = self.lines.start.add(row * self.stride + column / LANES);
+            (&raw mut (*line).0).cast::<f32>().add(column % LANES).write(value);
+        }
+    }
+
+    /// Lines of one row, for the caller alone.
+    ///
+    /// # Safety
+    /// No other thread writes to or reads from these lines during the borrow.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    pub(super) unsafe fn lines(&self, row: usize, first: usize, count: usize) -> &'a mut [Line] {
+        assert!(row < self.count && first + count <= self.stride, "lines outside the rows");
+        // SAFETY: the caller vouches for it.
+        unsafe { self.lines.slice(row * self.stride + first, count) }
+    }
+}
+
+/// A slice that several threads write to at once, each to its own part.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a pointer into an exclusive borrow; `slice` leaves it to its caller that no two threads
+// have one place at once.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+    }
+
+    /// A part of it.
+    ///
+    /// # Safety
+    /// Nobody else has any of this part while the returned slice lives.
+    #[inline(always)]
+    #[allow(clippy::inline_always, clippy::mut_from_ref)]
+    pub(super) unsafe fn slice(&self, first: usize, count: usize) -> &'a mut [T] {
+        assert!(first <= self.len && count <= self.len - first, "{count} from {first} of {}", self.len);
+        // SAFETY: the part lies inside the borrow by the check above; the caller vouches that it is his.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), count) }
     }
 }

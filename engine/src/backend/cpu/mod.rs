@@ -1,21 +1,28 @@
 //! The CPU backend.
 //!
-//! Weights stay as the file stores them and are turned into 32-bit floats a panel at a time; all sums
-//! are 32-bit, in an order that depends on the model alone. Hence a token's logits have the same bits
-//! alone or in a batch, in one chunk or several, with a cached prefix or without, on one thread or
-//! many, and on every processor.
+//! Quantised weights are repacked at start for products of bytes; other weights stay as the file stores
+//! them and are turned into 32-bit floats a panel at a time. All sums have an order that depends on the
+//! model alone. Hence a token's logits have the same bits alone or in a batch, in one chunk or several,
+//! with a cached prefix or without, on one thread or many, and on every processor.
 #![allow(unsafe_code)]
 
 mod attention;
 mod cache;
+mod codes;
 mod experts;
+mod float;
 mod forward;
+mod integer;
+mod layer;
 mod lines;
+mod pack;
 mod pointwise;
 mod product;
+mod quantise;
 pub mod roofline;
 mod simd;
 mod tanh;
+mod team;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -25,10 +32,11 @@ mod x86;
 
 use std::num::NonZero;
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::{Deserialize, Serialize};
 
 use self::forward::{Activations, Model};
 use self::simd::Level;
+use self::team::Machine;
 use super::{Backend, BackendError, BackendInfo, Logits, StepBatch};
 use crate::model::spec::ModelSpec;
 use crate::tensor::Weights;
@@ -45,6 +53,20 @@ pub struct CpuOptions {
     pub kv_blocks: usize,
     /// Longest context, at most the model's own.
     pub max_model_len: usize,
+    /// How products are computed.
+    pub precision: Precision,
+}
+
+/// How products of quantised weights are computed. Either way a token's logits have the same bits alone
+/// and in a batch; weights that are not quantised are multiplied in 32-bit floats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Activations are rounded to signed bytes, 32 of them to a scale, and multiplied as integers.
+    #[default]
+    Int8,
+    /// Weights are turned into 32-bit floats: many times slower, for comparison with a reference.
+    Exact,
 }
 
 /// Executes steps on the processor.
@@ -52,8 +74,7 @@ pub struct CpuBackend {
     info: BackendInfo,
     model: Model,
     activations: Activations,
-    pool: ThreadPool,
-    level: Level,
+    machine: Machine,
     products: u64,
 }
 
@@ -87,8 +108,8 @@ impl CpuBackend {
             }
             n => n,
         };
-        let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("strata-cpu-{i}"));
-        let pool = pool.build().map_err(|e| failed(format!("{threads} threads cannot be started: {e}")))?;
+        let mut machine = Machine::new(level, threads)
+            .map_err(|e| failed(format!("{threads} threads cannot be started: {e}")))?;
         let info = BackendInfo {
             name: "cpu",
             device: format!("{}, {}, {threads} threads", processor(), level.name()),
@@ -102,7 +123,9 @@ impl CpuBackend {
             failed(format!("no memory for a KV cache of {blocks} blocks of {bytes} bytes; ask for fewer"))
         })?;
         let activations = Activations::new(&spec, info.max_model_len);
-        Ok(Self { model: Model::new(spec, weights, cache), info, activations, pool, level, products: 0 })
+        let exact = options.precision == Precision::Exact;
+        let model = Model::new(&mut machine, spec, weights, cache, exact).map_err(failed)?;
+        Ok(Self { model, info, activations, machine, products: 0 })
     }
 }
 
@@ -113,9 +136,8 @@ impl Backend for CpuBackend {
 
     fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError> {
         validate::check(step, &self.info)?;
-        let Self { model, activations, pool, level, products, .. } = self;
-        let (logits, executed) = pool.install(|| model.forward(*level, activations, step));
-        *products += executed;
+        let (logits, executed) = self.model.forward(&mut self.machine, &mut self.activations, step);
+        self.products += executed;
         Ok(logits)
     }
 

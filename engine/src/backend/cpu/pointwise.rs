@@ -1,15 +1,16 @@
 //! What happens to each token by itself: norms, rotation, the gate of the feed-forward layer.
 #![allow(clippy::inline_always)]
 
-use rayon::prelude::*;
-
-use super::lines::{LANES, Line, Rows, flat_mut};
+use super::lines::{LANES, Line, Rows, Shared, flat, flat_mut};
 use super::simd::{Kernel, Level, Simd, exp};
 use super::tanh::gelu_exponent;
+use super::team::Machine;
 use crate::model::spec::{Activation, Rope, RopeLayout};
 
 /// Tokens that one thread takes at least: less is not worth waking another for.
 const MIN_TOKENS: usize = 8;
+/// Lines, likewise.
+const MIN_LINES: usize = 512;
 
 /// A vector of parameters, padded with zeros to whole lines.
 pub(super) fn padded(numbers: &[f32]) -> Box<[Line]> {
@@ -19,13 +20,16 @@ pub(super) fn padded(numbers: &[f32]) -> Box<[Line]> {
 }
 
 /// RMSNorm of each row of `x` into `out`.
-pub(super) fn norm_rows(level: Level, x: &Rows, weight: &[Line], eps: f32, out: &mut Rows) {
+pub(super) fn norm_rows(machine: &mut Machine, x: &Rows, weight: &[Line], eps: f32, out: &mut Rows) {
     out.reshape(x.count(), x.width());
-    let (stride, width) = (x.stride(), x.width());
-    let pairs = x.lines().par_chunks_exact(stride).zip(out.lines_mut().par_chunks_exact_mut(stride));
-    pairs.with_min_len(MIN_TOKENS).for_each(|(x, out)| {
-        out.copy_from_slice(x);
-        level.run(Norm { x: out, weight, width, eps });
+    let (stride, width, out) = (x.stride(), x.width(), out.shared());
+    machine.for_ranges(x.count(), MIN_TOKENS, |level, tokens| {
+        for token in tokens {
+            // SAFETY: each token is one task's.
+            let out = unsafe { out.lines(token, 0, stride) };
+            out.copy_from_slice(&x.lines()[token * stride..(token + 1) * stride]);
+            level.run(Norm { x: out, weight, width, eps });
+        }
     });
 }
 
@@ -56,7 +60,7 @@ impl Kernel for Norm<'_> {
 }
 
 /// `a += b`.
-pub(super) fn add_rows(level: Level, a: &mut Rows, b: &Rows) {
+pub(super) fn add_rows(machine: &mut Machine, a: &mut Rows, b: &Rows) {
     struct Add<'a>(&'a mut [Line], &'a [Line]);
     impl Kernel for Add<'_> {
         type Output = ();
@@ -68,11 +72,16 @@ pub(super) fn add_rows(level: Level, a: &mut Rows, b: &Rows) {
             }
         }
     }
-    level.run(Add(a.lines_mut(), b.lines()));
+    let (len, a) = (a.lines().len(), Shared::new(a.lines_mut()));
+    machine.for_ranges(len, MIN_LINES, |level, lines| {
+        // SAFETY: each range of lines is one task's.
+        let a = unsafe { a.slice(lines.start, lines.len()) };
+        level.run(Add(a, &b.lines()[lines]));
+    });
 }
 
 /// `gate = activation(gate) × up`.
-pub(super) fn gate_rows(level: Level, activation: Activation, gate: &mut Rows, up: &Rows) {
+pub(super) fn gate_rows(machine: &mut Machine, activation: Activation, gate: &mut Rows, up: &Rows) {
     struct Gate<'a>(Activation, &'a mut [Line], &'a [Line]);
     impl Kernel for Gate<'_> {
         type Output = ();
@@ -90,9 +99,12 @@ pub(super) fn gate_rows(level: Level, activation: Activation, gate: &mut Rows, u
             }
         }
     }
-    let stride = gate.stride();
-    let pairs = gate.lines_mut().par_chunks_exact_mut(stride).zip(up.lines().par_chunks_exact(stride));
-    pairs.with_min_len(MIN_TOKENS).for_each(|(gate, up)| level.run(Gate(activation, gate, up)));
+    let (len, gate) = (gate.lines().len(), Shared::new(gate.lines_mut()));
+    machine.for_ranges(len, MIN_LINES, |level, lines| {
+        // SAFETY: each range of lines is one task's.
+        let gate = unsafe { gate.slice(lines.start, lines.len()) };
+        level.run(Gate(activation, gate, &up.lines()[lines]));
+    });
 }
 
 /// The rotation of each pair of a head, for each token of a step.
@@ -135,25 +147,33 @@ impl Rotation {
     }
 
     /// Normalises (if the model does) and rotates every head of every row.
-    pub(super) fn rotate(&self, level: Level, rows: &mut Rows, norm: Option<(&[Line], f32)>) {
-        let (stride, width, pairs) = (rows.stride(), rows.width(), self.frequencies.len());
-        let by_token =
-            rows.lines_mut().par_chunks_exact_mut(stride).zip(self.angles.par_chunks_exact(2 * pairs));
-        by_token.with_min_len(MIN_TOKENS).for_each(|(row, angles)| {
-            let (cos, sin) = angles.split_at(pairs);
-            for head in flat_mut(row)[..width].chunks_exact_mut(self.head_dim) {
-                if let Some((weight, eps)) = norm {
-                    let mut lines = padded(head);
-                    level.run(Norm { x: &mut lines, weight, width: self.head_dim, eps });
-                    head.copy_from_slice(&super::lines::flat(&lines)[..self.head_dim]);
-                }
-                let head = &mut head[..2 * pairs];
-                match self.layout {
-                    RopeLayout::Interleaved => rotate_interleaved(head, cos, sin),
-                    RopeLayout::Halves => rotate_halves(head, cos, sin),
-                }
+    pub(super) fn rotate(&self, machine: &mut Machine, rows: &mut Rows, norm: Option<(&[Line], f32)>) {
+        let (count, stride, width) = (rows.count(), rows.stride(), rows.width());
+        let rows = rows.shared();
+        machine.for_ranges(count, MIN_TOKENS, |level, tokens| {
+            for token in tokens {
+                // SAFETY: each token is one task's.
+                let row = unsafe { rows.lines(token, 0, stride) };
+                self.rotate_row(level, &mut flat_mut(row)[..width], token, norm);
             }
         });
+    }
+
+    fn rotate_row(&self, level: Level, row: &mut [f32], token: usize, norm: Option<(&[Line], f32)>) {
+        let pairs = self.frequencies.len();
+        let (cos, sin) = self.angles[2 * pairs * token..][..2 * pairs].split_at(pairs);
+        for head in row.chunks_exact_mut(self.head_dim) {
+            if let Some((weight, eps)) = norm {
+                let mut lines = padded(head);
+                level.run(Norm { x: &mut lines, weight, width: self.head_dim, eps });
+                head.copy_from_slice(&flat(&lines)[..self.head_dim]);
+            }
+            let head = &mut head[..2 * pairs];
+            match self.layout {
+                RopeLayout::Interleaved => rotate_interleaved(head, cos, sin),
+                RopeLayout::Halves => rotate_halves(head, cos, sin),
+            }
+        }
     }
 }
 

@@ -14,8 +14,14 @@ pub(super) trait Simd: Copy + Send + Sync {
     type V: Copy;
     /// Sixteen bytes.
     type B: Copy;
+    /// Sixty-four unsigned bytes: the codes of sixteen rows of weights at four inputs.
+    type U: Copy;
+    /// Sixteen 32-bit integers.
+    type I: Copy;
     /// Whether 32 vectors fit the registers, so that kernels may use larger tiles.
     const WIDE: bool;
+    /// Whether this is plain Rust, for which kernels keep to one tile so as to stay quick to build.
+    const PLAIN: bool = false;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &Line) -> Self::V;
@@ -59,7 +65,26 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn halves(self, from: &[u8; 2 * LANES]) -> Self::V;
     /// Sixteen bfloat16 numbers, little-endian.
     fn upper_halves(self, from: &[u8; 2 * LANES]) -> Self::V;
+
+    fn codes(self, from: &[u8; CODES]) -> Self::U;
+    fn store_codes(self, to: &mut Line, u: Self::U);
+    /// `(u >> SHIFT) & mask` of each byte, for a mask of at most `8 - SHIFT` bits.
+    fn code_bits<const SHIFT: u32>(self, u: Self::U, mask: u8) -> Self::U;
+    /// `low | high << SHIFT` of each byte, for a `high` that stays in its byte.
+    fn code_join<const SHIFT: u32>(self, low: Self::U, high: Self::U) -> Self::U;
+    /// The same integer in every lane.
+    fn integer(self, x: i32) -> Self::I;
+    /// `x × 2^shift` in every lane.
+    fn shifted(self, x: i32, shift: u32) -> Self::I;
+    /// Adds to each lane the products of its four codes with the four numbers. Codes are at most 127
+    /// unless `wide`; numbers are at least −127.
+    fn dot(self, sum: Self::I, codes: Self::U, x: [i8; 4], wide: bool) -> Self::I;
+    /// Integers as floats, exact below 2^24.
+    fn float(self, i: Self::I) -> Self::V;
 }
+
+/// Codes that a vector of them holds: four for each lane.
+pub(super) const CODES: usize = 4 * LANES;
 
 /// A computation that can run on any instruction set.
 pub(super) trait Kernel {
@@ -77,7 +102,9 @@ pub(super) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2(super::x86::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(super::x86::Avx512),
+    Avx512(super::x86::Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(super::x86::Avx512<true>),
 }
 
 impl Level {
@@ -92,7 +119,8 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             levels.extend(super::x86::Avx2::detect().map(Self::Avx2));
-            levels.extend(super::x86::Avx512::detect().map(Self::Avx512));
+            levels.extend(super::x86::Avx512::<false>::detect().map(Self::Avx512));
+            levels.extend(super::x86::Avx512::<true>::detect().map(Self::Avx512Vnni));
         }
         levels
     }
@@ -105,6 +133,8 @@ impl Level {
             Self::Avx2(_) => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => "AVX-512 VNNI",
         }
     }
 
@@ -117,6 +147,8 @@ impl Level {
             Self::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(simd) => simd.run(kernel),
         }
     }
 }
@@ -159,7 +191,10 @@ impl Portable {
 impl Simd for Portable {
     type V = Line;
     type B = [u8; LANES];
+    type U = [u8; CODES];
+    type I = [i32; LANES];
     const WIDE: bool = false;
+    const PLAIN: bool = true;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Line {
@@ -259,6 +294,41 @@ impl Simd for Portable {
         Line(std::array::from_fn(|i| {
             f32::from_bits(u32::from_le_bytes([0, 0, from[2 * i], from[2 * i + 1]]))
         }))
+    }
+    #[inline(always)]
+    fn codes(self, from: &[u8; CODES]) -> [u8; CODES] {
+        *from
+    }
+    #[inline(always)]
+    fn store_codes(self, to: &mut Line, u: [u8; CODES]) {
+        let (words, _) = u.as_chunks();
+        *to = Line(std::array::from_fn(|i| f32::from_bits(u32::from_ne_bytes(words[i]))));
+    }
+    #[inline(always)]
+    fn code_bits<const SHIFT: u32>(self, u: [u8; CODES], mask: u8) -> [u8; CODES] {
+        u.map(|u| (u >> SHIFT) & mask)
+    }
+    #[inline(always)]
+    fn code_join<const SHIFT: u32>(self, low: [u8; CODES], high: [u8; CODES]) -> [u8; CODES] {
+        std::array::from_fn(|i| low[i] | high[i] << SHIFT)
+    }
+    #[inline(always)]
+    fn integer(self, x: i32) -> [i32; LANES] {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn shifted(self, x: i32, shift: u32) -> [i32; LANES] {
+        [x << shift; LANES]
+    }
+    #[inline(always)]
+    fn dot(self, sum: [i32; LANES], codes: [u8; CODES], x: [i8; 4], _wide: bool) -> [i32; LANES] {
+        std::array::from_fn(|i| {
+            (0..4).fold(sum[i], |sum, k| sum + i32::from(codes[4 * i + k]) * i32::from(x[k]))
+        })
+    }
+    #[inline(always)]
+    fn float(self, i: [i32; LANES]) -> Line {
+        Line(i.map(|i| i as f32))
     }
 }
 

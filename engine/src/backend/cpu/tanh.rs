@@ -2,7 +2,8 @@
 #![allow(clippy::inline_always)]
 
 use super::lines::{Line, Rows};
-use super::simd::{Kernel, Level, Simd, exp};
+use super::simd::{Kernel, Simd, exp};
+use super::team::Machine;
 
 /// `cap × tanh(x / cap)`: nearly `x` near zero, and never beyond `cap`.
 #[inline(always)]
@@ -23,7 +24,7 @@ pub(super) fn gelu_exponent<S: Simd>(s: S, x: S::V) -> S::V {
 }
 
 /// [`soft_cap`] of every number.
-pub(super) fn cap_rows(level: Level, rows: &mut Rows, cap: f32) {
+pub(super) fn cap_rows(machine: &Machine, rows: &mut Rows, cap: f32) {
     struct Cap<'a>(&'a mut [Line], f32);
     impl Kernel for Cap<'_> {
         type Output = ();
@@ -35,11 +36,11 @@ pub(super) fn cap_rows(level: Level, rows: &mut Rows, cap: f32) {
             }
         }
     }
-    level.run(Cap(rows.lines_mut(), cap));
+    machine.run(Cap(rows.lines_mut(), cap));
 }
 
 /// Every number times `factor`.
-pub(super) fn scale_rows(level: Level, rows: &mut Rows, factor: f32) {
+pub(super) fn scale_rows(machine: &Machine, rows: &mut Rows, factor: f32) {
     struct Scale<'a>(&'a mut [Line], f32);
     impl Kernel for Scale<'_> {
         type Output = ();
@@ -52,12 +53,13 @@ pub(super) fn scale_rows(level: Level, rows: &mut Rows, factor: f32) {
             }
         }
     }
-    level.run(Scale(rows.lines_mut(), factor));
+    machine.run(Scale(rows.lines_mut(), factor));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::simd::Level;
 
     #[test]
     fn a_soft_cap_is_the_tangent_s() {
@@ -65,7 +67,7 @@ mod tests {
         rows.reshape(1, 64);
         let inputs: Vec<f32> = (0..64).map(|i| ((i as f32) - 32.0).powi(3) / 20.0).collect();
         rows.row_mut(0).copy_from_slice(&inputs);
-        cap_rows(Level::detect(), &mut rows, 50.0);
+        cap_rows(&Machine::new(Level::detect(), 1).unwrap(), &mut rows, 50.0);
         for (x, got) in inputs.iter().zip(rows.row(0)) {
             let want = 50.0 * (f64::from(*x) / 50.0).tanh();
             assert!((f64::from(*got) - want).abs() < 2e-5, "{x}: {got} for {want}");

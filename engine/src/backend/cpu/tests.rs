@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::simd::Level;
-use super::{CpuBackend, CpuOptions};
+use super::{CpuBackend, CpuOptions, Precision};
 use crate::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
 use crate::model::spec::{Activation, ExpertsSpec, LayerSpec, ModelSpec, Rope, RopeLayout, Rotation};
 use crate::tensor::Weights;
@@ -14,7 +14,8 @@ const VOCAB: usize = 97;
 const KV_BLOCKS: usize = 64;
 
 fn backend_on(spec: &ModelSpec, threads: usize, level: Level) -> CpuBackend {
-    let options = CpuOptions { threads, kv_blocks: KV_BLOCKS, max_model_len: 512 };
+    let options =
+        CpuOptions { threads, kv_blocks: KV_BLOCKS, max_model_len: 512, precision: Precision::Exact };
     CpuBackend::with_level(spec.clone(), Weights::random(spec, 3), options, level).unwrap()
 }
 
@@ -303,7 +304,12 @@ fn nobody_wanting_logits_gets_none() {
 #[test]
 fn a_cache_beyond_the_machine_is_refused() {
     let spec = ModelSpec::tiny(VOCAB);
-    let options = CpuOptions { threads: 1, kv_blocks: usize::MAX / 4096, max_model_len: 512 };
+    let options = CpuOptions {
+        threads: 1,
+        kv_blocks: usize::MAX / 4096,
+        max_model_len: 512,
+        precision: Precision::Exact,
+    };
     let error =
         CpuBackend::new(spec.clone(), Weights::random(&spec, 1), options).err().map(|e| e.to_string());
     assert!(error.is_some_and(|e| e.contains("no memory for a KV cache of")));

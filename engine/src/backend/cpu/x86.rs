@@ -7,15 +7,15 @@
 use std::arch::x86_64::*;
 
 use super::lines::{LANES, Line};
-use super::simd::{Kernel, Simd};
+use super::simd::{CODES, Kernel, Simd};
 
 /// AVX2 and FMA: sixteen lanes are two registers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Avx2(());
 
-/// AVX-512: sixteen lanes are one register.
+/// AVX-512: sixteen lanes are one register. With `VNNI`, four products of bytes are one instruction.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Avx512(());
+pub(super) struct Avx512<const VNNI: bool>(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
@@ -34,21 +34,26 @@ impl Avx2 {
     }
 }
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     pub(super) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
+        let has = has && (!VNNI || is_x86_feature_detected!("avx512vnni"));
         (has && Avx2::detect().is_some()).then_some(Self(()))
     }
 
     #[inline]
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn compiled_for<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+        fn compiled_for<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn compiled_for_vnni<K: Kernel, const VNNI: bool>(simd: Avx512<VNNI>, kernel: K) -> K::Output {
             kernel.run(simd)
         }
         // SAFETY: `self` exists only where these features were detected.
-        unsafe { compiled_for(self, kernel) }
+        unsafe { if VNNI { compiled_for_vnni(self, kernel) } else { compiled_for(self, kernel) } }
     }
 }
 
@@ -82,6 +87,8 @@ macro_rules! both {
 impl Simd for Avx2 {
     type V = [__m256; 2];
     type B = __m128i;
+    type U = [__m256i; 2];
+    type I = [__m256i; 2];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -225,6 +232,67 @@ impl Simd for Avx2 {
                 .map(|bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))))
         }
     }
+    #[inline(always)]
+    fn codes(self, from: &[u8; CODES]) -> Self::U {
+        // SAFETY: both types are 64 bytes of which any are valid.
+        unsafe { std::mem::transmute::<[u8; CODES], Self::U>(*from) }
+    }
+    #[inline(always)]
+    fn store_codes(self, to: &mut Line, u: Self::U) {
+        // SAFETY: AVX2 was detected; a line is 64 bytes, aligned to as many.
+        unsafe {
+            let p: *mut __m256i = to.0.as_mut_ptr().cast();
+            _mm256_store_si256(p, u[0]);
+            _mm256_store_si256(p.add(1), u[1]);
+        }
+    }
+    #[inline(always)]
+    fn code_bits<const SHIFT: u32>(self, u: Self::U, mask: u8) -> Self::U {
+        // SAFETY: AVX2 was detected. What a 16-bit shift brings in from the byte above is masked.
+        u.map(|u| unsafe {
+            let shifted = _mm256_srl_epi16(u, _mm_cvtsi32_si128(SHIFT as i32));
+            _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
+        })
+    }
+    #[inline(always)]
+    fn code_join<const SHIFT: u32>(self, low: Self::U, high: Self::U) -> Self::U {
+        // SAFETY: AVX2 was detected.
+        std::array::from_fn(|i| unsafe {
+            _mm256_or_si256(low[i], _mm256_sll_epi16(high[i], _mm_cvtsi32_si128(SHIFT as i32)))
+        })
+    }
+    #[inline(always)]
+    fn integer(self, x: i32) -> Self::I {
+        // SAFETY: AVX2 was detected.
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    fn shifted(self, x: i32, shift: u32) -> Self::I {
+        self.integer(x << shift)
+    }
+    #[inline(always)]
+    fn dot(self, sum: Self::I, codes: Self::U, x: [i8; 4], wide: bool) -> Self::I {
+        // SAFETY: AVX2 was detected.
+        std::array::from_fn(|i| unsafe {
+            let x = _mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+            let ones = _mm256_set1_epi16(1);
+            let pairs = if wide {
+                // Two products of codes up to 255 do not fit 16 bits together, so one at a time.
+                let even = _mm256_and_si256(codes[i], _mm256_set1_epi16(0xff));
+                let odd = _mm256_andnot_si256(_mm256_set1_epi16(0xff), codes[i]);
+                let odd = _mm256_madd_epi16(_mm256_maddubs_epi16(odd, x), ones);
+                _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(even, x), ones), odd)
+            } else {
+                _mm256_madd_epi16(_mm256_maddubs_epi16(codes[i], x), ones)
+            };
+            _mm256_add_epi32(sum[i], pairs)
+        })
+    }
+    #[inline(always)]
+    fn float(self, i: Self::I) -> Self::V {
+        // SAFETY: AVX2 was detected.
+        i.map(|i| unsafe { _mm256_cvtepi32_ps(i) })
+    }
 }
 
 /// All bits set where `a >= b`.
@@ -237,9 +305,11 @@ unsafe fn greater_or_equal(a: __m256, b: __m256) -> __m256 {
     unsafe { _mm256_cmp_ps::<_CMP_GE_OQ>(a, b) }
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type V = __m512;
     type B = __m128i;
+    type U = __m512i;
+    type I = __m512i;
     const WIDE: bool = true;
 
     #[inline(always)]
@@ -376,5 +446,64 @@ impl Simd for Avx512 {
             let bits = _mm512_cvtepu16_epi32(std::mem::transmute::<[u8; 2 * LANES], __m256i>(*from));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
         }
+    }
+    #[inline(always)]
+    fn codes(self, from: &[u8; CODES]) -> __m512i {
+        // SAFETY: both types are 64 bytes of which any are valid.
+        unsafe { std::mem::transmute::<[u8; CODES], __m512i>(*from) }
+    }
+    #[inline(always)]
+    fn store_codes(self, to: &mut Line, u: __m512i) {
+        // SAFETY: AVX-512 was detected; a line is 64 bytes, aligned to as many.
+        unsafe { _mm512_store_si512(to.0.as_mut_ptr().cast(), u) }
+    }
+    #[inline(always)]
+    fn code_bits<const SHIFT: u32>(self, u: __m512i, mask: u8) -> __m512i {
+        // SAFETY: AVX-512 was detected. What a 16-bit shift brings in from the byte above is masked.
+        unsafe {
+            let shifted = if SHIFT == 0 { u } else { _mm512_srli_epi16::<SHIFT>(u) };
+            _mm512_and_si512(shifted, _mm512_set1_epi8(mask as i8))
+        }
+    }
+    #[inline(always)]
+    fn code_join<const SHIFT: u32>(self, low: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<SHIFT>(high)) }
+    }
+    #[inline(always)]
+    fn integer(self, x: i32) -> __m512i {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn shifted(self, x: i32, shift: u32) -> __m512i {
+        // SAFETY: AVX-512 was detected. Shifted as a vector, so that the number is broadcast from memory.
+        unsafe { _mm512_sll_epi32(_mm512_set1_epi32(x), _mm_cvtsi32_si128(shift as i32)) }
+    }
+    #[inline(always)]
+    fn dot(self, sum: __m512i, codes: __m512i, x: [i8; 4], wide: bool) -> __m512i {
+        // SAFETY: AVX-512 was detected, and VNNI where it is said.
+        unsafe {
+            let x = _mm512_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+            if VNNI {
+                return _mm512_dpbusd_epi32(sum, codes, x);
+            }
+            let ones = _mm512_set1_epi16(1);
+            let pairs = if wide {
+                // Two products of codes up to 255 do not fit 16 bits together, so one at a time.
+                let even = _mm512_and_si512(codes, _mm512_set1_epi16(0xff));
+                let odd = _mm512_andnot_si512(_mm512_set1_epi16(0xff), codes);
+                let odd = _mm512_madd_epi16(_mm512_maddubs_epi16(odd, x), ones);
+                _mm512_add_epi32(_mm512_madd_epi16(_mm512_maddubs_epi16(even, x), ones), odd)
+            } else {
+                _mm512_madd_epi16(_mm512_maddubs_epi16(codes, x), ones)
+            };
+            _mm512_add_epi32(sum, pairs)
+        }
+    }
+    #[inline(always)]
+    fn float(self, i: __m512i) -> __m512 {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_cvtepi32_ps(i) }
     }
 }

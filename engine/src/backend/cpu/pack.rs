@@ -1,0 +1,286 @@
+//! Quantised matrices in the layout of [`codes`](super::codes), made once when a model is opened.
+
+use super::codes::{
+    Codes, Eight, Five, Floats, Four, Plain, SUPER_TILES, Scales, Seven, Six, Super, Three, Two, VECTORS,
+    Vector, WithMinima,
+};
+use super::lines::{LANES, Line, Shared, ZeroedLines, bytes, bytes_mut};
+use super::quantise::BLOCK;
+use super::simd::CODES;
+use super::team::Machine;
+use crate::tensor::{StoredTile, Tensor, TensorKind, stored_tile};
+
+/// Rows of a group.
+pub(super) const GROUP: usize = LANES;
+
+/// A quantised matrix, repacked.
+pub(super) struct Packed {
+    kind: TensorKind,
+    rows: usize,
+    cols: usize,
+    layout: Layout,
+    lines: ZeroedLines,
+}
+
+/// Where a group's parts begin, in bytes from its own beginning.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    tiles: usize,
+    form: Form,
+    high: usize,
+    scales: usize,
+    minima: usize,
+    scale_of_scales: usize,
+    scale_of_minima: usize,
+    /// Bytes of a group.
+    len: usize,
+}
+
+/// What a kind's tiles consist of.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    /// Bits of a code in the first and in the second part.
+    low_bits: usize,
+    high_bits: usize,
+    /// Bytes of a scale: 2 for a half-precision one, 1 for one that is itself scaled.
+    scale_bytes: usize,
+    /// Scales of a row in a tile.
+    parts: usize,
+    minima: bool,
+}
+
+impl Form {
+    /// How this kind is packed; none for those that are not quantised.
+    fn of(kind: TensorKind) -> Option<Self> {
+        let form = |low_bits, high_bits, scale_bytes, parts, minima| {
+            Some(Self { low_bits, high_bits, scale_bytes, parts, minima })
+        };
+        match kind {
+            TensorKind::F32 | TensorKind::F16 | TensorKind::BF16 => None,
+            TensorKind::Q4_0 => form(4, 0, 2, 1, false),
+            TensorKind::Q4_1 => form(4, 0, 2, 1, true),
+            TensorKind::Q5_0 => form(4, 1, 2, 1, false),
+            TensorKind::Q5_1 => form(4, 1, 2, 1, true),
+            TensorKind::Q8_0 => form(8, 0, 2, 1, false),
+            TensorKind::Q2K => form(2, 0, 1, 2, true),
+            TensorKind::Q3K => form(2, 1, 1, 2, false),
+            TensorKind::Q4K => form(4, 0, 1, 1, true),
+            TensorKind::Q5K => form(4, 1, 1, 1, true),
+            TensorKind::Q6K => form(4, 2, 1, 2, false),
+        }
+    }
+}
+
+impl Layout {
+    fn new(form: Form, tiles: usize) -> Self {
+        let mut end = 0;
+        let mut take = |bytes: usize| {
+            let start = end;
+            end = (start + bytes).next_multiple_of(size_of::<Line>());
+            start
+        };
+        take(tiles * form.low_bits * CODES);
+        let high = take(tiles * form.high_bits * CODES);
+        let scale_bytes = tiles * form.parts * form.scale_bytes * LANES;
+        let supers = if form.scale_bytes == 1 { tiles.div_ceil(SUPER_TILES) * 2 * LANES } else { 0 };
+        let scales = take(scale_bytes);
+        let minima = take(if form.minima { scale_bytes } else { 0 });
+        let scale_of_scales = take(supers);
+        let scale_of_minima = take(if form.minima { supers } else { 0 });
+        Self { tiles, form, high, scales, minima, scale_of_scales, scale_of_minima, len: end }
+    }
+}
+
+impl Packed {
+    /// Repacks a quantised matrix on all threads: `Ok(None)` for other formats, an error when the system
+    /// has no memory for it.
+    pub(super) fn new(machine: &mut Machine, tensor: &Tensor) -> Result<Option<Self>, String> {
+        let Some(form) = Form::of(tensor.kind()) else { return Ok(None) };
+        let (rows, cols) = (tensor.rows(), tensor.cols());
+        let layout = Layout::new(form, cols / BLOCK);
+        let (groups, group_lines) = (rows.div_ceil(GROUP), layout.len / size_of::<Line>());
+        let no_memory = || format!("no memory for a matrix of {rows} by {cols}");
+        let mut lines = groups.checked_mul(group_lines).and_then(ZeroedLines::new).ok_or_else(no_memory)?;
+        lines.use_large_pages();
+        let shared = Shared::new(&mut lines);
+        machine.for_ranges(groups, 1, |_, groups| {
+            for group in groups {
+                // SAFETY: each group is written by the one task that has it.
+                let out = bytes_mut(unsafe { shared.slice(group * group_lines, group_lines) });
+                for (lane, row) in (group * GROUP..rows.min((group + 1) * GROUP)).enumerate() {
+                    pack_row(tensor.kind(), tensor.row(row), &layout, lane, out);
+                }
+            }
+        });
+        Ok(Some(Self { kind: tensor.kind(), rows, cols, layout, lines }))
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Calls `visitor` with a group in its own types.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    pub(super) fn visit<V: Visitor>(&self, group: usize, visitor: V) -> V::Output {
+        let group_lines = self.layout.len / size_of::<Line>();
+        let layout = self.layout;
+        let group = bytes(&self.lines[group * group_lines..(group + 1) * group_lines]);
+        let low = &group[..layout.tiles * layout.form.low_bits * CODES].as_chunks::<CODES>().0;
+        let high = &group[layout.high..][..layout.tiles * layout.form.high_bits * CODES];
+        let high: &[Vector] = high.as_chunks().0;
+        let halves = |start: usize, count: usize| group[start..][..count * 2 * LANES].as_chunks().0;
+        let plain = || Plain(halves(layout.scales, layout.tiles));
+        let with_minima =
+            || WithMinima(halves(layout.scales, layout.tiles), halves(layout.minima, layout.tiles));
+        let small = |start: usize| group[start..][..layout.tiles * layout.form.parts * LANES].as_chunks().0;
+        let supers = layout.tiles.div_ceil(SUPER_TILES);
+        macro_rules! scaled {
+            ($halves:literal, true) => {
+                Super::<$halves, true> {
+                    scales: small(layout.scales),
+                    minima: small(layout.minima),
+                    scale_of_scales: halves(layout.scale_of_scales, supers),
+                    scale_of_minima: halves(layout.scale_of_minima, supers),
+                }
+            };
+            ($halves:literal, false) => {
+                Super::<$halves, false> {
+                    scales: small(layout.scales),
+                    minima: &[],
+                    scale_of_scales: halves(layout.scale_of_scales, supers),
+                    scale_of_minima: &[],
+                }
+            };
+        }
+        let four = || Four(low.as_chunks().0);
+        match self.kind {
+            TensorKind::Q4_0 => visitor.visit(four(), plain(), Some(3)),
+            TensorKind::Q4_1 => visitor.visit(four(), with_minima(), None),
+            TensorKind::Q5_0 => visitor.visit(Five(four(), high), plain(), Some(4)),
+            TensorKind::Q5_1 => visitor.visit(Five(four(), high), with_minima(), None),
+            TensorKind::Q8_0 => visitor.visit(Eight(low.as_chunks().0), plain(), Some(7)),
+            TensorKind::Q2K => visitor.visit(Two(low.as_chunks().0), scaled!(true, true), None),
+            TensorKind::Q3K => {
+                visitor.visit(Three(Two(low.as_chunks().0), high), scaled!(true, false), Some(2))
+            }
+            TensorKind::Q4K => visitor.visit(four(), scaled!(false, true), None),
+            TensorKind::Q5K => visitor.visit(Five(four(), high), scaled!(false, true), None),
+            TensorKind::Q6K => {
+                visitor.visit(Six(four(), Two(high.as_chunks().0)), scaled!(true, false), Some(5))
+            }
+            TensorKind::F32 | TensorKind::F16 | TensorKind::BF16 => unreachable!("not packed"),
+        }
+    }
+}
+
+/// What is done with a group of any format.
+pub(super) trait Visitor {
+    type Output;
+
+    /// A weight is `scale × (code − 2^zero) + minimum`, or without `zero` `scale × code + minimum`.
+    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) -> Self::Output;
+}
+
+/// Writes one row of a matrix into its lane of a group.
+fn pack_row(kind: TensorKind, row: &[u8], layout: &Layout, lane: usize, group: &mut [u8]) {
+    let form = layout.form;
+    for tile in 0..layout.tiles {
+        let StoredTile { codes, scales, minima, scale_of_scales, scale_of_minima } =
+            stored_tile(kind, row, tile);
+        let low_mask = (1u16 << form.low_bits) - 1;
+        for (input, &code) in codes.iter().enumerate() {
+            let (vector, byte) = (input / 4, 4 * lane + input % 4);
+            let mut put = |start: usize, bits: usize, code: u8| {
+                // A code of `bits` bits: fields of vector v lie in byte vectors v mod `bits`.
+                let at = start + (tile * bits + vector % bits) * CODES + byte;
+                group[at] |= code << (vector / bits * bits);
+            };
+            put(0, form.low_bits, code & low_mask as u8);
+            if form.high_bits > 0 {
+                put(layout.high, form.high_bits, code >> form.low_bits);
+            }
+        }
+        let mut put_scales = |start: usize, scales: &[[u8; 2]; 2]| {
+            for (part, scale) in scales.iter().take(form.parts).enumerate() {
+                let at = start + ((tile * form.parts + part) * LANES + lane) * form.scale_bytes;
+                group[at..at + form.scale_bytes].copy_from_slice(&scale[..form.scale_bytes]);
+            }
+        };
+        put_scales(layout.scales, &scales);
+        if form.minima {
+            put_scales(layout.minima, &minima);
+        }
+        if form.scale_bytes == 1 && tile.is_multiple_of(SUPER_TILES) {
+            let at = (tile / SUPER_TILES * LANES + lane) * 2;
+            group[layout.scale_of_scales + at..][..2].copy_from_slice(&scale_of_scales);
+            if form.minima {
+                group[layout.scale_of_minima + at..][..2].copy_from_slice(&scale_of_minima);
+            }
+        }
+    }
+}
+
+/// A group unpacked for many tokens: its codes as bytes, its scales as floats.
+#[derive(Default)]
+pub(super) struct Unpacked {
+    codes: Vec<[Line; VECTORS]>,
+    scales: Vec<Line>,
+    minima: Vec<Line>,
+}
+
+impl Unpacked {
+    /// Takes a group's numbers.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    pub(super) fn take<S: super::simd::Simd, C: Codes, X: Scales>(
+        &mut self,
+        s: S,
+        codes: C,
+        scales: X,
+        tiles: usize,
+    ) {
+        let parts = if X::HALVES { 2 } else { 1 };
+        // Only ever grown: what an earlier group left is overwritten.
+        if self.codes.len() < tiles {
+            self.codes.resize(tiles, [Line::ZERO; VECTORS]);
+        }
+        if self.scales.len() < 2 * tiles {
+            self.scales.resize(2 * tiles, Line::ZERO);
+            self.minima.resize(2 * tiles, Line::ZERO);
+        }
+        for tile in 0..tiles {
+            for (line, u) in self.codes[tile].iter_mut().zip(codes.tile(s, tile)) {
+                s.store_codes(line, u);
+            }
+            for half in 0..parts {
+                s.store(&mut self.scales[parts * tile + half], scales.scale(s, tile, half));
+                if X::MINIMA {
+                    s.store(&mut self.minima[parts * tile + half], scales.minimum(s, tile, half));
+                }
+            }
+        }
+    }
+
+    /// The codes.
+    pub(super) fn seven(&self) -> Seven<'_> {
+        Seven(self.vectors())
+    }
+
+    /// The codes, when some are beyond 127.
+    pub(super) fn eight(&self) -> Eight<'_> {
+        Eight(self.vectors())
+    }
+
+    fn vectors(&self) -> &[[Vector; VECTORS]] {
+        bytes(self.codes.as_flattened()).as_chunks().0.as_chunks().0
+    }
+
+    pub(super) fn scales<const HALVES: bool, const MINIMA: bool>(&self) -> Floats<'_, HALVES, MINIMA> {
+        Floats(&self.scales, &self.minima)
+    }
+}

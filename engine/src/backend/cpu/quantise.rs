@@ -1,0 +1,148 @@
+//! Activations as signed bytes: what integer products multiply quantised weights with.
+//!
+//! Each 32 numbers of a token share a scale, a 127th of their largest magnitude; each number becomes the
+//! nearest multiple of it. A token's blocks depend on its own numbers alone, and integer sums have no
+//! order, so products of them are the same to the bit whatever else is in the step.
+#![allow(clippy::inline_always)]
+
+use super::lines::Rows;
+use super::simd::{Kernel, Simd};
+use super::team::Machine;
+
+/// Numbers in a block.
+pub(super) const BLOCK: usize = 32;
+
+/// 32 numbers of one token: `scale × codes`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C, align(16))]
+pub(super) struct Block {
+    pub(super) codes: [i8; BLOCK],
+    pub(super) scale: f32,
+    /// Minus the sum of all codes.
+    pub(super) negated_sum: i32,
+    /// Minus the sums of the first and of the last sixteen codes.
+    pub(super) negated_halves: [i32; 2],
+}
+
+impl Block {
+    const ZERO: Self = Self { codes: [0; BLOCK], scale: 0.0, negated_sum: 0, negated_halves: [0; 2] };
+}
+
+/// A matrix of activations in blocks, a row for each token.
+#[derive(Debug, Default)]
+pub(super) struct Quantised {
+    blocks: Vec<Block>,
+    /// Blocks of a row.
+    stride: usize,
+}
+
+impl Quantised {
+    /// Takes the numbers of `x`, whose rows are whole blocks.
+    pub(super) fn take(&mut self, machine: &mut Machine, x: &Rows) {
+        assert!(x.width().is_multiple_of(BLOCK), "rows of whole blocks");
+        self.stride = x.width() / BLOCK;
+        self.blocks.resize(x.count() * self.stride, Block::ZERO);
+        let stride = self.stride;
+        let rows = super::lines::Shared::new(&mut self.blocks);
+        machine.for_ranges(x.count(), 4, |level, tokens| {
+            for token in tokens {
+                // SAFETY: each token's blocks are written by the one task that has it.
+                let out = unsafe { rows.slice(token * stride, stride) };
+                level.run(Row { x: x.row(token), out });
+            }
+        });
+    }
+
+    /// Blocks of a row.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The blocks of `count` tokens from `first` on.
+    pub(super) fn rows(&self, first: usize, count: usize) -> &[Block] {
+        &self.blocks[first * self.stride..(first + count) * self.stride]
+    }
+}
+
+struct Row<'a> {
+    x: &'a [f32],
+    out: &'a mut [Block],
+}
+
+impl Kernel for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (blocks, _) = self.x.as_chunks::<BLOCK>();
+        for (x, out) in blocks.iter().zip(self.out) {
+            *out = block(x);
+        }
+    }
+}
+
+/// Plain Rust that the compiler vectorises for the instruction set that it is inlined into.
+#[inline(always)]
+fn block(x: &[f32; BLOCK]) -> Block {
+    // Added to a number below 2^22 it leaves the nearest integer in the low bits, ties to even.
+    const ROUNDER: f32 = 12_582_912.0;
+    // Magnitudes are ordered as their bits are; so NaN is the largest, and makes the scale NaN.
+    let largest = x.iter().fold(0, |m: u32, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(largest);
+    let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+    let mut block = Block { scale: largest / 127.0, ..Block::ZERO };
+    let mut halves = [0i32; 2];
+    for (code, x) in block.codes.iter_mut().zip(x) {
+        *code = (x * inverse + ROUNDER).to_bits() as u8 as i8;
+    }
+    for (sum, codes) in halves.iter_mut().zip(block.codes.chunks_exact(16)) {
+        *sum = -codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+    }
+    block.negated_halves = halves;
+    block.negated_sum = halves[0] + halves[1];
+    block
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backend::cpu::simd::Level;
+
+    fn quantise(level: Level, x: &[f32; BLOCK]) -> Block {
+        let mut out = [Block::ZERO];
+        level.run(Row { x, out: &mut out });
+        out[0]
+    }
+
+    proptest! {
+        #[test]
+        fn a_code_is_the_nearest_and_alike_everywhere(x in prop::array::uniform32(-1e3f32..1e3), k in -8i32..8) {
+            let x = x.map(|x| x * 10f32.powi(k));
+            let want = quantise(Level::available()[0], &x);
+            for level in Level::available() {
+                prop_assert_eq!(quantise(level, &x), want, "{}", level.name());
+            }
+            for (x, code) in x.iter().zip(want.codes) {
+                prop_assert!((x - want.scale * f32::from(code)).abs() <= want.scale * 0.501);
+                prop_assert!(code >= -127);
+            }
+            let sum = |codes: &[i8]| -codes.iter().map(|c| i32::from(*c)).sum::<i32>();
+            prop_assert_eq!(want.negated_sum, sum(&want.codes));
+            prop_assert_eq!(want.negated_halves, [sum(&want.codes[..16]), sum(&want.codes[16..])]);
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zeros_and_what_is_no_number_is_not_hidden() {
+        for level in Level::available() {
+            assert_eq!(quantise(level, &[0.0; BLOCK]), Block::ZERO);
+            let mut x = [1.0; BLOCK];
+            x[7] = f32::NAN;
+            assert!(quantise(level, &x).scale.is_nan());
+            x[7] = f32::NEG_INFINITY;
+            assert!(quantise(level, &x).scale.is_infinite());
+        }
+    }
+}
