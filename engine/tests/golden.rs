@@ -49,8 +49,7 @@ impl Sequence {
     fn with(model: &Path, max_len: usize, precision: Precision) -> Self {
         let model = load(model).unwrap();
         let kv_blocks = max_len.div_ceil(BLOCK_TOKENS);
-        let options =
-            CpuOptions { threads: 2, kv_blocks, max_model_len: max_len, precision };
+        let options = CpuOptions { threads: 2, kv_blocks, max_model_len: max_len, precision };
         let backend = CpuBackend::new(model.spec, model.weights, options).unwrap();
         Self { backend, blocks: Arc::new((0..kv_blocks as u32).rev().collect()), context: 0 }
     }
