@@ -10,7 +10,7 @@ export STRATA_K8S_CACHE := $(or $(STRATA_K8S_CACHE),$(CACHE)/k8s)
 HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch peers release needs image k8s e2e bench-kubernetes fuzz
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine peers release needs image k8s e2e bench-kubernetes fuzz
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -80,6 +80,10 @@ e2e: needs model clients k8s ## Tests on a real Kubernetes, started here; KUBECO
 
 bench-fetch: release ## strata fetch beside curl: wall time and peak memory
 	$(PYTHON) bench/fetch/run.py --strata target/release/strata
+
+bench-engine: release model ## The engine on CPU beside llama.cpp and vLLM, in turns (gets both: about 8 GB, an hour)
+	$(PYTHON) bench/engine-cpu/peers.py --dir $(CACHE)/peers --model $(MODEL)
+	$(PYTHON) bench/engine-cpu/run.py --strata target/release/strata --model $(MODEL) --peers $(CACHE)/peers
 
 peers: release ## strata fetch against real servers: an OCI registry, and S3 with signatures (needs Go)
 	$(PYTHON) e2e/fetch/peers.py --strata target/release/strata
