@@ -116,6 +116,14 @@ pub enum BackendError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Bytes that are no block of this backend.
+    #[error("a block of the KV cache takes {expected} bytes and {found} were given")]
+    BlockSize {
+        /// Bytes of a block.
+        expected: usize,
+        /// Bytes that were given.
+        found: usize,
+    },
     /// The device failed.
     #[error("the {backend} device failed: {message}")]
     Device {
@@ -134,6 +142,17 @@ pub trait Backend: Send {
     /// Runs one forward pass: writes the keys and values of the step's tokens into their blocks and
     /// returns the logits that were asked for.
     fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError>;
+
+    /// Names the model's shape and the form in which [`Backend::export_block`] writes a block: bytes may
+    /// be imported where this text is the same, and the weights are.
+    fn layout(&self) -> String;
+
+    /// Appends a block's keys and values over all layers, [`BackendInfo::block_bytes`] in all. What they
+    /// mean is this backend's own.
+    fn export_block(&self, block: u32, bytes: &mut Vec<u8>);
+
+    /// Fills a block with what [`Backend::export_block`] has written, to the bit.
+    fn import_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError>;
 
     /// Matrix products that [`Backend::forward`] has executed so far: it grows by the same amount
     /// for every step, however many sequences the step holds.

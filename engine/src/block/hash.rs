@@ -20,6 +20,16 @@ impl BlockHash {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// The name as bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The name that these bytes are.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     /// The name of the block that follows this one and holds these tokens.
     #[must_use]
     pub fn child(&self, tokens: &[u32]) -> Self {

@@ -5,12 +5,14 @@
 //! for something else, so "free" and "cached" are not opposites: the least recently released is taken
 //! first, blocks without a hash before all others. Pure: no memory is touched here.
 
+mod change;
 mod hash;
 mod recency;
 
 use std::collections::HashMap;
 
 pub use crate::backend::BLOCK_TOKENS;
+pub use change::Change;
 pub use hash::{BlockHash, HashChain};
 use recency::Recency;
 
@@ -32,6 +34,7 @@ pub struct BlockPool {
     free: Recency,
     cached: HashMap<BlockHash, u32>,
     prefix_cache: bool,
+    changes: Vec<Change>,
 }
 
 impl BlockPool {
@@ -42,6 +45,7 @@ impl BlockPool {
             free: Recency::full(total),
             cached: HashMap::with_capacity(if prefix_cache { total } else { 0 }),
             prefix_cache,
+            changes: Vec::new(),
         }
     }
 
@@ -95,19 +99,27 @@ impl BlockPool {
         entry.holders = 1;
         if let Some(hash) = entry.hash.take() {
             self.cached.remove(&hash);
+            self.changes.push(Change::Removed { block, hash });
         }
         Some(block)
     }
 
-    /// Names a held block whose contents are now complete. When another block has the name already,
-    /// that one stays the one to be found.
-    pub fn name(&mut self, block: u32, hash: BlockHash) {
+    /// Names a held block whose contents, these tokens, are now complete; `parent` is the name of the
+    /// block before it. When another block has the name already, that one stays the one to be found.
+    pub fn name(&mut self, block: u32, hash: BlockHash, parent: Option<BlockHash>, tokens: &[u32]) {
         debug_assert!(self.holders(block) > 0);
         if self.prefix_cache && !self.cached.contains_key(&hash) {
             let previous = self.blocks[block as usize].hash.replace(hash);
             debug_assert!(previous.is_none());
             self.cached.insert(hash, block);
+            self.changes.push(Change::stored(block, hash, parent, tokens));
         }
+    }
+
+    /// What became findable and what no longer is, since this was last asked, in this order. Whoever
+    /// runs the pool has to ask: the list grows until then.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 
     /// Lets go of a block. With its last holder gone it is free.

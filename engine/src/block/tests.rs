@@ -16,7 +16,7 @@ fn take(pool: &mut BlockPool, hashes: &[BlockHash]) -> Option<Vec<u32>> {
     let mut blocks: Vec<u32> = hashes[..hit.blocks].iter().map(|h| pool.hold_cached(h).unwrap()).collect();
     for hash in &hashes[hit.blocks..] {
         let block = pool.allocate().unwrap();
-        pool.name(block, *hash);
+        pool.name(block, *hash, None, &[0; BLOCK_TOKENS]);
         blocks.push(block);
     }
     Some(blocks)
@@ -55,6 +55,25 @@ fn the_least_recently_released_goes_first_and_its_end_before_its_beginning() {
     pool.allocate().unwrap();
     assert_eq!(pool.peek(&old).blocks, 0);
     assert_eq!(pool.peek(&new).blocks, 2);
+}
+
+#[test]
+fn every_change_is_told_once_and_in_order() {
+    let mut pool = BlockPool::new(2, true);
+    let (old, new) = (chain(&(0..32).collect::<Vec<_>>()), chain(&(100..116).collect::<Vec<_>>()));
+    let blocks = take(&mut pool, &old).unwrap();
+    pool.release_all(&blocks);
+    let told = |pool: &mut BlockPool| -> Vec<(bool, BlockHash)> {
+        let tell = |change| match change {
+            Change::Stored { hash, .. } => (true, hash),
+            Change::Removed { hash, .. } => (false, hash),
+        };
+        pool.take_changes().into_iter().map(tell).collect()
+    };
+    assert_eq!(told(&mut pool), [(true, old[0]), (true, old[1])]);
+    take(&mut pool, &new).unwrap();
+    assert_eq!(told(&mut pool), [(false, old[1]), (true, new[0])]);
+    assert_eq!(told(&mut pool), []);
 }
 
 #[test]

@@ -243,6 +243,7 @@ impl Driver {
             }
             Ok(logits) => {
                 self.planner.advance(plan);
+                self.planner.take_changes();
                 let now = Instant::now();
                 let seconds = (now - begun).as_secs_f64();
                 self.planner.observe(plan, seconds);

@@ -4,9 +4,11 @@
 //! Continuous batching with chunked prefill: each step takes one token of every sequence that
 //! decodes, then pieces of prompts, as many as keep the step near the length of one without
 //! ([`StepCost`]). Prefixes that are in the cache are not computed again; when blocks run out, the
-//! last in order starts over later. Nobody waits for ever: see [`Planner`].
+//! last in order starts over later. What lies in a tier below the pool is fetched first, and others
+//! run meanwhile. Nobody waits for ever: see [`Planner`].
 
 mod cost;
+mod loads;
 mod order;
 mod plan;
 mod planner;
@@ -14,6 +16,7 @@ mod prompts;
 mod sequence;
 
 pub use cost::StepCost;
+pub use loads::{Load, LoadId};
 pub use plan::{Admission, NewSequence, Part, Plan, PlannerState, Refused, StepLimits};
 pub use planner::Planner;
 pub use sequence::SequenceId;

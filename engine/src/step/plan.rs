@@ -1,5 +1,6 @@
 //! What goes into a planner and what comes out.
 
+use super::loads::Load;
 use super::sequence::SequenceId;
 use crate::backend::StepBatch;
 
@@ -53,6 +54,9 @@ pub struct Plan {
     pub admitted: Vec<Admission>,
     /// Sequences that lost their blocks and wait again.
     pub preempted: Vec<SequenceId>,
+    /// Blocks to fetch from below the pool. The sequences that wait for them run in no step until
+    /// [`super::Planner::loaded`] has been told of each.
+    pub loads: Vec<Load>,
 }
 
 impl Plan {
@@ -63,6 +67,7 @@ impl Plan {
         self.parts.clear();
         self.admitted.clear();
         self.preempted.clear();
+        self.loads.clear();
     }
 
     /// Tokens of decodes and drafts, and tokens of prompts.
@@ -92,7 +97,7 @@ pub struct Part {
 pub struct Admission {
     /// Which.
     pub id: SequenceId,
-    /// Tokens of it that the prefix cache had.
+    /// Tokens of it that the prefix cache had, in whatever tier.
     pub cached_tokens: usize,
     /// Whether it is here for the first time.
     pub first: bool,
@@ -103,7 +108,7 @@ pub struct Admission {
 pub struct PlannerState {
     /// Sequences that hold blocks.
     pub running: usize,
-    /// Sequences that wait.
+    /// Sequences that wait, those for blocks from below the pool included.
     pub waiting: usize,
     /// Tokens of the sequences that wait.
     pub waiting_tokens: usize,

@@ -1,6 +1,6 @@
 //! The planner itself: the waiting and the running sequences, and the rules between them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::cost::StepCost;
 use super::order::Order;
@@ -8,7 +8,7 @@ use super::plan::{NewSequence, Part, Plan, PlannerState, Refused, StepLimits};
 use super::prompts::Prompt;
 use super::sequence::{Sequence, SequenceId};
 use crate::backend::{LogitRows, SequenceSpan};
-use crate::block::{BLOCK_TOKENS, BlockPool, blocks_for};
+use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, Change, blocks_for};
 
 /// Decides what each step runs.
 ///
@@ -23,11 +23,18 @@ use crate::block::{BLOCK_TOKENS, BlockPool, blocks_for};
 pub struct Planner {
     pub(super) limits: StepLimits,
     pub(super) pool: BlockPool,
-    prefix_cache: bool,
+    pub(super) prefix_cache: bool,
     pub(super) waiting: BTreeMap<Order, Sequence>,
     pub(super) waiting_tokens: usize,
     pub(super) running: BTreeMap<Order, Sequence>,
-    orders: HashMap<SequenceId, Order>,
+    /// Sequences that hold blocks and wait for what is to be in them.
+    pub(super) loading: BTreeMap<Order, Sequence>,
+    /// Those whose blocks came since the last plan, and how many tokens each was spared.
+    pub(super) arrived: Vec<(Order, usize)>,
+    /// Names of blocks that can be fetched from below the pool.
+    pub(super) below: HashSet<BlockHash>,
+    pub(super) next_load: u64,
+    pub(super) orders: HashMap<SequenceId, Order>,
     next_id: u64,
     steps: u64,
     pub(super) cost: StepCost,
@@ -61,6 +68,10 @@ impl Planner {
             waiting: BTreeMap::new(),
             waiting_tokens: 0,
             running: BTreeMap::new(),
+            loading: BTreeMap::new(),
+            arrived: Vec::new(),
+            below: HashSet::new(),
+            next_load: 0,
             orders: HashMap::new(),
             next_id: 0,
             steps: 0,
@@ -91,8 +102,10 @@ impl Planner {
     pub fn remove(&mut self, id: SequenceId) -> bool {
         let Some(order) = self.orders.remove(&id) else { return false };
         self.dequeue(order);
-        if let Some(mut sequence) = self.running.remove(&order) {
-            sequence.reset(&mut self.pool);
+        for held in [&mut self.running, &mut self.loading] {
+            if let Some(mut sequence) = held.remove(&order) {
+                sequence.reset(&mut self.pool);
+            }
         }
         true
     }
@@ -140,18 +153,35 @@ impl Planner {
 
     /// Whether there is any sequence.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty()
+        self.running.is_empty() && self.waiting.is_empty() && self.loading.is_empty()
     }
 
     /// The counts now.
     pub fn state(&self) -> PlannerState {
         PlannerState {
             running: self.running.len(),
-            waiting: self.waiting.len(),
-            waiting_tokens: self.waiting_tokens,
+            waiting: self.waiting.len() + self.loading.len(),
+            waiting_tokens: self.waiting_tokens
+                + self.loading.values().map(|s| s.tokens.len()).sum::<usize>(),
             free_blocks: self.pool.free(),
             total_blocks: self.pool.total(),
         }
+    }
+
+    /// What became findable in the pool, and what no longer is, since this was last asked.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        self.pool.take_changes()
+    }
+
+    /// The names of a sequence's full blocks that may be taken from a cache.
+    pub fn names(&self, id: SequenceId) -> &[BlockHash] {
+        let of = |order| self.waiting.get(order).or_else(|| self.running.get(order));
+        self.orders.get(&id).and_then(of).map_or(&[], Sequence::reusable)
+    }
+
+    /// Whether a block of this name is in the pool.
+    pub fn has(&self, hash: &BlockHash) -> bool {
+        self.pool.peek(std::slice::from_ref(hash)).blocks > 0
     }
 
     /// The physical blocks of a running sequence.
@@ -179,7 +209,9 @@ impl Planner {
         let mut draft = std::mem::take(&mut self.draft);
         draft.parts.clear();
         draft.budget = self.limits.tokens;
+        self.welcome(plan);
         self.plan_decodes(&mut draft, plan);
+        self.begin_loads(plan);
         self.plan_prompts(&mut draft, plan);
         self.render(&draft, plan);
         self.draft = draft;
@@ -230,7 +262,10 @@ impl Planner {
             if sequence.grow(&mut self.pool, upto) {
                 return true;
             }
-            let Some((victim, mut sequence)) = self.running.pop_last() else { return false };
+            let last = |held: &BTreeMap<Order, Sequence>| held.last_key_value().map(|(order, _)| *order);
+            let loads_last = last(&self.loading) > last(&self.running);
+            let held = if loads_last { &mut self.loading } else { &mut self.running };
+            let Some((victim, mut sequence)) = held.pop_last() else { return false };
             sequence.reset(&mut self.pool);
             self.enqueue(victim, sequence);
             plan.preempted.push(victim.id);

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 
+use super::super::loads::Load;
 use super::*;
 
 /// Runs plans against a cache that remembers what was written where, and makes each next token from
@@ -15,6 +16,24 @@ struct Machine {
     steps: usize,
     /// Guesses that came true.
     hits: usize,
+    lower: Option<Lower>,
+}
+
+/// A tier below the pool: keeps what was evicted, brings it back late and in any order, and loses some.
+#[derive(Default)]
+struct Lower {
+    stored: HashMap<BlockHash, [u32; BLOCK_TOKENS]>,
+    open: Vec<Load>,
+    /// What chance has made so far.
+    chance: u32,
+    brought: usize,
+}
+
+impl Lower {
+    fn chance(&mut self, of: usize) -> usize {
+        self.chance = self.chance.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (self.chance >> 16) as usize % of
+    }
 }
 
 impl Machine {
@@ -29,6 +48,39 @@ impl Machine {
             preemptions: 0,
             steps: 0,
             hits: 0,
+            lower: None,
+        }
+    }
+
+    /// Evicted blocks go down; a few of the loads that are open come to an end, one in eight badly.
+    fn lower(&mut self, plan: &Plan) {
+        let Some(lower) = &mut self.lower else { return };
+        for change in self.planner.take_changes() {
+            if let Change::Removed { block, hash } = change {
+                lower.stored.insert(hash, self.cache[block as usize]);
+                self.planner.offer(hash);
+            }
+        }
+        lower.open.extend(&plan.loads);
+        for _ in 0..lower.chance(4) {
+            if lower.open.is_empty() {
+                break;
+            }
+            let at = lower.chance(lower.open.len());
+            let load = lower.open.swap_remove(at);
+            if !self.planner.expects(&load) {
+                self.planner.loaded(&load, true);
+                continue;
+            }
+            let there = lower.chance(8) > 0;
+            if there {
+                assert_eq!(self.planner.pool.holders(load.block), 1, "a shared block is written to");
+                self.cache[load.block as usize] = lower.stored[&load.hash];
+                lower.brought += 1;
+            } else {
+                self.planner.withdraw(&load.hash);
+            }
+            self.planner.loaded(&load, there);
         }
     }
 
@@ -42,16 +94,18 @@ impl Machine {
     /// One step; `false` when there was nothing to run.
     fn step(&mut self) -> bool {
         let plan = self.planner.plan();
+        for admission in &plan.admitted {
+            self.cached.entry(admission.id).or_insert(admission.cached_tokens);
+        }
+        let awaits = self.planner.is_loading();
+        self.lower(&plan);
         if plan.batch.spans.is_empty() {
-            return false;
+            return awaits;
         }
         self.steps += 1;
         self.preemptions += plan.preempted.len();
         assert!(plan.batch.tokens.len() <= self.planner.limits.tokens);
         assert!(plan.parts.len() <= self.planner.limits.sequences);
-        for admission in &plan.admitted {
-            self.cached.entry(admission.id).or_insert(admission.cached_tokens);
-        }
         // A block that is written to in this step belongs to one sequence.
         let mut written = HashSet::new();
         for span in &plan.batch.spans {
@@ -97,13 +151,13 @@ impl Machine {
 
     /// Every block is free or held by a running sequence, and every sequence runs or waits.
     fn conserved(&self) {
-        let held: HashSet<u32> =
-            self.planner.running.values().flat_map(|s| s.blocks.iter().copied()).collect();
+        let held: HashSet<u32> = self.planner.holding().flat_map(|s| s.blocks.iter().copied()).collect();
         assert_eq!(held.len() + self.planner.pool.free(), self.planner.pool.total());
-        let known: HashSet<SequenceId> =
-            self.planner.running.keys().chain(self.planner.waiting.keys()).map(|o| o.id).collect();
+        let holders = self.planner.running.keys().chain(self.planner.loading.keys());
+        let known: HashSet<SequenceId> = holders.chain(self.planner.waiting.keys()).map(|o| o.id).collect();
         assert_eq!(known, self.wanted.keys().copied().collect());
-        let waiting: usize = self.planner.waiting.values().map(|s| s.tokens.len()).sum();
+        let waiting = self.planner.waiting.values().chain(self.planner.loading.values());
+        let waiting: usize = waiting.map(|s| s.tokens.len()).sum();
         assert_eq!(waiting, self.planner.state().waiting_tokens);
     }
 
@@ -231,6 +285,51 @@ fn the_youngest_starts_over_when_blocks_run_out() {
     assert!(machine.preemptions > 0);
     assert_eq!(machine.done[&old], alone(&prompt(0, 48), 60));
     assert_eq!(machine.done[&young], alone(&prompt(1, 48), 60));
+}
+
+#[test]
+fn what_was_evicted_comes_back_while_others_run() {
+    let mut machine = Machine::new(WIDE, 10, true);
+    machine.lower = Some(Lower { chance: 5, ..Lower::default() });
+    let tokens = prompt(0, 100);
+    let first = machine.add(&tokens, 1, 0, None);
+    machine.finish();
+    machine.add(&prompt(1, 140), 1, 0, None);
+    machine.finish();
+    let again = machine.add(&tokens, 1, 0, None);
+    let plan = machine.planner.plan();
+    assert_eq!(plan.loads.len(), 5, "the first block was not evicted");
+    assert!(plan.parts.is_empty() && machine.planner.is_loading() && !machine.planner.is_idle());
+    let other = machine.add(&prompt(2, 8), 1, 0, None);
+    let step = machine.planner.plan();
+    assert_eq!(step.parts.iter().map(|p| p.id).collect::<Vec<_>>(), [other], "it does not wait");
+    machine.planner.remove(other);
+    machine.wanted.remove(&other);
+    machine.lower.as_mut().unwrap().open = plan.loads;
+    machine.finish();
+    assert_eq!(machine.done[&again], machine.done[&first]);
+    let lower = machine.lower.unwrap();
+    assert!(lower.brought > 0 && machine.cached[&again] <= 96);
+}
+
+#[test]
+fn a_load_whose_sequence_is_gone_is_not_expected() {
+    let mut machine = Machine::new(WIDE, 10, true);
+    let tokens = prompt(0, 40);
+    let mut chain = crate::block::HashChain::new(None);
+    chain.extend(&tokens);
+    chain.hashes().iter().for_each(|hash| machine.planner.offer(*hash));
+    let id = machine.add(&tokens, 1, 0, None);
+    let loads = machine.planner.plan().loads;
+    assert_eq!(loads.len(), 2);
+    assert_eq!(machine.planner.state().free_blocks, 8);
+    assert!(machine.planner.expects(&loads[0]));
+    machine.planner.loaded(&loads[0], true);
+    assert!(!machine.planner.expects(&loads[0]) && machine.planner.expects(&loads[1]));
+    machine.planner.remove(id);
+    machine.planner.loaded(&loads[1], true);
+    assert!(!machine.planner.expects(&loads[1]) && machine.planner.is_idle());
+    assert_eq!(machine.planner.state().free_blocks, 10);
 }
 
 #[test]
@@ -376,8 +475,10 @@ mod histories {
             budget in 4usize..80,
             blocks in 8usize..40,
             prefix_cache in any::<bool>(),
+            lower in proptest::option::of(any::<u32>()),
         ) {
             let mut machine = Machine::new(StepLimits { tokens: budget, sequences: 4 }, blocks, prefix_cache);
+            machine.lower = lower.map(|chance| Lower { chance, ..Lower::default() });
             let mut asked = Vec::new();
             for call in calls {
                 match call {

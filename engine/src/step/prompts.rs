@@ -3,10 +3,11 @@
 use super::order::Order;
 use super::plan::{Admission, Plan};
 use super::planner::{Draft, Piece, Planner};
+use super::sequence::Sequence;
 use crate::block::{BLOCK_TOKENS, BlockHash, blocks_for};
 
 /// Waiting sequences that one step looks at.
-const WINDOW: usize = 16;
+pub(super) const WINDOW: usize = 16;
 
 /// A prompt that could have a part of the step.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +35,7 @@ impl Planner {
             remaining: s.remaining(),
             waits: false,
         }));
-        let crowd =
-            prompts.len() + self.waiting.len().min(self.limits.sequences.saturating_sub(self.running.len()));
+        let crowd = prompts.len() + self.waiting.len().min(self.places());
         let mut budget = match decodes {
             0 => draft.budget,
             _ => self.cost.prompt_tokens(rows, decodes, crowd).min(draft.budget),
@@ -61,12 +61,11 @@ impl Planner {
     /// Adds the waiting sequences that may be admitted now, in order, as far as there are places and
     /// blocks. Who lacks blocks holds up all behind it, or it might lack them for ever.
     fn admissible(&self, prompts: &mut Vec<Prompt>) {
-        let mut places = self.limits.sequences.saturating_sub(self.running.len());
+        let mut places = self.places();
         // Blocks that begun prompts will still take, and one more for each sequence to grow into:
         // otherwise it would soon be preempted, or preempt.
-        let mut growing = self.running.len();
-        let mut reserved: usize =
-            self.running.values().map(|s| blocks_for(s.tokens.len()).saturating_sub(s.blocks.len())).sum();
+        let mut growing = self.holding().count();
+        let mut reserved = self.reserved();
         for (order, sequence) in self.waiting.iter().take(WINDOW) {
             if places == 0 {
                 break;
@@ -74,7 +73,11 @@ impl Planner {
             let hit = self.pool.peek(sequence.reusable());
             // Another sequence is computing this very prefix: its blocks are worth the wait, and
             // whoever comes next may go first.
-            if let Some(next) = sequence.reusable().get(hit.blocks)
+            let next = sequence.reusable().get(hit.blocks);
+            if next.is_some_and(|next| self.loading.values().any(|s| s.completes(hit.blocks, next))) {
+                continue;
+            }
+            if let Some(next) = next
                 && let Some(owner) = prompts.iter_mut().find(|p| self.completes(p, hit.blocks, next))
             {
                 owner.turn = owner.turn.min(*order);
@@ -90,6 +93,21 @@ impl Planner {
             growing += 1;
             places -= 1;
         }
+    }
+
+    /// Places for more sequences.
+    pub(super) fn places(&self) -> usize {
+        self.limits.sequences.saturating_sub(self.running.len() + self.loading.len())
+    }
+
+    /// The sequences that hold blocks.
+    pub(super) fn holding(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.values().chain(self.loading.values())
+    }
+
+    /// Blocks that begun prompts will still take.
+    pub(super) fn reserved(&self) -> usize {
+        self.holding().map(|s| blocks_for(s.tokens.len()).saturating_sub(s.blocks.len())).sum()
     }
 
     /// Whether this prompt has, or is going to have, a full block of this name at this place.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::loads::Awaited;
 use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, HashChain};
 
 /// A sequence's identity inside one planner, never used twice; later sequences have larger ones.
@@ -23,6 +24,8 @@ pub(super) struct Sequence {
     named: usize,
     /// Whether it was admitted before, and then preempted.
     pub(super) admitted: bool,
+    /// Blocks that are on their way from below the pool.
+    pub(super) awaited: Awaited,
     chain: HashChain,
 }
 
@@ -33,7 +36,8 @@ impl Sequence {
             chain.extend(&tokens);
         }
         let (blocks, drafts) = (Arc::default(), Vec::new());
-        Self { tokens, computed: 0, blocks, drafts, named: 0, admitted: false, chain }
+        let awaited = Awaited::default();
+        Self { tokens, computed: 0, blocks, drafts, named: 0, admitted: false, awaited, chain }
     }
 
     /// Tokens that must be run before the next one can be sampled: never zero.
@@ -61,6 +65,14 @@ impl Sequence {
         self.computed = blocks.len() * BLOCK_TOKENS;
         self.blocks = Arc::new(blocks);
         self.computed
+    }
+
+    /// Takes a block for each of the next `count` names: which, and where they are to be.
+    pub(super) fn reserve(&mut self, pool: &mut BlockPool, count: usize) -> Vec<(BlockHash, u32)> {
+        let names = self.chain.hashes()[self.named..].iter().take(count);
+        let taken: Vec<_> = names.map_while(|name| Some((*name, pool.allocate()?))).collect();
+        Arc::make_mut(&mut self.blocks).extend(taken.iter().map(|(_, block)| *block));
+        taken
     }
 
     /// Takes the blocks that it needs for its first `tokens` tokens, or none at all.
@@ -93,8 +105,11 @@ impl Sequence {
         let full = self.computed / BLOCK_TOKENS;
         if full > self.named {
             self.chain.extend(&self.tokens);
+            let hashes = self.chain.hashes();
             for i in self.named..full {
-                pool.name(self.blocks[i], self.chain.hashes()[i]);
+                let parent = i.checked_sub(1).map(|before| hashes[before]);
+                let tokens = &self.tokens[i * BLOCK_TOKENS..(i + 1) * BLOCK_TOKENS];
+                pool.name(self.blocks[i], hashes[i], parent, tokens);
             }
             self.named = full;
         }
@@ -107,5 +122,6 @@ impl Sequence {
         self.drafts.clear();
         self.computed = 0;
         self.named = 0;
+        self.awaited.clear();
     }
 }

@@ -157,6 +157,25 @@ impl Backend for FakeBackend {
         Ok(logits)
     }
 
+    fn layout(&self) -> String {
+        "fake".into()
+    }
+
+    fn export_block(&self, block: u32, bytes: &mut Vec<u8>) {
+        bytes.extend(self.cache[block as usize].iter().flat_map(|token| token.to_le_bytes()));
+    }
+
+    fn import_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        let (expected, found) = (self.info.block_bytes, bytes.len());
+        if found != expected {
+            return Err(BackendError::BlockSize { expected, found });
+        }
+        for (to, from) in self.cache[block as usize].iter_mut().zip(bytes.as_chunks().0) {
+            *to = u32::from_le_bytes(*from);
+        }
+        Ok(())
+    }
+
     fn matrix_products(&self) -> u64 {
         self.remote.steps() as u64
     }

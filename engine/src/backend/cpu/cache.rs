@@ -3,6 +3,8 @@
 //! 32 bits rather than 16, because the first thing asked of this backend is to agree with the
 //! reference; a narrower cache is a matter of this file and the attention kernel's two loads.
 
+mod blocks;
+
 use super::lines::{LANES, Line, Rows, Shared, ZeroedLines, flat_mut};
 use super::team::Machine;
 use crate::backend::BLOCK_TOKENS;

@@ -123,6 +123,15 @@ impl Model {
         })
     }
 
+    /// The cache, for whole blocks in and out.
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    pub(super) fn cache_mut(&mut self) -> &mut Cache {
+        &mut self.cache
+    }
+
     /// Runs a step that was checked. Returns the logits, and how many matrix products it took.
     pub(super) fn forward(
         &mut self,

@@ -75,6 +75,7 @@ pub struct CpuBackend {
     model: Model,
     activations: Activations,
     machine: Machine,
+    precision: Precision,
     products: u64,
 }
 
@@ -125,7 +126,7 @@ impl CpuBackend {
         let activations = Activations::new(&spec, info.max_model_len);
         let exact = options.precision == Precision::Exact;
         let model = Model::new(&mut machine, spec, weights, cache, exact).map_err(failed)?;
-        Ok(Self { model, info, activations, machine, products: 0 })
+        Ok(Self { model, info, activations, machine, precision: options.precision, products: 0 })
     }
 }
 
@@ -139,6 +140,23 @@ impl Backend for CpuBackend {
         let (logits, executed) = self.model.forward(&mut self.machine, &mut self.activations, step);
         self.products += executed;
         Ok(logits)
+    }
+
+    fn layout(&self) -> String {
+        format!("{}-{:?}", self.model.cache().layout(), self.precision)
+    }
+
+    fn export_block(&self, block: u32, bytes: &mut Vec<u8>) {
+        self.model.cache().export(block, bytes);
+    }
+
+    fn import_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError> {
+        let expected = self.info.block_bytes;
+        if bytes.len() != expected {
+            return Err(BackendError::BlockSize { expected, found: bytes.len() });
+        }
+        self.model.cache_mut().import(block, bytes);
+        Ok(())
     }
 
     fn matrix_products(&self) -> u64 {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::simd::Level;
 use super::{CpuBackend, CpuOptions, Precision};
-use crate::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
+use crate::backend::{BLOCK_TOKENS, Backend, BackendError, LogitRows, SequenceSpan, StepBatch};
 use crate::model::spec::{Activation, ExpertsSpec, LayerSpec, ModelSpec, Rope, RopeLayout, Rotation};
 use crate::tensor::Weights;
 
@@ -102,6 +102,26 @@ fn shapes() -> Vec<ModelSpec> {
             ..plain.clone()
         },
     ]
+}
+
+#[test]
+fn blocks_that_went_out_and_came_in_elsewhere_are_the_same() {
+    let sequence: Vec<u32> = (0..75).map(|i| i * 31 % VOCAB as u32).collect();
+    for spec in shapes() {
+        let (mut here, mut there) = (backend(&spec), backend(&spec));
+        let whole = run(&mut here, &sequence, sequence.len(), &blocks(0, 5));
+        assert_eq!(here.layout(), there.layout());
+        for (from, to) in blocks(0, 5).into_iter().zip(blocks(20, 5)).take(4) {
+            let mut bytes = Vec::new();
+            here.export_block(from, &mut bytes);
+            assert_eq!(bytes.len(), here.info().block_bytes);
+            there.import_block(to, &bytes).unwrap();
+            assert!(matches!(there.import_block(to, &bytes[1..]), Err(BackendError::BlockSize { .. })));
+        }
+        let mut step = StepBatch::default();
+        span(&mut step, &sequence, 64, 75, &blocks(20, 5));
+        assert_eq!(to_bits(&there.forward(&step).unwrap().data), whole, "{spec:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,35 @@
+//! What happens to the findable blocks, as the tiers below the pool and the event streams are told.
+
+use super::{BLOCK_TOKENS, BlockHash};
+
+/// One change to which blocks the pool can find.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A full block can be found from now on.
+    Stored {
+        /// Where it is.
+        block: u32,
+        /// Its name.
+        hash: BlockHash,
+        /// The name of the block before it; none for a sequence's first.
+        parent: Option<BlockHash>,
+        /// The tokens whose keys and values it holds.
+        tokens: [u32; BLOCK_TOKENS],
+    },
+    /// A block was taken for something else. Its contents are in place until the next step runs.
+    Removed {
+        /// Where it was.
+        block: u32,
+        /// Its name.
+        hash: BlockHash,
+    },
+}
+
+impl Change {
+    pub(super) fn stored(block: u32, hash: BlockHash, parent: Option<BlockHash>, tokens: &[u32]) -> Self {
+        debug_assert_eq!(tokens.len(), BLOCK_TOKENS);
+        let mut own = [0; BLOCK_TOKENS];
+        own.iter_mut().zip(tokens).for_each(|(to, from)| *to = *from);
+        Self::Stored { block, hash, parent, tokens: own }
+    }
+}
