@@ -10,12 +10,14 @@
 //! - `grammar`: what an answer may be, as masks over the tokens that may come next.
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
+//! - `events`: what the engine tells a router of its cache and its load.
 //! - `backend`: one forward pass over everything that a step scheduled.
 //! - `model`, `gguf`, `safetensors`: what a checkpoint says about itself.
 
 mod assemble;
 pub mod backend;
 pub mod block;
+pub mod events;
 pub mod gguf;
 pub mod grammar;
 mod memory;

@@ -8,6 +8,7 @@ pub mod chat;
 pub mod completion;
 pub mod defaults;
 pub mod download;
+pub mod engine_events;
 pub mod error;
 pub mod governance;
 pub mod headers;

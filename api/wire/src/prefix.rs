@@ -132,9 +132,30 @@ struct Turn<'a> {
     tool_calls: Option<&'a RawValue>,
 }
 
+/// A text of a body, as it stands in the canonical text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passage<'a> {
+    /// Bytes of the canonical text before it.
+    pub at: usize,
+    /// The text: a message's content, or a prompt.
+    pub text: Cow<'a, str>,
+}
+
 /// The canonical prefix of a chat or completion body. `None` when the body is not one; the engine is
 /// the one that says what is wrong with it.
 pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
+    walk(scope, body, |_| {})
+}
+
+/// The same, with the texts that a prompt is made of, in their order. What stands in the body in
+/// another form than a text (parts of a content, token ids) is no passage.
+pub fn with_passages<'a>(scope: &str, body: &'a [u8]) -> Option<(Prefix, Vec<Passage<'a>>)> {
+    let mut passages = Vec::new();
+    let prefix = walk(scope, body, |passage| passages.push(passage))?;
+    Some((prefix, passages))
+}
+
+fn walk<'a>(scope: &str, body: &'a [u8], mut passage: impl FnMut(Passage<'a>)) -> Option<Prefix> {
     let body: Body<'_> = serde_json::from_slice(body).ok()?;
     let mut hasher = PrefixHasher::new(scope, &body.model);
     if let Some(tools) = body.tools {
@@ -145,7 +166,7 @@ pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
         hasher.push(turn.role.as_bytes());
         hasher.push(UNIT);
         if let Some(content) = turn.content {
-            push_text(&mut hasher, content);
+            push_text(&mut hasher, content, &mut passage);
         }
         if let Some(calls) = turn.tool_calls {
             hasher.push(UNIT);
@@ -162,25 +183,41 @@ pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
         }
     }
     if let Some(prompt) = body.prompt {
-        push_prompt(&mut hasher, prompt);
+        push_prompt(&mut hasher, prompt, &mut passage);
     }
     Some(hasher.finish())
 }
 
 /// A prompt is one text that may go on from an earlier one: only its beginning tells.
-fn push_prompt(hasher: &mut PrefixHasher, raw: &RawValue) {
-    let text: Cow<'_, str> = serde_json::from_str(raw.get()).unwrap_or(Cow::Borrowed(raw.get()));
-    let (beginning, rest) = text.as_bytes().split_at(text.len().min(BLOCK_BYTES));
+fn push_prompt<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut impl FnMut(Passage<'a>)) {
+    let at = hasher.prefix.bytes;
+    let decoded = text(raw);
+    let whole = decoded.as_deref().unwrap_or(raw.get());
+    let (beginning, rest) = whole.as_bytes().split_at(whole.len().min(BLOCK_BYTES));
     hasher.push(beginning);
     hasher.opened();
     hasher.push(rest);
+    if let Some(text) = decoded {
+        passage(Passage { at, text });
+    }
 }
 
-fn push_text(hasher: &mut PrefixHasher, raw: &RawValue) {
-    match serde_json::from_str::<Cow<'_, str>>(raw.get()) {
-        Ok(text) => hasher.push(text.as_bytes()),
-        Err(_) => hasher.push(raw.get().as_bytes()),
+fn push_text<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut impl FnMut(Passage<'a>)) {
+    let at = hasher.prefix.bytes;
+    match text(raw) {
+        Some(text) => {
+            hasher.push(text.as_bytes());
+            passage(Passage { at, text });
+        }
+        None => hasher.push(raw.get().as_bytes()),
     }
+}
+
+/// The text that a JSON value is.
+fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
+    // Borrowed where nothing is escaped, which `Cow` alone would not do.
+    let borrowed = serde_json::from_str::<&str>(raw.get()).map(Cow::Borrowed);
+    borrowed.or_else(|_| serde_json::from_str::<String>(raw.get()).map(Cow::Owned)).ok()
 }
 
 #[cfg(test)]
@@ -243,6 +280,21 @@ mod tests {
         assert_ne!(prompt("short").opening, prompt("shorter").opening);
         assert_eq!(prompt(&"b".repeat(700)).blocks, prompt(&"b".repeat(760)).blocks);
         assert_eq!(of_body("s", br#"{"model":"m","input":"x"}"#).unwrap().opening, None);
+    }
+
+    #[test]
+    fn passages_say_where_the_texts_stand() {
+        let body = r#"{"model":"m","tools":[1],"messages":[{"role":"system","content":"b\u00e9"},
+                       {"role":"user","content":[{"type":"text","text":"x"}]},{"role":"user","content":"q"}]}"#;
+        let (prefix, passages) = with_passages("s", body.as_bytes()).unwrap();
+        assert_eq!(of_body("s", body.as_bytes()), Some(prefix));
+        // `[1]` and a separator, `system` and a separator; `bé`, a separator, `user`, ...
+        let parts = r#"[{"type":"text","text":"x"}]"#.len();
+        let texts: Vec<_> = passages.iter().map(|p| (p.at, &*p.text)).collect();
+        assert_eq!(texts, [(11, "bé"), (11 + 3 + 1 + 5 + parts + 1 + 5, "q")]);
+        let (_, passages) = with_passages("s", br#"{"prompt":"to go on"}"#).unwrap();
+        assert_eq!(passages, [Passage { at: 0, text: "to go on".into() }]);
+        assert_eq!(with_passages("s", br#"{"prompt":[1,2]}"#).unwrap().1, []);
     }
 
     proptest! {

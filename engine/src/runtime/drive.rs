@@ -7,11 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use strata_wire::chat::FinishReason;
+use strata_wire::engine_events::Load;
 use tokio::sync::{mpsc, oneshot};
 
+use super::blocks::BlockKeeper;
 use super::choice::{Choice, Place};
 use super::generation::{Event, Failure, GenerationRequest};
 use crate::backend::{Backend, BackendError, Logits};
+use crate::block::BlockHash;
+use crate::events::EventLog;
 use crate::sampling::Sampler;
 use crate::step::{NewSequence, Plan, Planner, SequenceId};
 use crate::telemetry::Metrics;
@@ -43,6 +47,8 @@ struct Open {
     id: String,
     events: mpsc::UnboundedSender<Event>,
     sequences: Vec<SequenceId>,
+    /// Blocks that the request was announced to use.
+    claimed: Vec<BlockHash>,
     n: usize,
 }
 
@@ -52,6 +58,7 @@ pub(super) struct Driver {
     commands: mpsc::UnboundedReceiver<Command>,
     tokenizer: Arc<Tokenizer>,
     metrics: Arc<Metrics>,
+    blocks: BlockKeeper,
     /// Sequences that were submitted and have not been admitted.
     queued: Arc<AtomicUsize>,
     requests: HashMap<u64, Open>,
@@ -69,6 +76,7 @@ impl Driver {
         commands: mpsc::UnboundedReceiver<Command>,
         tokenizer: Arc<Tokenizer>,
         metrics: Arc<Metrics>,
+        events: Arc<EventLog>,
         queued: Arc<AtomicUsize>,
     ) -> Self {
         Self {
@@ -77,6 +85,7 @@ impl Driver {
             commands,
             tokenizer,
             metrics,
+            blocks: BlockKeeper::new(events),
             queued,
             requests: HashMap::new(),
             choices: HashMap::new(),
@@ -131,7 +140,8 @@ impl Driver {
         let ends: Arc<[u32]> = own.iter().chain(&request.rules.stop_token_ids).copied().collect();
         let rules = Arc::new(request.rules);
         let structure = request.structure;
-        let mut open = Open { id: request.id, events, sequences: Vec::new(), n: request.n };
+        let mut open =
+            Open { id: request.id, events, sequences: Vec::new(), claimed: Vec::new(), n: request.n };
         let mut refused = None;
         for (at, prompt) in request.prompts.into_iter().enumerate() {
             for i in 0..request.n {
@@ -145,6 +155,9 @@ impl Driver {
                 let sampler = Sampler::new(request.sampling.clone(), i, &prompt);
                 match self.planner.add(new) {
                     Ok(id) => {
+                        if at == 0 && i == 0 {
+                            open.claimed = self.blocks.enter(&self.planner, id, &request.claims);
+                        }
                         let (rules, ends) = (rules.clone(), ends.clone());
                         self.choices.insert(id, Choice::new(place, sampler, rules, ends, structure.as_ref()));
                         open.sequences.push(id);
@@ -183,6 +196,7 @@ impl Driver {
     /// Forgets a request and gives its blocks back.
     fn end(&mut self, key: u64, reason: &'static str) {
         let Some(open) = self.requests.remove(&key) else { return };
+        self.blocks.leave(&open.claimed);
         for id in open.sequences {
             if let Some(choice) = self.choices.remove(&id) {
                 self.finish(id, &choice, reason);
@@ -214,6 +228,7 @@ impl Driver {
     fn step(&mut self) {
         let mut plan = std::mem::take(&mut self.plan);
         self.planner.plan_into(&mut plan);
+        self.blocks.follow(&mut self.planner);
         self.run_plan(&plan);
         self.plan = plan;
     }
@@ -243,7 +258,6 @@ impl Driver {
             }
             Ok(logits) => {
                 self.planner.advance(plan);
-                self.planner.take_changes();
                 let now = Instant::now();
                 let seconds = (now - begun).as_secs_f64();
                 self.planner.observe(plan, seconds);
@@ -255,6 +269,7 @@ impl Driver {
                         self.hand_out(part.id, logits.row(rows - 1), now);
                     }
                 }
+                self.blocks.follow(&mut self.planner);
             }
         }
     }
@@ -305,6 +320,7 @@ impl Driver {
             Some(reason) => {
                 open.sequences.retain(|other| *other != id);
                 if open.sequences.is_empty() {
+                    self.blocks.leave(&open.claimed);
                     self.requests.remove(&key);
                 }
                 if let Some(choice) = self.choices.remove(&id) {
@@ -361,5 +377,14 @@ impl Driver {
         m.waiting.set(state.waiting as i64);
         m.waiting_tokens.set(state.waiting_tokens as i64);
         m.kv_usage.set(1.0 - state.free_blocks as f64 / state.total_blocks as f64);
+        self.blocks.log().load(|load| {
+            *load = Load {
+                running: state.running as u64,
+                waiting: state.waiting as u64,
+                waiting_tokens: state.waiting_tokens as u64,
+                free_blocks: state.free_blocks as u64,
+                total_blocks: state.total_blocks as u64,
+            }
+        });
     }
 }

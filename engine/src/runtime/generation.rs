@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 
 use super::drive::Command;
 use super::structured::Structure;
+use crate::events::Claim;
 use crate::sampling::{SamplingParams, TokenLogprobs};
 
 /// One request: some prompts, some answers to each.
@@ -24,6 +25,8 @@ pub struct GenerationRequest {
     pub rules: OutputRules,
     /// What each answer must be.
     pub structure: Option<Structure>,
+    /// What the first prompt is known by to a router; empty when that is not known.
+    pub claims: Vec<Claim>,
     /// Scope inside which prefixes are shared.
     pub cache_salt: Option<String>,
     /// Lower runs first.

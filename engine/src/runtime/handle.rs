@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
 use crate::backend::{BLOCK_TOKENS, Backend};
+use crate::events::EventLog;
 use crate::grammar::Grammars;
 use crate::step::{Planner, StepLimits};
 use crate::telemetry::{Fixed, Metrics};
@@ -141,6 +142,7 @@ pub struct Engine {
     draining: AtomicBool,
     queued: Arc<std::sync::atomic::AtomicUsize>,
     metrics: Arc<Metrics>,
+    events: Arc<EventLog>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     grammars: Arc<Grammars>,
@@ -181,6 +183,7 @@ impl Engine {
             &parts.card.name,
             Fixed { max_sequences: sequences, total_blocks: info.total_blocks, block_tokens: BLOCK_TOKENS },
         ));
+        let events = Arc::new(EventLog::new(uuid::Uuid::now_v7().to_string()));
         let tokenizer = Arc::new(parts.tokenizer);
         let grammars = Arc::new(Grammars::new(tokenizer.clone(), info.vocab));
         let (commands, receiver) = mpsc::unbounded_channel();
@@ -191,6 +194,7 @@ impl Engine {
             receiver,
             tokenizer.clone(),
             metrics.clone(),
+            events.clone(),
             queued.clone(),
         );
         std::thread::Builder::new()
@@ -205,6 +209,7 @@ impl Engine {
             draining: AtomicBool::new(false),
             queued,
             metrics,
+            events,
             tokenizer,
             template: parts.template,
             grammars,
@@ -239,6 +244,10 @@ impl Engine {
         self.metrics.waiting.inc_by(choices as i64);
         let tokens: usize = request.prompts.iter().map(Vec::len).sum();
         self.metrics.waiting_tokens.inc_by((tokens * request.n) as i64);
+        self.events.load(|load| {
+            load.waiting += choices as u64;
+            load.waiting_tokens += (tokens * request.n) as u64;
+        });
         let submission = Submission { key, request, events: sender, arrived: std::time::Instant::now() };
         self.commands.send(Command::Submit(Box::new(submission))).map_err(|_| SubmitError::Stopped)?;
         Ok(Generation { key, open: choices, events, commands: self.commands.clone() })
@@ -261,6 +270,7 @@ impl Engine {
     /// Takes no new request from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+        self.events.close();
     }
 
     /// Whether new requests are refused.
@@ -289,6 +299,11 @@ impl Engine {
     /// The metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What is said of its cache and its load while it runs.
+    pub fn events(&self) -> &Arc<EventLog> {
+        &self.events
     }
 
     /// The tokenizer.

@@ -40,7 +40,7 @@ pub(super) async fn create(
     let form = structured::read(&members)?;
     let asked = output_limit(&members)?;
     let text = render(&engine, &members, &messages, tools.as_deref())?;
-    let prompt = submit::encode(&engine, text, false, "messages").await?;
+    let prompt = submit::encode(&engine, text.clone(), false, "messages").await?;
     if prompt.is_empty() {
         return Err(Fault::invalid_param(
             "messages",
@@ -52,6 +52,7 @@ pub(super) async fn create(
         let grammar = structured::compile(&engine, form).await?;
         options.structure = Some(Structure { grammar, thinking: None });
     }
+    let claims = submit::claims(&engine, &members, &options, &text, &prompt);
     let id = submit::request_id(&headers)?;
     let head = Head {
         id: format!("chatcmpl-{id}"),
@@ -63,7 +64,7 @@ pub(super) async fn create(
     };
     let meter = Meter { prompt: prompt.len(), ..Meter::default() };
     let streaming = options.stream;
-    let mut generation = submit::submit(&engine, id, vec![prompt], options)?;
+    let mut generation = submit::submit(&engine, id, vec![prompt], claims, options)?;
     let begun = submit::begin(&mut generation).await?;
     match streaming {
         Some(how) => {

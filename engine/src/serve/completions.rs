@@ -48,6 +48,12 @@ pub(super) async fn create(
         let grammar = structured::compile(&engine, form).await?;
         options.structure = Some(Structure { grammar, thinking: None });
     }
+    let claims = match (members.get("prompt"), prompts.first()) {
+        (Some(Value::String(text)), Some(tokens)) => {
+            submit::claims(&engine, &members, &options, text, tokens)
+        }
+        _ => Vec::new(),
+    };
     let id = submit::request_id(&headers)?;
     let echoed = if echo {
         prompts.iter().map(|p| engine.tokenizer().decode(p, !options.rules.keep_special)).collect()
@@ -64,7 +70,7 @@ pub(super) async fn create(
     };
     let meter = Meter { prompt: prompts.iter().map(Vec::len).sum(), ..Meter::default() };
     let streaming = options.stream;
-    let mut generation = submit::submit(&engine, id, prompts, options)?;
+    let mut generation = submit::submit(&engine, id, prompts, claims, options)?;
     let begun = submit::begin(&mut generation).await?;
     match streaming {
         Some(how) => {

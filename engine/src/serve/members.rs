@@ -19,6 +19,7 @@ const MAX_VALUES: usize = 1 << 21;
 #[derive(Debug)]
 pub(super) struct Members {
     map: Map<String, Value>,
+    body: Bytes,
 }
 
 impl Members {
@@ -41,8 +42,13 @@ impl Members {
             }
         }
         serde_json::from_slice(body)
-            .map(|map| Self { map })
+            .map(|map| Self { map, body: body.clone() })
             .map_err(|e| Fault::invalid(format!("the body is not valid JSON: {e}")))
+    }
+
+    /// The body as it came.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
     }
 
     /// A member that is there and not null.

@@ -8,6 +8,7 @@ mod chat;
 mod chat_stream;
 mod completion_stream;
 mod completions;
+mod events;
 mod members;
 mod messages;
 mod operate;
@@ -43,6 +44,7 @@ pub fn router(engine: Arc<Engine>, above: Above) -> Router {
         .route("/ready", get(operate::ready))
         .route("/version", get(operate::version))
         .route("/metrics", get(operate::metrics))
-        .route("/internal/v1/abort/{id}", post(operate::abort));
+        .route("/internal/v1/abort/{id}", post(operate::abort))
+        .route("/internal/v1/events", get(events::follow));
     fault::with_openai_fallbacks(router).layer(from_fn_with_state(above, caller::require)).with_state(engine)
 }

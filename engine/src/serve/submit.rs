@@ -9,6 +9,7 @@ use strata_wire::{ErrorKind, headers};
 
 use super::members::Members;
 use super::options::Options;
+use crate::events::{self, Claim};
 use crate::runtime::{Engine, Event, Failure, Generation, GenerationRequest, MAX_TEXT_BYTES, SubmitError};
 
 /// The id of this call: the one minted above, or a new one.
@@ -123,11 +124,24 @@ fn too_long(engine: &Engine, prompt: &str, param: &str) -> Fault {
     Fault::new(ErrorKind::ContextLengthExceeded, message).param(param)
 }
 
+/// What a router knows a request's prompt by: `text` was made of its body and read as `tokens`.
+pub(super) fn claims(
+    engine: &Engine,
+    members: &Members,
+    options: &Options,
+    text: &str,
+    tokens: &[u32],
+) -> Vec<Claim> {
+    let scope = options.cache_salt.as_deref().unwrap_or_default();
+    events::claims(scope, members.body(), text, tokens, engine.tokenizer())
+}
+
 /// Hands a request to the engine.
 pub(super) fn submit(
     engine: &Engine,
     id: String,
     prompts: Vec<Vec<u32>>,
+    claims: Vec<Claim>,
     options: Options,
 ) -> Result<Generation, Fault> {
     let Options { n, sampling, rules, structure, cache_salt, priority, stream: _ } = options;
@@ -136,7 +150,8 @@ pub(super) fn submit(
             format!("`min_tokens` is {} and at most {} may be generated", rules.min_tokens, rules.max_tokens);
         return Err(Fault::invalid_param("min_tokens", message));
     }
-    let request = GenerationRequest { id, prompts, n, sampling, rules, structure, cache_salt, priority };
+    let request =
+        GenerationRequest { id, prompts, n, sampling, rules, structure, claims, cache_salt, priority };
     engine.submit(request).map_err(refused)
 }
 

@@ -4,6 +4,7 @@
 
 mod backend;
 mod client;
+mod events;
 mod http;
 mod process;
 mod real;

@@ -21,6 +21,7 @@ fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Generat
         sampling,
         rules: OutputRules { max_tokens: tokens, ..OutputRules::default() },
         structure: None,
+        claims: Vec::new(),
         cache_salt: None,
         priority: 0,
     }

@@ -1,0 +1,168 @@
+//! What an engine tells a router: the byte blocks of prompts that it has cached, and its load.
+
+use std::collections::HashMap;
+
+use axum::Router;
+use serde_json::{Value, json};
+use strata_engine::runtime::EngineConfig;
+use strata_engine::serve::router;
+use strata_hop::{Above, HopToken};
+use strata_wire::engine_events::{EngineEvent, Medium, Snapshot};
+use strata_wire::prefix::{self, BlockHash};
+
+use crate::backend::FakeBackend;
+use crate::client::{Answer, get, post, send, until};
+use crate::support::{blocks_of, config, engine};
+
+/// A router's view of one engine, as the stream tells it.
+struct Follower {
+    stream: Answer,
+    engine: String,
+    sequence: u64,
+    stored: HashMap<BlockHash, u32>,
+    snapshots: usize,
+    loads: usize,
+}
+
+impl Follower {
+    async fn new(router: &Router, query: &str) -> Self {
+        let stream = get(router, &format!("/internal/v1/events{query}")).await;
+        assert_eq!(stream.status, 200);
+        let (engine, stored) = (String::new(), HashMap::new());
+        Self { stream, engine, sequence: 0, stored, snapshots: 0, loads: 0 }
+    }
+
+    async fn next(&mut self) -> bool {
+        let Some(event) = self.stream.event().await else { return false };
+        match serde_json::from_str(&event.data).unwrap() {
+            EngineEvent::Snapshot(Snapshot { engine, sequence, first, stored, .. }) => {
+                if first {
+                    self.stored.clear();
+                    self.snapshots += 1;
+                }
+                (self.engine, self.sequence) = (engine, sequence);
+                self.stored.extend(stored.iter().map(|s| (s.hash, s.tokens)));
+            }
+            EngineEvent::Blocks(changes) => {
+                assert_eq!(changes.sequence, self.sequence + 1, "none is lost");
+                self.sequence = changes.sequence;
+                assert!(changes.stored.iter().all(|s| s.medium == Medium::Device));
+                self.stored.extend(changes.stored.iter().map(|s| (s.hash, s.tokens)));
+                self.stored.retain(|hash, _| !changes.removed.iter().any(|r| r.hash == *hash));
+            }
+            EngineEvent::Load(load) => {
+                assert!(load.free_blocks <= load.total_blocks && load.total_blocks > 0 || self.loads == 0);
+                self.loads += 1;
+            }
+        }
+        true
+    }
+
+    /// What the engine has of this body, as a router finds it: the deepest of its blocks that is stored.
+    fn cached(&self, body: &Value) -> u32 {
+        let prefix = prefix::of_body("", body.to_string().as_bytes()).unwrap();
+        prefix.blocks.iter().rev().find_map(|hash| self.stored.get(hash).copied()).unwrap_or(0)
+    }
+}
+
+fn chat(system: &str, user: &str) -> Value {
+    json!({"model": "test-model", "temperature": 0, "max_tokens": 8, "messages": [
+        {"role": "system", "content": system}, {"role": "user", "content": user}]})
+}
+
+fn cached_tokens(answer: &Value) -> u32 {
+    answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() as u32
+}
+
+#[tokio::test]
+async fn a_router_knows_what_a_request_will_find() {
+    let engine = engine(FakeBackend::new(64), config());
+    let router = router(engine.clone(), Above::default());
+    let mut follower = Follower::new(&router, "").await;
+    let system = "You are a careful helper of people who know their way. ".repeat(10);
+    let (first, second) = (chat(&system, "What is it?"), chat(&system, "Where is it?"));
+    assert_eq!(follower.cached(&first), 0);
+    assert_eq!(cached_tokens(&post(&router, "/v1/chat/completions", &first).await.json().await), 0);
+    while follower.cached(&second) == 0 || follower.sequence < 4 {
+        assert!(follower.next().await);
+    }
+    let told = follower.cached(&second);
+    let found = cached_tokens(&post(&router, "/v1/chat/completions", &second).await.json().await);
+    // Two blocks of 256 bytes are shared; the engine shares down to 16 tokens, here of one byte each.
+    assert!(told <= found && told + 256 + 16 > found && told > 400, "told {told}, found {found}");
+    assert_eq!(follower.cached(&chat(&"x".repeat(600), "What is it?")), 0);
+
+    // Other prompts push it out, and the router hears of it.
+    for n in 0..3 {
+        post(&router, "/v1/chat/completions", &chat(&n.to_string().repeat(600), "?")).await.json().await;
+    }
+    while follower.cached(&first) > 0 {
+        assert!(follower.next().await);
+    }
+    assert_eq!(cached_tokens(&post(&router, "/v1/chat/completions", &first).await.json().await), 0);
+    assert!(follower.snapshots == 1 && follower.loads > 2);
+
+    // Who comes back with what it has seen goes on from there; who is of another run starts anew.
+    let place = format!("?engine={}&after={}", follower.engine, follower.sequence);
+    let mut resumed = Follower { stored: follower.stored.clone(), ..Follower::new(&router, &place).await };
+    (resumed.engine, resumed.sequence) = (follower.engine.clone(), follower.sequence);
+    let mut fresh = Follower::new(&router, "?engine=another&after=1").await;
+    while fresh.snapshots == 0 || fresh.cached(&first) == 0 {
+        assert!(fresh.next().await);
+    }
+    while resumed.sequence < fresh.sequence {
+        assert!(resumed.next().await);
+    }
+    assert_eq!((resumed.snapshots, &resumed.stored), (0, &fresh.stored));
+
+    // A replica that takes no more requests ends its streams.
+    engine.drain();
+    while follower.next().await {}
+}
+
+#[tokio::test]
+async fn prompts_as_text_are_told_and_a_busy_engine_too() {
+    let (backend, gate) = FakeBackend::new(blocks_of(1024)).gated();
+    let limits =
+        EngineConfig { step: strata_engine::step::StepLimits { tokens: 64, sequences: 1 }, ..config() };
+    let engine = engine(backend, limits);
+    let router = router(engine.clone(), Above::default());
+    let mut stream = get(&router, "/internal/v1/events").await;
+    let ask = json!({"model": "test-model", "prompt": "p".repeat(300), "max_tokens": 2, "temperature": 0});
+    let asked: Vec<_> = (0..2)
+        .map(|_| {
+            let (router, ask) = (router.clone(), ask.clone());
+            tokio::spawn(async move { post(&router, "/v1/completions", &ask).await.json().await })
+        })
+        .collect();
+    // The engine stands in its first step, and says what waits all the same.
+    loop {
+        if let EngineEvent::Load(load) = serde_json::from_str(&stream.event().await.unwrap().data).unwrap()
+            && (load.running, load.waiting) == (1, 1)
+        {
+            assert_eq!(load.waiting_tokens, 300);
+            break;
+        }
+    }
+    drop(gate);
+    for asked in asked {
+        asked.await.unwrap();
+    }
+    let hash = prefix::of_body("", ask.to_string().as_bytes()).unwrap().blocks[0];
+    let mut follower = Follower::new(&router, "").await;
+    until(async || follower.next().await && follower.stored.get(&hash) == Some(&256)).await;
+}
+
+#[tokio::test]
+async fn the_stream_is_for_the_layer_above() {
+    let above = Above::new(HopToken::new("secret"), None, strata_engine::serve::CALLERS);
+    let router = router(engine(FakeBackend::new(8), config()), above);
+    assert_eq!(get(&router, "/internal/v1/events").await.status, 401);
+    let token = [("x-strata-hop-token", "secret")];
+    let path = "/internal/v1/events";
+    assert_eq!(send(&router, "GET", path, &token, axum::body::Body::empty()).await.status, 200);
+    for query in ["?after=1", "?engine=e", "?after=x&engine=e", "?since=1"] {
+        let answer = send(&router, "GET", &format!("{path}{query}"), &token, axum::body::Body::empty()).await;
+        assert_eq!(answer.status, 400, "{query}");
+    }
+}
