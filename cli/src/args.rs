@@ -215,9 +215,32 @@ pub(crate) struct Engine {
     /// Compute every prompt anew
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
+    /// GiB of host memory for blocks that the KV cache has no room for [default: none]
+    #[arg(long, value_name = "GIB", value_parser = gib, conflicts_with = "no_prefix_cache")]
+    pub(crate) kv_offloading_size: Option<u64>,
+    /// Folder for blocks of the KV cache, encrypted, so that they outlive the process; of this engine alone
+    #[arg(long, value_name = "FOLDER", requires_all = ["kv_disk_size", "kv_disk_key_file"], conflicts_with = "no_prefix_cache")]
+    pub(crate) kv_disk_cache: Option<PathBuf>,
+    /// GiB that they may take there
+    #[arg(long, value_name = "GIB", value_parser = gib, requires = "kv_disk_cache")]
+    pub(crate) kv_disk_size: Option<u64>,
+    /// File of at least 32 random bytes that they are encrypted with
+    #[arg(long, value_name = "FILE", requires = "kv_disk_cache")]
+    pub(crate) kv_disk_key_file: Option<PathBuf>,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_grace: u64,
+}
+
+/// Bytes from GiB, which may be a fraction.
+fn gib(text: &str) -> Result<u64, String> {
+    let gib: f64 = text.parse().map_err(|_| "expected a number of GiB, such as 4 or 0.5".to_owned())?;
+    let bytes = gib * (1u64 << 30) as f64;
+    if (1.0..1e18).contains(&bytes) {
+        Ok(bytes as u64)
+    } else {
+        Err("expected a number of GiB above 0".to_owned())
+    }
 }
 
 /// How replicas are picked.

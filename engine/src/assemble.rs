@@ -7,14 +7,15 @@ use jiff::Zoned;
 use strata_wire::chat::Message;
 
 use crate::EngineError;
-use crate::backend::BLOCK_TOKENS;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::memory;
 use crate::model::load::{LoadedModel, load};
 use crate::options::{EngineOptions, KvCache};
 use crate::runtime::{Engine, EngineConfig, EngineParts, ModelCard, StartError};
 use crate::step::StepLimits;
 use crate::template::{ChatTemplate, Prompt};
+use crate::tier::{Disk, KvDisk, RamTier, Tiers, fingerprint};
 use crate::tokenizer::Tokenizer;
 
 /// Opens the model and starts its engine. Takes time and blocks: not for a server's thread. `now` is
@@ -71,7 +72,8 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
         chat_template = template.is_some(),
         "model opened"
     );
-    let parts = EngineParts { backend: Box::new(backend), tokenizer, template, card };
+    let tiers = tiers(options, &path, &backend)?;
+    let parts = EngineParts { backend: Box::new(backend), tokenizer, template, card, tiers };
     let engine = Engine::start(
         parts,
         EngineConfig {
@@ -90,6 +92,33 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
         );
     }
     Ok(engine)
+}
+
+/// The tiers below the KV cache. A tier without the prefix cache would never be read.
+fn tiers(options: &EngineOptions, model: &Path, backend: &dyn Backend) -> Result<Tiers, EngineError> {
+    let wanted = options.kv_offloading_bytes > 0 || options.kv_disk.is_some();
+    if wanted && !options.enable_prefix_cache {
+        let message =
+            "tiers below it need the prefix cache: enable it, or leave kv_offloading and kv_disk out";
+        return Err(EngineError::KvCache(message.into()));
+    }
+    let block = backend.info().block_bytes;
+    let ram = match usize::try_from(options.kv_offloading_bytes / block as u64).unwrap_or(usize::MAX) {
+        0 if options.kv_offloading_bytes > 0 => {
+            let bytes = options.kv_offloading_bytes;
+            let message = format!("kv_offloading of {bytes} bytes holds no block: one takes {block} bytes");
+            return Err(EngineError::KvCache(message));
+        }
+        0 => None,
+        blocks => Some(RamTier::new(blocks)),
+    };
+    let open = |disk: &KvDisk| {
+        let fingerprint = fingerprint(model, &backend.layout()).map_err(|error| {
+            EngineError::KvCache(format!("the model's files cannot be read for kv_disk: {error}"))
+        })?;
+        Disk::open(disk, fingerprint, block).map_err(EngineError::from)
+    };
+    Ok(Tiers { ram, disk: options.kv_disk.as_ref().map(open).transpose()? })
 }
 
 /// The file or folder that a model's URI names.

@@ -7,6 +7,7 @@ use strata_hop::{HopToken, Mtls};
 use strata_wire::defaults;
 
 use crate::backend::cpu::Precision;
+use crate::tier::KvDisk;
 
 /// Everything that one engine process is told. The hop token is never written out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +44,12 @@ pub struct EngineOptions {
     /// Whether prompts reuse what earlier prompts of the same beginning have computed.
     #[serde(default = "yes")]
     pub enable_prefix_cache: bool,
+    /// Bytes of host memory for blocks that were evicted from the KV cache; 0 for none.
+    #[serde(default)]
+    pub kv_offloading_bytes: u64,
+    /// A disk for blocks, which thereby outlive the process.
+    #[serde(default)]
+    pub kv_disk: Option<KvDisk>,
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
@@ -111,6 +118,8 @@ impl EngineOptions {
             max_sequences: max_sequences(),
             step_tokens: step_tokens(),
             enable_prefix_cache: yes(),
+            kv_offloading_bytes: 0,
+            kv_disk: None,
             max_waiting: max_waiting(),
             drain_grace: drain_grace(),
             hop_token: None,

@@ -12,6 +12,7 @@ use crate::options::EngineOptions;
 use crate::runtime::StartError;
 use crate::serve;
 use crate::template::TemplateError;
+use crate::tier::DiskError;
 use crate::tokenizer::TokenizerError;
 
 /// Why an engine cannot run.
@@ -43,6 +44,9 @@ pub enum EngineError {
     /// The KV cache's size makes no sense.
     #[error("kv_cache: {0}")]
     KvCache(String),
+    /// The KV cache's disk tier cannot be had.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The limits do not fit together.
     #[error(transparent)]
     Start(#[from] StartError),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use strata_engine::backend::cpu::Precision;
+use strata_engine::tier::KvDisk;
 use strata_engine::{EngineOptions, KvCache};
 use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{Component, HopToken, Mtls, process};
@@ -64,6 +65,12 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
         max_sequences: args.max_sequences,
         step_tokens: args.step_tokens,
         enable_prefix_cache: !args.no_prefix_cache,
+        kv_offloading_bytes: args.kv_offloading_size.unwrap_or(0),
+        kv_disk: args.kv_disk_cache.map(|folder| KvDisk {
+            folder,
+            bytes: args.kv_disk_size.unwrap_or(0),
+            key_file: args.kv_disk_key_file.unwrap_or_default(),
+        }),
         drain_grace: Duration::from_secs(args.drain_grace),
         ..EngineOptions::new(args.model)
     }

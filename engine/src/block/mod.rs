@@ -14,7 +14,7 @@ use std::collections::HashMap;
 pub use crate::backend::BLOCK_TOKENS;
 pub use change::Change;
 pub use hash::{BlockHash, HashChain};
-use recency::Recency;
+pub(crate) use recency::Recency;
 
 /// Blocks that `tokens` tokens fill, the last perhaps in part.
 pub fn blocks_for(tokens: usize) -> usize {

@@ -5,7 +5,7 @@ const NONE: u32 = u32::MAX;
 
 /// A list of block ids below a fixed bound; each is in it once or not at all.
 #[derive(Clone, Debug)]
-pub(super) struct Recency {
+pub(crate) struct Recency {
     links: Vec<Link>,
     head: u32,
     tail: u32,
@@ -21,7 +21,7 @@ struct Link {
 
 impl Recency {
     /// The list of `0..total`, in this order.
-    pub(super) fn full(total: usize) -> Self {
+    pub(crate) fn full(total: usize) -> Self {
         let absent = Link { previous: NONE, next: NONE, listed: false };
         let mut list = Self { links: vec![absent; total], head: NONE, tail: NONE, len: 0 };
         for block in 0..total as u32 {
@@ -30,24 +30,24 @@ impl Recency {
         list
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// To be taken after all others.
-    pub(super) fn push_last(&mut self, block: u32) {
+    pub(crate) fn push_last(&mut self, block: u32) {
         let link = Link { previous: self.tail, next: NONE, listed: true };
         self.insert(block, link);
     }
 
     /// To be taken before all others.
-    pub(super) fn push_first(&mut self, block: u32) {
+    pub(crate) fn push_first(&mut self, block: u32) {
         let link = Link { previous: NONE, next: self.head, listed: true };
         self.insert(block, link);
     }
 
     /// Takes the first.
-    pub(super) fn pop_first(&mut self) -> Option<u32> {
+    pub(crate) fn pop_first(&mut self) -> Option<u32> {
         let block = self.head;
         (block != NONE).then(|| {
             self.remove(block);
@@ -56,7 +56,7 @@ impl Recency {
     }
 
     /// Takes this one out of its place.
-    pub(super) fn remove(&mut self, block: u32) {
+    pub(crate) fn remove(&mut self, block: u32) {
         let link = self.links[block as usize];
         assert!(link.listed, "block {block} is taken from the free list while it is not in it");
         match link.previous {

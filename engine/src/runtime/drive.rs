@@ -15,16 +15,18 @@ use super::choice::{Choice, Place};
 use super::generation::{Event, Failure, GenerationRequest};
 use crate::backend::{Backend, BackendError, Logits};
 use crate::block::BlockHash;
-use crate::events::EventLog;
 use crate::sampling::Sampler;
 use crate::step::{NewSequence, Plan, Planner, SequenceId};
 use crate::telemetry::Metrics;
+use crate::tier::TierEvent;
 use crate::tokenizer::Tokenizer;
 
 /// What the engine's thread is told.
 #[derive(Debug)]
 pub(super) enum Command {
     Submit(Box<Submission>),
+    /// A lower tier has something to say.
+    Tier(TierEvent),
     /// Nobody listens to this request any more.
     Abandon(u64),
     Abort {
@@ -67,6 +69,8 @@ pub(super) struct Driver {
     prefill_rate: f64,
     /// The step that is run; kept for its buffers.
     plan: Plan,
+    /// Whether nothing can run until something is told.
+    stands: bool,
 }
 
 impl Driver {
@@ -76,7 +80,7 @@ impl Driver {
         commands: mpsc::UnboundedReceiver<Command>,
         tokenizer: Arc<Tokenizer>,
         metrics: Arc<Metrics>,
-        events: Arc<EventLog>,
+        blocks: BlockKeeper,
         queued: Arc<AtomicUsize>,
     ) -> Self {
         Self {
@@ -85,7 +89,8 @@ impl Driver {
             commands,
             tokenizer,
             metrics,
-            blocks: BlockKeeper::new(events),
+            stands: false,
+            blocks,
             queued,
             requests: HashMap::new(),
             choices: HashMap::new(),
@@ -99,10 +104,13 @@ impl Driver {
     pub(super) fn run(mut self) {
         loop {
             if self.planner.is_idle() {
+                self.stands = true;
                 self.publish();
                 for waiter in self.when_idle.drain(..) {
                     let _ = waiter.send(());
                 }
+            }
+            if std::mem::take(&mut self.stands) {
                 match self.commands.blocking_recv() {
                     Some(command) => self.take(command),
                     None => return,
@@ -120,6 +128,7 @@ impl Driver {
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.submit(*submission),
+            Command::Tier(event) => self.blocks.take(event, &mut self.planner, self.backend.as_mut()),
             Command::Abandon(key) => self.end(key, "abort"),
             Command::Abort { id, reply } => {
                 let keys: Vec<u64> =
@@ -155,8 +164,9 @@ impl Driver {
                 let sampler = Sampler::new(request.sampling.clone(), i, &prompt);
                 match self.planner.add(new) {
                     Ok(id) => {
-                        if at == 0 && i == 0 {
-                            open.claimed = self.blocks.enter(&self.planner, id, &request.claims);
+                        if i == 0 {
+                            let claims = if at == 0 { request.claims.as_slice() } else { &[] };
+                            open.claimed.extend(self.blocks.enter(&mut self.planner, id, claims));
                         }
                         let (rules, ends) = (rules.clone(), ends.clone());
                         self.choices.insert(id, Choice::new(place, sampler, rules, ends, structure.as_ref()));
@@ -228,7 +238,17 @@ impl Driver {
     fn step(&mut self) {
         let mut plan = std::mem::take(&mut self.plan);
         self.planner.plan_into(&mut plan);
-        self.blocks.follow(&mut self.planner);
+        let awaits = self.planner.is_loading();
+        self.blocks.follow(&mut self.planner, self.backend.as_ref());
+        self.blocks.begin(&plan.loads, &mut self.planner);
+        let brings = self.blocks.bring(&mut self.planner, self.backend.as_mut());
+        if plan.parts.is_empty() && awaits {
+            self.note_plan(&plan, Instant::now());
+            self.publish();
+            self.stands = !brings && !self.planner.has_arrived();
+            self.plan = plan;
+            return;
+        }
         self.run_plan(&plan);
         self.plan = plan;
     }
@@ -269,7 +289,7 @@ impl Driver {
                         self.hand_out(part.id, logits.row(rows - 1), now);
                     }
                 }
-                self.blocks.follow(&mut self.planner);
+                self.blocks.follow(&mut self.planner, self.backend.as_ref());
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::blocks::BlockKeeper;
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
 use crate::backend::{BLOCK_TOKENS, Backend};
@@ -13,6 +14,7 @@ use crate::grammar::Grammars;
 use crate::step::{Planner, StepLimits};
 use crate::telemetry::{Fixed, Metrics};
 use crate::template::ChatTemplate;
+use crate::tier::Tiers;
 use crate::tokenizer::Tokenizer;
 
 /// Bytes of text that are tokenised at the same time, in one request or in many.
@@ -28,6 +30,8 @@ pub struct EngineParts {
     pub template: Option<ChatTemplate>,
     /// What the model is called.
     pub card: ModelCard,
+    /// Where blocks go that the KV cache has no room for.
+    pub tiers: Tiers,
 }
 
 /// What `GET /v1/models` says of the model.
@@ -187,6 +191,17 @@ impl Engine {
         let tokenizer = Arc::new(parts.tokenizer);
         let grammars = Arc::new(Grammars::new(tokenizer.clone(), info.vocab));
         let (commands, receiver) = mpsc::unbounded_channel();
+        let mut tiers = parts.tiers;
+        if let Some(disk) = &mut tiers.disk {
+            // Weak: the engine ends with its last handle, whatever the disk still does.
+            let told = commands.downgrade();
+            let tell = move |event| {
+                if let Some(commands) = told.upgrade() {
+                    let _ = commands.send(Command::Tier(event));
+                }
+            };
+            disk.start(tell).map_err(|e| StartError::Thread(e.to_string()))?;
+        }
         let queued = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let driver = Driver::new(
             parts.backend,
@@ -194,7 +209,7 @@ impl Engine {
             receiver,
             tokenizer.clone(),
             metrics.clone(),
-            events.clone(),
+            BlockKeeper::new(events.clone(), tiers),
             queued.clone(),
         );
         std::thread::Builder::new()

@@ -12,4 +12,5 @@ mod refusals;
 mod scheduling;
 mod structured;
 mod support;
+mod tiers;
 mod tokenizer;

@@ -9,6 +9,7 @@ use strata_engine::model::load::{GgufTokenizer, SpecialTokens, TokenizerSource};
 use strata_engine::runtime::{Engine, EngineConfig, EngineParts, ModelCard};
 use strata_engine::step::StepLimits;
 use strata_engine::template::ChatTemplate;
+use strata_engine::tier::Tiers;
 use strata_engine::tokenizer::Tokenizer;
 
 /// The real model's file, or `None` with a line that says how to get it.
@@ -70,11 +71,17 @@ pub(crate) fn config() -> EngineConfig {
 
 /// An engine called `test-model` on this backend.
 pub(crate) fn engine(backend: impl Backend + 'static, config: EngineConfig) -> Arc<Engine> {
+    with_tiers(backend, config, Tiers::default())
+}
+
+/// The same with tiers below its KV cache.
+pub(crate) fn with_tiers(backend: impl Backend + 'static, config: EngineConfig, tiers: Tiers) -> Arc<Engine> {
     let parts = EngineParts {
         backend: Box::new(backend),
         tokenizer: tokenizer(),
         template: Some(ChatTemplate::new(TEMPLATE.into(), String::new(), "<|im_end|>".into()).unwrap()),
         card: ModelCard { name: "test-model".into(), created: 1_700_000_000, template_overhead: 40 },
+        tiers,
     };
     Engine::start(parts, config).unwrap()
 }
