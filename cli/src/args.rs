@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use strata_engine::events::KvEventsConfig;
 use strata_operator::cluster::ClusterSite;
 use strata_wire::defaults;
 
@@ -227,9 +228,18 @@ pub(crate) struct Engine {
     /// File of at least 32 random bytes that they are encrypted with
     #[arg(long, value_name = "FILE", requires = "kv_disk_cache")]
     pub(crate) kv_disk_key_file: Option<PathBuf>,
+    /// Publish block events as vLLM does, with the token ids of all prompts, such as
+    /// {"enable_kv_cache_events": true, "endpoint": "tcp://*:5557"}
+    #[arg(long, value_name = "JSON", value_parser = kv_events)]
+    pub(crate) kv_events_config: Option<KvEventsConfig>,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_grace: u64,
+}
+
+/// vLLM's settings of block events.
+fn kv_events(text: &str) -> Result<KvEventsConfig, String> {
+    serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
 /// Bytes from GiB, which may be a fraction.

@@ -7,6 +7,7 @@ use strata_hop::{HopToken, Mtls};
 use strata_wire::defaults;
 
 use crate::backend::cpu::Precision;
+use crate::events::KvEventsConfig;
 use crate::tier::KvDisk;
 
 /// Everything that one engine process is told. The hop token is never written out.
@@ -50,6 +51,9 @@ pub struct EngineOptions {
     /// A disk for blocks, which thereby outlive the process.
     #[serde(default)]
     pub kv_disk: Option<KvDisk>,
+    /// Whether, and where, block events are published in vLLM's form, token ids included.
+    #[serde(default)]
+    pub kv_events_config: Option<KvEventsConfig>,
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
@@ -120,6 +124,7 @@ impl EngineOptions {
             enable_prefix_cache: yes(),
             kv_offloading_bytes: 0,
             kv_disk: None,
+            kv_events_config: None,
             max_waiting: max_waiting(),
             drain_grace: drain_grace(),
             hop_token: None,

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::assemble;
 use crate::backend::BackendError;
+use crate::events::{KvPublisher, PublishError};
 use crate::model::load::LoadError;
 use crate::options::EngineOptions;
 use crate::runtime::StartError;
@@ -47,6 +48,9 @@ pub enum EngineError {
     /// The KV cache's disk tier cannot be had.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Block events cannot be published.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
     /// The limits do not fit together.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -76,10 +80,18 @@ pub async fn run_on(
     let drain_grace = options.drain_grace;
     let above = Above::new(options.hop_token.clone(), options.mtls.as_ref(), serve::CALLERS);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+    let publisher = match options.kv_events_config.as_ref().filter(|config| config.publishes()) {
+        Some(config) => Some(KvPublisher::bind(config).await?),
+        None => None,
+    };
     let engine = tokio::task::spawn_blocking(move || assemble(&options, now)).await.map_err(|error| {
         tracing::error!(%error, "the model could not be opened");
         EngineError::Stopped
     })??;
+    if let Some(publisher) = publisher {
+        tracing::warn!("block events are published, with the token ids of all prompts");
+        engine.publish(publisher);
+    }
     tracing::info!(
         url = bound.url(),
         model = engine.card().name,

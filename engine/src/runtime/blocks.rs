@@ -8,7 +8,7 @@ use strata_wire::engine_events::Medium;
 
 use crate::backend::Backend;
 use crate::block::{BlockHash, Change};
-use crate::events::{Claim, EventLog};
+use crate::events::{Claim, EventLog, KvFeed};
 use crate::step::{Load, Planner, SequenceId};
 use crate::tier::{TierEvent, Tiers};
 
@@ -21,11 +21,13 @@ pub(super) struct BlockKeeper {
     tiers: Tiers,
     /// Loads of blocks that are in memory.
     near: VecDeque<Load>,
+    /// Who wants to know of changes as vLLM tells them.
+    feed: Option<KvFeed>,
 }
 
 impl BlockKeeper {
     pub(super) fn new(log: Arc<EventLog>, tiers: Tiers) -> Self {
-        Self { log, tiers, near: VecDeque::new() }
+        Self { log, tiers, near: VecDeque::new(), feed: None }
     }
 
     /// Notes a new sequence: offers the planner what the tiers have of it. Returns the blocks that it
@@ -51,6 +53,11 @@ impl BlockKeeper {
             }
         }
         self.log.claim(claims, &names)
+    }
+
+    /// Publishes changes from now on.
+    pub(super) fn feed(&mut self, feed: KvFeed) {
+        self.feed = Some(feed);
     }
 
     /// Notes that a request is over.
@@ -80,6 +87,9 @@ impl BlockKeeper {
                 }
             }
         });
+        if let Some(feed) = &mut self.feed {
+            feed.publish(changes);
+        }
     }
 
     /// A block that was computed goes to the disk, so that it outlives the process.

@@ -15,6 +15,7 @@ use super::choice::{Choice, Place};
 use super::generation::{Event, Failure, GenerationRequest};
 use crate::backend::{Backend, BackendError, Logits};
 use crate::block::BlockHash;
+use crate::events::KvFeed;
 use crate::sampling::Sampler;
 use crate::step::{NewSequence, Plan, Planner, SequenceId};
 use crate::telemetry::Metrics;
@@ -25,6 +26,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Debug)]
 pub(super) enum Command {
     Submit(Box<Submission>),
+    /// Publish the KV cache's changes from now on.
+    Feed(KvFeed),
     /// A lower tier has something to say.
     Tier(TierEvent),
     /// Nobody listens to this request any more.
@@ -128,6 +131,7 @@ impl Driver {
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.submit(*submission),
+            Command::Feed(feed) => self.blocks.feed(feed),
             Command::Tier(event) => self.blocks.take(event, &mut self.planner, self.backend.as_mut()),
             Command::Abandon(key) => self.end(key, "abort"),
             Command::Abort { id, reply } => {

@@ -9,7 +9,7 @@ use super::blocks::BlockKeeper;
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
 use crate::backend::{BLOCK_TOKENS, Backend};
-use crate::events::EventLog;
+use crate::events::{EventLog, KvPublisher};
 use crate::grammar::Grammars;
 use crate::step::{Planner, StepLimits};
 use crate::telemetry::{Fixed, Metrics};
@@ -319,6 +319,12 @@ impl Engine {
     /// What is said of its cache and its load while it runs.
     pub fn events(&self) -> &Arc<EventLog> {
         &self.events
+    }
+
+    /// Publishes the KV cache's changes, from now on, on a task of the current runtime.
+    pub fn publish(&self, publisher: KvPublisher) {
+        // An engine that has stopped changes nothing.
+        let _ = self.commands.send(Command::Feed(publisher.start()));
     }
 
     /// The tokenizer.

@@ -18,9 +18,10 @@ fn events(changes: &[Change]) -> Vec<Event<'_>> {
     let mut events: Vec<Event<'_>> = Vec::new();
     for change in changes {
         match (change, events.last_mut()) {
-            (Change::Stored { hash, parent: Some(parent), tokens, .. }, Some(Event::Stored { hashes, tokens: all, .. }))
-                if hashes.last() == Some(&parent) =>
-            {
+            (
+                Change::Stored { hash, parent: Some(parent), tokens, .. },
+                Some(Event::Stored { hashes, tokens: all, .. }),
+            ) if hashes.last() == Some(&parent) => {
                 hashes.push(hash);
                 all.extend(tokens);
             }
@@ -110,7 +111,9 @@ mod tests {
                 _ => text.push_str(&format!("<{byte:02x}>")),
             }
         }
-        text.replace(&"<07>".repeat(32), "(a)").replace(&"<08>".repeat(32), "(b)").replace(&"<09>".repeat(32), "(c)")
+        text.replace(&"<07>".repeat(32), "(a)")
+            .replace(&"<08>".repeat(32), "(b)")
+            .replace(&"<09>".repeat(32), "(c)")
     }
 
     #[test]

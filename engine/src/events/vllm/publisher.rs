@@ -17,7 +17,9 @@ const END: [u8; 8] = [0xff; 8];
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The address is none.
-    #[error("kv-events-config: `{name}` is `{endpoint}`; only tcp://HOST:PORT, with * for all interfaces, is built")]
+    #[error(
+        "kv-events-config: `{name}` is `{endpoint}`; only tcp://HOST:PORT, with * for all interfaces, is built"
+    )]
     Endpoint {
         /// Which.
         name: &'static str,
