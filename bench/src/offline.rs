@@ -242,6 +242,8 @@ impl Offline {
                 },
                 rules: OutputRules { max_tokens, ignore_eos: true, ..OutputRules::default() },
                 structure: None,
+                claims: Vec::new(),
+                keeps: false,
                 cache_salt: None,
                 priority: 0,
             };

@@ -219,7 +219,7 @@ pub(crate) struct Engine {
     /// GiB of host memory for blocks that the KV cache has no room for [default: none]
     #[arg(long, value_name = "GIB", value_parser = gib, conflicts_with = "no_prefix_cache")]
     pub(crate) kv_offloading_size: Option<u64>,
-    /// Folder for blocks of the KV cache, encrypted, so that they outlive the process; of this engine alone
+    /// Folder of this engine alone for the KV cache's blocks, encrypted, to outlive the process
     #[arg(long, value_name = "FOLDER", requires_all = ["kv_disk_size", "kv_disk_key_file"], conflicts_with = "no_prefix_cache")]
     pub(crate) kv_disk_cache: Option<PathBuf>,
     /// GiB that they may take there
@@ -228,8 +228,16 @@ pub(crate) struct Engine {
     /// File of at least 32 random bytes that they are encrypted with
     #[arg(long, value_name = "FILE", requires = "kv_disk_cache")]
     pub(crate) kv_disk_key_file: Option<PathBuf>,
-    /// Publish block events as vLLM does, with the token ids of all prompts, such as
-    /// {"enable_kv_cache_events": true, "endpoint": "tcp://*:5557"}
+    /// Name by which other engines reach this one, to fetch computed prompts [default: none do]
+    #[arg(long, value_name = "HOST", conflicts_with = "no_prefix_cache")]
+    pub(crate) kv_transfer_host: Option<String>,
+    /// Port there [default: that of --listen]
+    #[arg(long, value_name = "PORT", requires = "kv_transfer_host")]
+    pub(crate) kv_transfer_port: Option<u16>,
+    /// GiB of prompts that are kept for other engines, and at most as much from others
+    #[arg(long, value_name = "GIB", value_parser = gib, default_value = "1")]
+    pub(crate) kv_transfer_size: u64,
+    /// vLLM's settings of block events, which carry the token ids of all prompts
     #[arg(long, value_name = "JSON", value_parser = kv_events)]
     pub(crate) kv_events_config: Option<KvEventsConfig>,
     /// Seconds for open requests to finish after SIGTERM

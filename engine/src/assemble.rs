@@ -1,9 +1,11 @@
 //! From options to a running engine: opens the model, sizes the KV cache, builds the parts.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Zoned;
+use strata_hop::{Component, Upstream};
 use strata_wire::chat::Message;
 
 use crate::EngineError;
@@ -17,6 +19,7 @@ use crate::step::StepLimits;
 use crate::template::{ChatTemplate, Prompt};
 use crate::tier::{Disk, KvDisk, RamTier, Tiers, fingerprint};
 use crate::tokenizer::Tokenizer;
+use crate::transfer::Transfer;
 
 /// Opens the model and starts its engine. Takes time and blocks: not for a server's thread. `now` is
 /// in seconds since 1970.
@@ -72,8 +75,10 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
         chat_template = template.is_some(),
         "model opened"
     );
-    let tiers = tiers(options, &path, &backend)?;
-    let parts = EngineParts { backend: Box::new(backend), tokenizer, template, card, tiers };
+    let name = OnceCell::new();
+    let tiers = tiers(options, &path, &backend, &name)?;
+    let transfer = transfer(options, &path, &backend, &name)?;
+    let parts = EngineParts { backend: Box::new(backend), tokenizer, template, card, tiers, transfer };
     let engine = Engine::start(
         parts,
         EngineConfig {
@@ -95,30 +100,59 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
 }
 
 /// The tiers below the KV cache. A tier without the prefix cache would never be read.
-fn tiers(options: &EngineOptions, model: &Path, backend: &dyn Backend) -> Result<Tiers, EngineError> {
-    let wanted = options.kv_offloading_bytes > 0 || options.kv_disk.is_some();
+fn tiers(
+    options: &EngineOptions,
+    model: &Path,
+    backend: &dyn Backend,
+    name: &OnceCell<[u8; 32]>,
+) -> Result<Tiers, EngineError> {
+    let received = options.kv_transfer.as_ref().map_or(0, |transfer| transfer.bytes);
+    let wanted = options.kv_offloading_bytes > 0 || options.kv_disk.is_some() || received > 0;
     if wanted && !options.enable_prefix_cache {
-        let message =
-            "tiers below it need the prefix cache: enable it, or leave kv_offloading and kv_disk out";
+        let message = "tiers below it need the prefix cache: enable it, or leave kv_offloading, kv_disk and \
+                       kv_transfer out";
         return Err(EngineError::KvCache(message.into()));
     }
     let block = backend.info().block_bytes;
-    let ram = match usize::try_from(options.kv_offloading_bytes / block as u64).unwrap_or(usize::MAX) {
-        0 if options.kv_offloading_bytes > 0 => {
-            let bytes = options.kv_offloading_bytes;
+    // What other engines have computed comes through memory.
+    let in_memory = options.kv_offloading_bytes.max(received);
+    let ram = match usize::try_from(in_memory / block as u64).unwrap_or(usize::MAX) {
+        0 if in_memory > 0 => {
+            let bytes = in_memory;
             let message = format!("kv_offloading of {bytes} bytes holds no block: one takes {block} bytes");
             return Err(EngineError::KvCache(message));
         }
         0 => None,
         blocks => Some(RamTier::new(blocks)),
     };
-    let open = |disk: &KvDisk| {
-        let fingerprint = fingerprint(model, &backend.layout()).map_err(|error| {
-            EngineError::KvCache(format!("the model's files cannot be read for kv_disk: {error}"))
-        })?;
-        Disk::open(disk, fingerprint, block).map_err(EngineError::from)
-    };
+    let open =
+        |disk: &KvDisk| Disk::open(disk, named(model, backend, name)?, block).map_err(EngineError::from);
     Ok(Tiers { ram, disk: options.kv_disk.as_ref().map(open).transpose()? })
+}
+
+/// How blocks go to and come from other engines.
+fn transfer(
+    options: &EngineOptions,
+    model: &Path,
+    backend: &dyn Backend,
+    name: &OnceCell<[u8; 32]>,
+) -> Result<Option<Arc<Transfer>>, EngineError> {
+    let Some(wanted) = &options.kv_transfer else { return Ok(None) };
+    let upstream = Upstream::to(options.mtls.as_ref(), &[Component::Engine]);
+    let (name, block) = (named(model, backend, name)?, backend.info().block_bytes);
+    let transfer = Transfer::new(wanted.clone(), name, block, upstream, options.hop_token.clone());
+    Ok(Some(Arc::new(transfer)))
+}
+
+/// The model's fingerprint, read once.
+fn named(model: &Path, backend: &dyn Backend, name: &OnceCell<[u8; 32]>) -> Result<[u8; 32], EngineError> {
+    if let Some(name) = name.get() {
+        return Ok(*name);
+    }
+    let read = fingerprint(model, &backend.layout()).map_err(|error| {
+        EngineError::KvCache(format!("the model's files cannot be read for kv_disk or kv_transfer: {error}"))
+    })?;
+    Ok(*name.get_or_init(|| read))
 }
 
 /// The file or folder that a model's URI names.

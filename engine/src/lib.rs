@@ -11,6 +11,7 @@
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
 //! - `events`: what the engine tells a router of its cache and its load.
+//! - `transfer`: blocks from one engine to another.
 //! - `tier`: host memory and disk below the KV cache.
 //! - `backend`: one forward pass over everything that a step scheduled.
 //! - `model`, `gguf`, `safetensors`: what a checkpoint says about itself.
@@ -35,6 +36,7 @@ pub mod template;
 pub mod tensor;
 pub mod tier;
 pub mod tokenizer;
+pub mod transfer;
 
 pub use assemble::{assemble, local_path};
 pub use options::{EngineOptions, KvCache};

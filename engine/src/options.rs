@@ -9,6 +9,7 @@ use strata_wire::defaults;
 use crate::backend::cpu::Precision;
 use crate::events::KvEventsConfig;
 use crate::tier::KvDisk;
+use crate::transfer::KvTransfer;
 
 /// Everything that one engine process is told. The hop token is never written out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,9 @@ pub struct EngineOptions {
     /// Whether, and where, block events are published in vLLM's form, token ids included.
     #[serde(default)]
     pub kv_events_config: Option<KvEventsConfig>,
+    /// Whether blocks go to and come from other engines.
+    #[serde(default)]
+    pub kv_transfer: Option<KvTransfer>,
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
@@ -125,6 +129,7 @@ impl EngineOptions {
             kv_offloading_bytes: 0,
             kv_disk: None,
             kv_events_config: None,
+            kv_transfer: None,
             max_waiting: max_waiting(),
             drain_grace: drain_grace(),
             hop_token: None,

@@ -211,6 +211,9 @@ pub struct ChatResponse {
     pub choices: Vec<Choice>,
     /// What it consumed.
     pub usage: Option<Usage>,
+    /// Where another engine can fetch what was computed of the prompt; see vLLM's connectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_transfer_params: Option<Value>,
 }
 
 /// One answer.

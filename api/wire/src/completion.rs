@@ -23,6 +23,9 @@ pub struct CompletionResponse {
     /// What it consumed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// Where another engine can fetch what was computed of the prompt; see vLLM's connectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_transfer_params: Option<Value>,
 }
 
 /// One answer, or a piece of it.

@@ -20,7 +20,10 @@
 //! first is a [`Snapshot`], or what followed `?engine=…&after=…` where the engine is still the same and
 //! still remembers. Whoever falls behind gets another snapshot.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::prefix::BlockHash;
 
@@ -86,7 +89,6 @@ pub struct BlockChanges {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// The byte block.
-    #[serde(with = "hex")]
     pub hash: BlockHash,
     /// Tokens of the prompt that are there, from its first.
     pub tokens: u32,
@@ -98,7 +100,6 @@ pub struct Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// The byte block.
-    #[serde(with = "hex")]
     pub hash: BlockHash,
     /// Where it was.
     pub medium: Medium,
@@ -119,21 +120,19 @@ pub struct Load {
     pub total_blocks: u64,
 }
 
-/// A hash as 16 hexadecimal digits: JSON's numbers are not that exact everywhere.
-mod hex {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    use crate::prefix::BlockHash;
-
-    pub(super) fn serialize<S: Serializer>(hash: &BlockHash, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:016x}", hash.0))
+/// As 16 hexadecimal digits: JSON's numbers are not that exact everywhere.
+impl Serialize for BlockHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:016x}", self.0))
     }
+}
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BlockHash, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+impl<'de> Deserialize<'de> for BlockHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
         let valid = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         let hash = valid.then(|| u64::from_str_radix(&text, 16).ok()).flatten();
-        hash.map(BlockHash).ok_or_else(|| D::Error::custom("expected 16 lower-case hexadecimal digits"))
+        hash.map(Self).ok_or_else(|| D::Error::custom("expected 16 lower-case hexadecimal digits"))
     }
 }
 

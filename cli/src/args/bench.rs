@@ -220,7 +220,14 @@ pub(crate) struct BenchServe {
 }
 
 #[derive(ClapArgs, Debug)]
-#[command(mut_arg("listen", |arg| arg.hide(true)), mut_arg("drain_grace", |arg| arg.hide(true)))]
+#[command(
+    mut_arg("listen", |arg| arg.hide(true)),
+    mut_arg("drain_grace", |arg| arg.hide(true)),
+    mut_arg("kv_transfer_host", |arg| arg.hide(true)),
+    mut_arg("kv_transfer_port", |arg| arg.hide(true)),
+    mut_arg("kv_transfer_size", |arg| arg.hide(true)),
+    mut_arg("kv_events_config", |arg| arg.hide(true)),
+)]
 pub(crate) struct BenchThroughput {
     #[command(flatten)]
     pub(crate) engine: Engine,
@@ -238,7 +245,14 @@ pub(crate) struct BenchThroughput {
 }
 
 #[derive(ClapArgs, Debug)]
-#[command(mut_arg("listen", |arg| arg.hide(true)), mut_arg("drain_grace", |arg| arg.hide(true)))]
+#[command(
+    mut_arg("listen", |arg| arg.hide(true)),
+    mut_arg("drain_grace", |arg| arg.hide(true)),
+    mut_arg("kv_transfer_host", |arg| arg.hide(true)),
+    mut_arg("kv_transfer_port", |arg| arg.hide(true)),
+    mut_arg("kv_transfer_size", |arg| arg.hide(true)),
+    mut_arg("kv_events_config", |arg| arg.hide(true)),
+)]
 pub(crate) struct BenchLatency {
     #[command(flatten)]
     pub(crate) engine: Engine,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use strata_engine::backend::cpu::Precision;
 use strata_engine::tier::KvDisk;
+use strata_engine::transfer::KvTransfer;
 use strata_engine::{EngineOptions, KvCache};
 use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{Component, HopToken, Mtls, process};
@@ -48,6 +49,8 @@ pub(super) fn crds() -> anyhow::Result<()> {
 
 /// What the command line says of an engine, whether it serves or is measured.
 pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
+    let listen = args.listen.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let port = args.kv_transfer_port.or(listen).unwrap_or_default();
     EngineOptions {
         served_model_name: args.served_model_name,
         listen: args.listen,
@@ -70,6 +73,12 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             folder,
             bytes: args.kv_disk_size.unwrap_or(0),
             key_file: args.kv_disk_key_file.unwrap_or_default(),
+        }),
+        kv_events_config: args.kv_events_config,
+        kv_transfer: args.kv_transfer_host.map(|host| KvTransfer {
+            host,
+            port,
+            bytes: args.kv_transfer_size,
         }),
         drain_grace: Duration::from_secs(args.drain_grace),
         ..EngineOptions::new(args.model)

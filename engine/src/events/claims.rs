@@ -117,7 +117,8 @@ mod tests {
     }
 
     fn render(messages: &[(&str, &str)]) -> String {
-        messages.iter().map(|(role, text)| format!("<|{role}|>{}<|end|>", text.trim())).collect()
+        let turn = |(role, text): &(&str, &str)| ["<|", role, "|>", text.trim(), "<|end|>"].concat();
+        messages.iter().map(turn).collect()
     }
 
     fn body(messages: &[(&str, &str)]) -> String {

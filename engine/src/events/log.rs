@@ -54,6 +54,11 @@ impl EventLog {
         }
     }
 
+    /// The name of this run of the engine.
+    pub fn engine(&self) -> &str {
+        &self.engine
+    }
+
     /// Changes the directory; what that comes to is one message, if it is anything.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Directory, &mut BlockChanges) -> T) -> T {
         let mut state = self.lock();

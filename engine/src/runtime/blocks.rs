@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use strata_wire::engine_events::Medium;
 
 use crate::backend::Backend;
@@ -11,6 +12,7 @@ use crate::block::{BlockHash, Change};
 use crate::events::{Claim, EventLog, KvFeed};
 use crate::step::{Load, Planner, SequenceId};
 use crate::tier::{TierEvent, Tiers};
+use crate::transfer::Kept;
 
 /// Bytes that are copied up from memory between two steps: running sequences wait for it.
 const COPIED_AT_ONCE: usize = 64 * 1024 * 1024;
@@ -21,13 +23,15 @@ pub(super) struct BlockKeeper {
     tiers: Tiers,
     /// Loads of blocks that are in memory.
     near: VecDeque<Load>,
+    /// Blocks that other engines may fetch.
+    kept: Option<Arc<Kept>>,
     /// Who wants to know of changes as vLLM tells them.
     feed: Option<KvFeed>,
 }
 
 impl BlockKeeper {
-    pub(super) fn new(log: Arc<EventLog>, tiers: Tiers) -> Self {
-        Self { log, tiers, near: VecDeque::new(), feed: None }
+    pub(super) fn new(log: Arc<EventLog>, tiers: Tiers, kept: Option<Arc<Kept>>) -> Self {
+        Self { log, tiers, near: VecDeque::new(), kept, feed: None }
     }
 
     /// Notes a new sequence: offers the planner what the tiers have of it. Returns the blocks that it
@@ -101,11 +105,17 @@ impl BlockKeeper {
 
     /// A block that was evicted goes to memory; what has to go there for it, to the disk.
     fn evicted(&mut self, hash: BlockHash, block: u32, planner: &mut Planner, backend: &dyn Backend) {
-        let Tiers { ram, disk } = &mut self.tiers;
-        let Some(ram) = ram else { return self.keep(hash, block, backend) };
-        if ram.has(&hash) {
-            return;
+        if self.tiers.ram.is_some() {
+            self.lower(hash, planner, |bytes| backend.export_block(block, bytes));
+        } else {
+            self.keep(hash, block, backend);
         }
+    }
+
+    /// Puts a block into the memory tier.
+    fn lower(&mut self, hash: BlockHash, planner: &mut Planner, fill: impl FnOnce(&mut Vec<u8>)) {
+        let Tiers { ram, disk } = &mut self.tiers;
+        let Some(ram) = ram.as_mut().filter(|ram| !ram.has(&hash)) else { return };
         let mut spilled = None;
         let spill = |old: BlockHash, bytes: &[u8]| {
             if let Some(disk) = disk {
@@ -113,7 +123,7 @@ impl BlockKeeper {
             }
             spilled = Some(old);
         };
-        ram.put(hash, |bytes| backend.export_block(block, bytes), spill);
+        ram.put(hash, fill, spill);
         planner.offer(hash);
         self.log.change(|directory, told| {
             directory.stored(hash, Medium::Ram, told);
@@ -125,6 +135,29 @@ impl BlockKeeper {
             && !self.tiers.on_disk(&old)
         {
             planner.withdraw(&old);
+        }
+    }
+
+    /// Keeps the full blocks of a sequence's prompt for another engine, as far as there is room.
+    pub(super) fn give(&self, request: &str, id: SequenceId, planner: &Planner, backend: &dyn Backend) {
+        let (Some(kept), Some(blocks)) = (&self.kept, planner.blocks(id)) else { return };
+        let names = planner.names(id);
+        if !kept.has_room((names.len() * backend.info().block_bytes) as u64) {
+            tracing::info!(request, "a prompt is not kept for another engine: too much is kept already");
+            return;
+        }
+        let copy = |(name, block): (&BlockHash, &u32)| {
+            let mut bytes = Vec::with_capacity(backend.info().block_bytes);
+            backend.export_block(*block, &mut bytes);
+            (*name, Bytes::from(bytes))
+        };
+        kept.keep(request.to_owned(), names.iter().zip(blocks).map(copy).collect());
+    }
+
+    /// Takes a block that another engine has computed into the memory tier.
+    pub(super) fn receive(&mut self, hash: BlockHash, bytes: &[u8], planner: &mut Planner) {
+        if !planner.has(&hash) {
+            self.lower(hash, planner, |to| to.extend_from_slice(bytes));
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use strata_wire::chat::FinishReason;
 use strata_wire::engine_events::Load;
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +29,8 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// Publish the KV cache's changes from now on.
     Feed(KvFeed),
+    /// A block that another engine has computed.
+    Receive(BlockHash, Bytes),
     /// A lower tier has something to say.
     Tier(TierEvent),
     /// Nobody listens to this request any more.
@@ -54,6 +57,8 @@ struct Open {
     sequences: Vec<SequenceId>,
     /// Blocks that the request was announced to use.
     claimed: Vec<BlockHash>,
+    /// Whether its prompt's blocks are kept for another engine.
+    keeps: bool,
     n: usize,
 }
 
@@ -132,6 +137,7 @@ impl Driver {
         match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Feed(feed) => self.blocks.feed(feed),
+            Command::Receive(hash, bytes) => self.blocks.receive(hash, &bytes, &mut self.planner),
             Command::Tier(event) => self.blocks.take(event, &mut self.planner, self.backend.as_mut()),
             Command::Abandon(key) => self.end(key, "abort"),
             Command::Abort { id, reply } => {
@@ -153,8 +159,14 @@ impl Driver {
         let ends: Arc<[u32]> = own.iter().chain(&request.rules.stop_token_ids).copied().collect();
         let rules = Arc::new(request.rules);
         let structure = request.structure;
-        let mut open =
-            Open { id: request.id, events, sequences: Vec::new(), claimed: Vec::new(), n: request.n };
+        let mut open = Open {
+            id: request.id,
+            events,
+            sequences: Vec::new(),
+            claimed: Vec::new(),
+            keeps: request.keeps,
+            n: request.n,
+        };
         let mut refused = None;
         for (at, prompt) in request.prompts.into_iter().enumerate() {
             for i in 0..request.n {
@@ -342,6 +354,9 @@ impl Driver {
                 }
             }
             Some(reason) => {
+                if open.keeps {
+                    self.blocks.give(&open.id, id, &self.planner, self.backend.as_ref());
+                }
                 open.sequences.retain(|other| *other != id);
                 if open.sequences.is_empty() {
                     self.blocks.leave(&open.claimed);

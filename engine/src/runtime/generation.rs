@@ -27,6 +27,8 @@ pub struct GenerationRequest {
     pub structure: Option<Structure>,
     /// What the first prompt is known by to a router; empty when that is not known.
     pub claims: Vec<Claim>,
+    /// Whether what is computed of the prompt is kept for another engine, under the request's id.
+    pub keeps: bool,
     /// Scope inside which prefixes are shared.
     pub cache_salt: Option<String>,
     /// Lower runs first.

@@ -16,6 +16,7 @@ use crate::telemetry::{Fixed, Metrics};
 use crate::template::ChatTemplate;
 use crate::tier::Tiers;
 use crate::tokenizer::Tokenizer;
+use crate::transfer::{Transfer, TransferParams};
 
 /// Bytes of text that are tokenised at the same time, in one request or in many.
 pub const MAX_TEXT_BYTES: usize = 4 * 1024 * 1024;
@@ -32,6 +33,8 @@ pub struct EngineParts {
     pub card: ModelCard,
     /// Where blocks go that the KV cache has no room for.
     pub tiers: Tiers,
+    /// How blocks come from and go to other engines.
+    pub transfer: Option<Arc<Transfer>>,
 }
 
 /// What `GET /v1/models` says of the model.
@@ -147,6 +150,7 @@ pub struct Engine {
     queued: Arc<std::sync::atomic::AtomicUsize>,
     metrics: Arc<Metrics>,
     events: Arc<EventLog>,
+    transfer: Option<Arc<Transfer>>,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     grammars: Arc<Grammars>,
@@ -209,7 +213,7 @@ impl Engine {
             receiver,
             tokenizer.clone(),
             metrics.clone(),
-            BlockKeeper::new(events.clone(), tiers),
+            BlockKeeper::new(events.clone(), tiers, parts.transfer.as_ref().map(|t| t.kept().clone())),
             queued.clone(),
         );
         std::thread::Builder::new()
@@ -225,6 +229,7 @@ impl Engine {
             queued,
             metrics,
             events,
+            transfer: parts.transfer,
             tokenizer,
             template: parts.template,
             grammars,
@@ -319,6 +324,26 @@ impl Engine {
     /// What is said of its cache and its load while it runs.
     pub fn events(&self) -> &Arc<EventLog> {
         &self.events
+    }
+
+    /// How blocks come from and go to other engines, if they do.
+    pub fn transfer(&self) -> Option<&Arc<Transfer>> {
+        self.transfer.as_ref()
+    }
+
+    /// Fetches what another engine has computed of a prompt, for the request that is submitted next.
+    /// What does not come is computed.
+    pub async fn fetch(&self, params: &TransferParams) {
+        let Some(transfer) = &self.transfer else { return };
+        let take = |hash, bytes| {
+            // An engine that has stopped needs no blocks.
+            let _ = self.commands.send(Command::Receive(hash, bytes));
+        };
+        let from = params.remote_host.as_deref().unwrap_or_default();
+        match transfer.fetch(params, take).await {
+            Ok(blocks) => tracing::debug!(blocks, from, "blocks were fetched"),
+            Err(why) => tracing::info!(%why, from, "a prompt's blocks could not be fetched; it is computed"),
+        }
     }
 
     /// Publishes the KV cache's changes, from now on, on a task of the current runtime.

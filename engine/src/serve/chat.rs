@@ -54,6 +54,8 @@ pub(super) async fn create(
     }
     let claims = submit::claims(&engine, &members, &options, &text, &prompt);
     let id = submit::request_id(&headers)?;
+    submit::fetch(&engine, &options).await?;
+    let keeps = options.transfer.do_remote_decode.then(|| id.clone());
     let head = Head {
         id: format!("chatcmpl-{id}"),
         created: submit::now(),
@@ -66,12 +68,12 @@ pub(super) async fn create(
     let streaming = options.stream;
     let mut generation = submit::submit(&engine, id, vec![prompt], claims, options)?;
     let begun = submit::begin(&mut generation).await?;
-    match streaming {
-        Some(how) => {
-            Ok(answer::stream(ChatStream::new(head, how, meter, engine, generation, begun).events()))
-        }
-        None => Ok(Json(collect(head, meter, &engine, generation, begun).await?).into_response()),
+    if let Some(how) = streaming {
+        return Ok(answer::stream(ChatStream::new(head, how, meter, engine, generation, begun).events()));
     }
+    let mut whole = collect(head, meter, &engine, generation, begun).await?;
+    whole.kv_transfer_params = keeps.and_then(|id| submit::kept(&engine, &id));
+    Ok(Json(whole).into_response())
 }
 
 /// What every chunk, and the whole answer, say alike.
@@ -230,5 +232,6 @@ async fn collect(
         created: head.created,
         model: head.model,
         usage: Some(meter.usage()),
+        kv_transfer_params: None,
     })
 }

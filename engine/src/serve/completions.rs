@@ -55,6 +55,8 @@ pub(super) async fn create(
         _ => Vec::new(),
     };
     let id = submit::request_id(&headers)?;
+    submit::fetch(&engine, &options).await?;
+    let keeps = options.transfer.do_remote_decode.then(|| id.clone());
     let echoed = if echo {
         prompts.iter().map(|p| engine.tokenizer().decode(p, !options.rules.keep_special)).collect()
     } else {
@@ -72,12 +74,14 @@ pub(super) async fn create(
     let streaming = options.stream;
     let mut generation = submit::submit(&engine, id, prompts, claims, options)?;
     let begun = submit::begin(&mut generation).await?;
-    match streaming {
-        Some(how) => {
-            Ok(answer::stream(CompletionStream::new(head, how, meter, engine, generation, begun).events()))
-        }
-        None => Ok(Json(collect(head, meter, &engine, generation, begun).await?).into_response()),
+    if let Some(how) = streaming {
+        return Ok(answer::stream(
+            CompletionStream::new(head, how, meter, engine, generation, begun).events(),
+        ));
     }
+    let mut whole = collect(head, meter, &engine, generation, begun).await?;
+    whole.kv_transfer_params = keeps.and_then(|id| submit::kept(&engine, &id));
+    Ok(Json(whole).into_response())
 }
 
 /// What every chunk, and the whole answer, say alike.
@@ -105,6 +109,7 @@ impl Head {
             model: self.model.clone(),
             choices,
             usage,
+            kv_transfer_params: None,
         }
     }
 }

@@ -26,8 +26,10 @@ use strata_hop::{Above, Component, caller, fault};
 
 use crate::runtime::Engine;
 
-/// Who may call an engine: the scheduler; in development mode, without one, the platform.
-pub const CALLERS: &[Component] = &[Component::Scheduler, Component::Platform, Component::Operator];
+/// Who may call an engine: the scheduler; in development mode, without one, the platform; another engine,
+/// for what it has computed of a prompt.
+pub const CALLERS: &[Component] =
+    &[Component::Scheduler, Component::Platform, Component::Operator, Component::Engine];
 
 /// The engine's routes. Callers that are not the layer above are refused everywhere but on `/health`,
 /// `/ready`, `/ping`, `/version` and `/metrics`.
@@ -45,6 +47,7 @@ pub fn router(engine: Arc<Engine>, above: Above) -> Router {
         .route("/version", get(operate::version))
         .route("/metrics", get(operate::metrics))
         .route("/internal/v1/abort/{id}", post(operate::abort))
-        .route("/internal/v1/events", get(events::follow));
+        .route("/internal/v1/events", get(events::follow))
+        .route("/internal/v1/kv/{id}", get(operate::blocks));
     fault::with_openai_fallbacks(router).layer(from_fn_with_state(above, caller::require)).with_state(engine)
 }

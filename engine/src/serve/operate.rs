@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderName, header};
+use http::{HeaderName, StatusCode, header};
 use serde_json::{Value, json};
 use strata_hop::Fault;
 use strata_wire::ErrorKind;
@@ -68,6 +68,16 @@ pub(super) async fn version() -> Json<Value> {
 pub(super) async fn metrics(State(engine): State<Arc<Engine>>) -> Response {
     let kind: [(HeaderName, &str); 1] = [(header::CONTENT_TYPE, telemetry::CONTENT_TYPE)];
     (kind, engine.metrics().render()).into_response()
+}
+
+/// What was kept of a request's prompt, to be fetched once.
+pub(super) async fn blocks(
+    State(engine): State<Arc<Engine>>,
+    Path(id): Path<String>,
+) -> Result<Response, Fault> {
+    let body = engine.transfer().and_then(|transfer| transfer.body(&id));
+    let none = || Fault::new(ErrorKind::NotFound, "nothing is kept of a prompt under this request's id");
+    Ok((StatusCode::OK, body.ok_or_else(none)?).into_response())
 }
 
 /// Ends the request of this minted id; its stream ends with the usage so far.

@@ -9,6 +9,7 @@ use super::members::{Bounds, Members, whole, wrong};
 use crate::runtime::{OutputRules, Structure};
 use crate::sampling::{Penalties, SamplingParams, TokenMask};
 use crate::tokenizer::Tokenizer;
+use crate::transfer::TransferParams;
 
 /// Stop texts in one request.
 const MAX_STOPS: usize = 16;
@@ -33,6 +34,8 @@ pub(super) struct Options {
     pub(super) stream: Option<Streaming>,
     pub(super) cache_salt: Option<String>,
     pub(super) priority: i64,
+    /// What is kept of the prompt here for another engine, or by another for this one.
+    pub(super) transfer: TransferParams,
 }
 
 /// How to stream.
@@ -91,15 +94,36 @@ pub(super) fn read(
         structure: None,
         stream: streaming(members)?,
         cache_salt: members.text("cache_salt")?.map(str::to_owned),
+        transfer: transfer(members, n)?,
         priority: members.whole("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
     })
+}
+
+/// Where the prompt is computed, when that is not where it is answered.
+fn transfer(members: &Members, answers: i64) -> Result<TransferParams, Fault> {
+    let name = "kv_transfer_params";
+    let Some(given) = members.object(name)? else { return Ok(TransferParams::default()) };
+    let params: TransferParams = serde_json::from_value(Value::Object(given.clone())).map_err(|e| {
+        Fault::invalid_param(name, format!("`{name}` is not as vLLM's NixlConnector has it: {e}"))
+    })?;
+    if params.do_remote_decode && params.do_remote_prefill {
+        let message =
+            format!("`{name}` asks to keep the prompt and to fetch it; one of the two must be false");
+        return Err(Fault::invalid_param(name, message));
+    }
+    if params.do_remote_decode && answers > 1 {
+        return Err(Fault::invalid_param(
+            name,
+            format!("`{name}` goes with one answer, and `n` is {answers}"),
+        ));
+    }
+    Ok(params)
 }
 
 /// Members of OpenAI's and vLLM's APIs that would change the answer and have no effect here yet.
 fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
     let unless_removed = "remove it";
     for name in [
-        "kv_transfer_params",
         "prompt_logprobs",
         "truncate_prompt_tokens",
         "logits_processors",

@@ -124,6 +124,27 @@ fn too_long(engine: &Engine, prompt: &str, param: &str) -> Fault {
     Fault::new(ErrorKind::ContextLengthExceeded, message).param(param)
 }
 
+/// Gets what another engine has computed of the prompt, when the request says that one has. A request
+/// of which something is to be kept or fetched is refused where nothing ever is.
+pub(super) async fn fetch(engine: &Engine, options: &Options) -> Result<(), Fault> {
+    let params = &options.transfer;
+    if engine.transfer().is_none() && (params.do_remote_decode || params.do_remote_prefill) {
+        let message =
+            "`kv_transfer_params` needs an engine with --kv-transfer-host; remove it, or start it so";
+        return Err(Fault::invalid_param("kv_transfer_params", message));
+    }
+    if params.do_remote_prefill {
+        engine.fetch(params).await;
+    }
+    Ok(())
+}
+
+/// What the caller is to tell the engine that answers: where this one keeps what it made of the prompt.
+pub(super) fn kept(engine: &Engine, request: &str) -> Option<serde_json::Value> {
+    let words = engine.transfer()?.words(engine.events().engine(), request)?;
+    serde_json::to_value(words).ok()
+}
+
 /// What a router knows a request's prompt by: `text` was made of its body and read as `tokens`.
 pub(super) fn claims(
     engine: &Engine,
@@ -144,14 +165,16 @@ pub(super) fn submit(
     claims: Vec<Claim>,
     options: Options,
 ) -> Result<Generation, Fault> {
-    let Options { n, sampling, rules, structure, cache_salt, priority, stream: _ } = options;
+    let Options { n, sampling, rules, structure, cache_salt, priority, transfer, stream: _ } = options;
     if rules.min_tokens > rules.max_tokens {
         let message =
             format!("`min_tokens` is {} and at most {} may be generated", rules.min_tokens, rules.max_tokens);
         return Err(Fault::invalid_param("min_tokens", message));
     }
+    // Of several prompts none is kept, and nothing is said.
+    let keeps = transfer.do_remote_decode && prompts.len() == 1;
     let request =
-        GenerationRequest { id, prompts, n, sampling, rules, structure, claims, cache_salt, priority };
+        GenerationRequest { id, prompts, n, sampling, rules, structure, claims, keeps, cache_salt, priority };
     engine.submit(request).map_err(refused)
 }
 

@@ -14,3 +14,4 @@ mod structured;
 mod support;
 mod tiers;
 mod tokenizer;
+mod transfer;

@@ -90,7 +90,7 @@ async fn bad_requests() {
         ("response_format", vec![json!({"type": "xml"}), json!({"type": "json_schema"}), json!("json")]),
         ("modalities", vec![json!(["text", "audio"])]),
         ("audio", vec![json!({})]),
-        ("kv_transfer_params", vec![json!({})]),
+        ("kv_transfer_params", vec![json!([]), json!({"do_remote_decode": true})]),
         ("guided_json", vec![json!([]), json!("{")]),
         ("use_beam_search", vec![json!(true)]),
         ("chat_template", vec![json!("{{ x }}")]),

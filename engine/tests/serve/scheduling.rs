@@ -22,6 +22,7 @@ fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Generat
         rules: OutputRules { max_tokens: tokens, ..OutputRules::default() },
         structure: None,
         claims: Vec::new(),
+        keeps: false,
         cache_salt: None,
         priority: 0,
     }

@@ -11,6 +11,7 @@ use strata_engine::step::StepLimits;
 use strata_engine::template::ChatTemplate;
 use strata_engine::tier::Tiers;
 use strata_engine::tokenizer::Tokenizer;
+use strata_engine::transfer::Transfer;
 
 /// The real model's file, or `None` with a line that says how to get it.
 pub(crate) fn real_model() -> Option<PathBuf> {
@@ -76,12 +77,23 @@ pub(crate) fn engine(backend: impl Backend + 'static, config: EngineConfig) -> A
 
 /// The same with tiers below its KV cache.
 pub(crate) fn with_tiers(backend: impl Backend + 'static, config: EngineConfig, tiers: Tiers) -> Arc<Engine> {
+    with_transfer(backend, config, tiers, None)
+}
+
+/// The same with blocks that go to and come from other engines.
+pub(crate) fn with_transfer(
+    backend: impl Backend + 'static,
+    config: EngineConfig,
+    tiers: Tiers,
+    transfer: Option<Arc<Transfer>>,
+) -> Arc<Engine> {
     let parts = EngineParts {
         backend: Box::new(backend),
         tokenizer: tokenizer(),
         template: Some(ChatTemplate::new(TEMPLATE.into(), String::new(), "<|im_end|>".into()).unwrap()),
         card: ModelCard { name: "test-model".into(), created: 1_700_000_000, template_overhead: 40 },
         tiers,
+        transfer,
     };
     Engine::start(parts, config).unwrap()
 }

@@ -100,6 +100,8 @@ fn write_none(out: &mut Vec<u8>, name: &str) -> Result<(), encode::ValueWriteErr
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     /// Text as it is, other bytes in hexadecimal.
@@ -108,7 +110,7 @@ mod tests {
         for byte in bytes {
             match byte {
                 b'_' | b'a'..=b'z' | b'A'..=b'Z' => text.push(char::from(*byte)),
-                _ => text.push_str(&format!("<{byte:02x}>")),
+                _ => write!(text, "<{byte:02x}>").unwrap(),
             }
         }
         text.replace(&"<07>".repeat(32), "(a)")

@@ -172,7 +172,7 @@ async fn answer(
         tracing::warn!(frames = request.len(), "a replay was asked for in another form than vLLM's");
         return Ok(());
     };
-    let from = from.iter().fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+    let from = from.iter().fold(0u64, |number, byte| (number << 8) | u64::from(*byte));
     for (sequence, packed) in kept.iter().filter(|(sequence, _)| *sequence >= from) {
         let number = Bytes::copy_from_slice(&sequence.to_be_bytes());
         let parts = [client.clone(), Bytes::new(), topic.clone(), number, packed.clone()];

@@ -78,7 +78,7 @@ impl Folder {
             if name.starts_with(OURS) && model != self.own && model.is_dir() {
                 match std::fs::remove_dir_all(&model) {
                     Ok(()) => {
-                        tracing::info!(folder = %model.display(), "another model's blocks were deleted")
+                        tracing::info!(folder = %model.display(), "another model's blocks were deleted");
                     }
                     Err(error) => {
                         tracing::warn!(folder = %model.display(), %error, "another model's blocks remain");

@@ -227,7 +227,9 @@ impl Shared {
         }
         let Some(going) = index.make_room(file_bytes) else { return };
         drop(index);
-        going.into_iter().for_each(|removed| self.remove(removed, tell));
+        for removed in &going {
+            self.remove(removed, tell);
+        }
         let written = self.folder.write(&name, |file| self.sealer.write(&write.hash, &mut write.bytes, file));
         match written {
             Ok(()) => {
@@ -243,7 +245,7 @@ impl Shared {
         }
     }
 
-    fn remove(&self, removed: Removed, tell: &impl Fn(TierEvent)) {
+    fn remove(&self, removed: &Removed, tell: &impl Fn(TierEvent)) {
         self.folder.delete(&removed.name);
         if let Some(hash) = removed.hash {
             tell(TierEvent::Removed(hash));
@@ -265,7 +267,7 @@ impl Shared {
                 }
                 let removed = lock(&self.index).remove(&name);
                 if let Some(removed) = removed {
-                    self.remove(Removed { hash: Some(*hash), ..removed }, tell);
+                    self.remove(&Removed { hash: Some(*hash), ..removed }, tell);
                 }
                 None
             }

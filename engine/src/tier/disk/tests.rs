@@ -99,7 +99,9 @@ fn a_damaged_file_is_a_miss_and_is_deleted() {
     let temp = tempfile::tempdir().unwrap();
     let (options, names) = (options(temp.path(), 9), hashes(2));
     let (disk, told) = open(&options, 1);
-    names.iter().for_each(|name| store(&disk, &told, *name, 4));
+    for name in &names {
+        store(&disk, &told, *name, 4);
+    }
     for path in files(&options.folder) {
         let mut bytes = std::fs::read(&path).unwrap();
         assert!(!path.display().to_string().contains("scope") && !bytes.windows(16).any(|w| w == [4; 16]));
