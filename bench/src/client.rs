@@ -86,7 +86,7 @@ pub enum TargetError {
     TokensToChat,
 }
 
-/// A client of one server. Connections are kept and shared.
+/// A client of one server.
 #[derive(Debug)]
 pub(crate) struct Client {
     pool: Pool<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -232,7 +232,10 @@ fn pool(secure: bool) -> Option<Pool<HttpsConnector<HttpConnector>, Full<Bytes>>
     // Else a small request may wait for the acknowledgement of the one before.
     http.set_nodelay(true);
     let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
-    Some(Pool::builder(TokioExecutor::new()).build(connector.wrap_connector(http)))
+    // A connection for each request: some servers close one after a stream without saying so before, and
+    // the next request on it would fail through no fault of theirs.
+    let mut builder = Pool::builder(TokioExecutor::new());
+    Some(builder.pool_max_idle_per_host(0).build(connector.wrap_connector(http)))
 }
 
 async fn short_body(body: Incoming) -> Result<Bytes, String> {
