@@ -240,6 +240,12 @@ pub(crate) struct Engine {
     /// vLLM's settings of block events, which carry the token ids of all prompts
     #[arg(long, value_name = "JSON", value_parser = kv_events)]
     pub(crate) kv_events_config: Option<KvEventsConfig>,
+    /// How the model writes tool calls
+    #[arg(long, value_name = "FORM", value_enum, default_value_t)]
+    pub(crate) tool_call_parser: ToolCalls,
+    /// How the model marks its reasoning
+    #[arg(long, value_name = "FORM", value_enum, default_value_t)]
+    pub(crate) reasoning_parser: Reasoning,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_grace: u64,
@@ -259,6 +265,36 @@ fn gib(text: &str) -> Result<u64, String> {
     } else {
         Err("expected a number of GiB above 0".to_owned())
     }
+}
+
+/// How a model writes tool calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ToolCalls {
+    /// As its chat template does
+    #[default]
+    Auto,
+    /// `<tool_call>` around JSON: Hermes and Qwen
+    Hermes,
+    /// JSON by itself or after `<|python_tag|>`
+    #[value(name = "llama3_json")]
+    Llama3Json,
+    /// JSON after `[TOOL_CALLS]`
+    Mistral,
+}
+
+/// How a model marks its reasoning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Reasoning {
+    /// Between `<think>` and `</think>` when its chat template knows the tags
+    #[default]
+    Auto,
+    /// Not at all: everything is the answer
+    None,
+    /// Between the tags, when the answer or the end of the prompt has the first
+    Qwen3,
+    /// From the beginning of the answer to `</think>`, always
+    #[value(name = "deepseek_r1")]
+    DeepseekR1,
 }
 
 /// How replicas are picked.

@@ -13,10 +13,10 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::memory;
 use crate::model::load::{LoadedModel, load};
-use crate::options::{EngineOptions, KvCache};
+use crate::options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
 use crate::runtime::{Engine, EngineConfig, EngineParts, ModelCard, StartError};
 use crate::step::StepLimits;
-use crate::template::{ChatTemplate, Prompt};
+use crate::template::{ChatTemplate, Prompt, ReasoningFormat, ToolFormat};
 use crate::tier::{Disk, KvDisk, RamTier, Tiers, fingerprint};
 use crate::tokenizer::Tokenizer;
 use crate::transfer::Transfer;
@@ -41,7 +41,8 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     let token = |id: Option<u32>| id.map(|id| tokenizer.written(id)).unwrap_or_default();
     let template = chat_template
         .map(|source| ChatTemplate::new(source, token(special.bos), token(special.eos.first().copied())))
-        .transpose()?;
+        .transpose()?
+        .map(|template| read_as(template, options));
     let context = options.max_model_len.unwrap_or(spec.max_context);
     if context > spec.max_context {
         return Err(StartError::BeyondModel { asked: context, model: spec.max_context }.into());
@@ -153,6 +154,22 @@ fn named(model: &Path, backend: &dyn Backend, name: &OnceCell<[u8; 32]>) -> Resu
         EngineError::KvCache(format!("the model's files cannot be read for kv_disk or kv_transfer: {error}"))
     })?;
     Ok(*name.get_or_init(|| read))
+}
+
+/// The template with the forms of calls and reasoning that the options name.
+fn read_as(template: ChatTemplate, options: &EngineOptions) -> ChatTemplate {
+    let template = match options.tool_call_parser {
+        ToolCallParser::Auto => template,
+        ToolCallParser::Hermes => template.calling(ToolFormat::Hermes),
+        ToolCallParser::Llama3Json => template.calling(ToolFormat::Llama3),
+        ToolCallParser::Mistral => template.calling(ToolFormat::Mistral),
+    };
+    match options.reasoning_parser {
+        ReasoningParser::Auto => template,
+        ReasoningParser::None => template.reasoning(None),
+        ReasoningParser::Qwen3 => template.reasoning(Some(ReasoningFormat::Qwen3)),
+        ReasoningParser::DeepseekR1 => template.reasoning(Some(ReasoningFormat::DeepSeekR1)),
+    }
 }
 
 /// The file or folder that a model's URI names.

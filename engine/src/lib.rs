@@ -39,5 +39,5 @@ pub mod tokenizer;
 pub mod transfer;
 
 pub use assemble::{assemble, local_path};
-pub use options::{EngineOptions, KvCache};
+pub use options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
 pub use run::{EngineError, run, run_on};

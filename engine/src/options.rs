@@ -61,6 +61,12 @@ pub struct EngineOptions {
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
+    /// How the model writes tool calls.
+    #[serde(default)]
+    pub tool_call_parser: ToolCallParser,
+    /// How the model marks its reasoning.
+    #[serde(default)]
+    pub reasoning_parser: ReasoningParser,
     /// How long open requests may go on after the engine was told to stop.
     #[serde(skip, default = "drain_grace")]
     pub drain_grace: Duration,
@@ -86,6 +92,36 @@ pub enum KvCache {
     Bytes(u64),
     /// As many blocks as fit in this share of the memory that is free, above 0 and at most 1.
     Fraction(f64),
+}
+
+/// How the model writes tool calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolCallParser {
+    /// As its chat template does.
+    #[default]
+    Auto,
+    /// `<tool_call>` around JSON: Hermes and Qwen.
+    Hermes,
+    /// JSON by itself or after `<|python_tag|>`: Llama 3.
+    Llama3Json,
+    /// JSON after `[TOOL_CALLS]`.
+    Mistral,
+}
+
+/// How the model marks its reasoning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReasoningParser {
+    /// Between `<think>` and `</think>` when its chat template knows the tags.
+    #[default]
+    Auto,
+    /// Not at all: everything is the answer.
+    None,
+    /// Between the tags, when the answer or the prompt's end has the first.
+    Qwen3,
+    /// From the answer's beginning to `</think>`, always.
+    DeepseekR1,
 }
 
 fn listen() -> String {
@@ -131,6 +167,8 @@ impl EngineOptions {
             kv_events_config: None,
             kv_transfer: None,
             max_waiting: max_waiting(),
+            tool_call_parser: ToolCallParser::default(),
+            reasoning_parser: ReasoningParser::default(),
             drain_grace: drain_grace(),
             hop_token: None,
             mtls: None,

@@ -7,7 +7,7 @@ use anyhow::Context;
 use strata_engine::backend::cpu::Precision;
 use strata_engine::tier::KvDisk;
 use strata_engine::transfer::KvTransfer;
-use strata_engine::{EngineOptions, KvCache};
+use strata_engine::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
 use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{Component, HopToken, Mtls, process};
 use strata_kinds::crd;
@@ -80,6 +80,18 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             port,
             bytes: args.kv_transfer_size,
         }),
+        tool_call_parser: match args.tool_call_parser {
+            args::ToolCalls::Auto => ToolCallParser::Auto,
+            args::ToolCalls::Hermes => ToolCallParser::Hermes,
+            args::ToolCalls::Llama3Json => ToolCallParser::Llama3Json,
+            args::ToolCalls::Mistral => ToolCallParser::Mistral,
+        },
+        reasoning_parser: match args.reasoning_parser {
+            args::Reasoning::Auto => ReasoningParser::Auto,
+            args::Reasoning::None => ReasoningParser::None,
+            args::Reasoning::Qwen3 => ReasoningParser::Qwen3,
+            args::Reasoning::DeepseekR1 => ReasoningParser::DeepseekR1,
+        },
         drain_grace: Duration::from_secs(args.drain_grace),
         ..EngineOptions::new(args.model)
     }

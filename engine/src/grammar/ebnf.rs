@@ -22,7 +22,7 @@ enum Token {
 }
 
 /// A text as Lark has it.
-pub(super) fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     // JSON leaves DEL as it is, and Lark's strings must not hold it.
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }

@@ -17,6 +17,8 @@ pub enum Grammar {
     /// Text of this context-free grammar: EBNF with `::=` whose rule `root` is the whole, or Lark
     /// whose rule `start` is.
     Text(String),
+    /// Text of this grammar in Lark.
+    Lark(String),
 }
 
 impl Grammar {
@@ -32,6 +34,7 @@ impl Grammar {
             Self::Regex(regex) => format!("regex {regex}"),
             Self::Choice(texts) => format!("choice {}", json!(texts)),
             Self::Text(text) => format!("text {text}"),
+            Self::Lark(text) => format!("lark {text}"),
         }
     }
 
@@ -45,7 +48,7 @@ impl Grammar {
                 Ok(TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | "))))
             }
             Self::Text(text) if text.contains("::=") => ebnf::to_lark(text).map(TopLevelGrammar::from_lark),
-            Self::Text(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
+            Self::Text(text) | Self::Lark(text) => Ok(TopLevelGrammar::from_lark(text.clone())),
         }
     }
 }

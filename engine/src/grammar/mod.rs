@@ -11,6 +11,9 @@ mod form;
 mod vocabulary;
 mod walk;
 
+pub(crate) use ebnf::literal as lark_literal;
+pub(crate) use form::bounded_space;
+
 pub use compile::{Compiled, GrammarError, Grammars, MAX_GRAMMAR_BYTES};
 pub use form::Grammar;
 pub use walk::{DeadEnd, Next, Walk};

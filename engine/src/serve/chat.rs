@@ -12,15 +12,17 @@ use serde_json::{Map, Value};
 use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::chat::{
-    AssistantMessage, ChatResponse, Choice, ChoiceLogprobs, FinishReason, Message, TokenLogprob, ToolCall,
+    AssistantMessage, ChatResponse, Choice, ChoiceLogprobs, FinishReason, FunctionCall, Message,
+    TokenLogprob, ToolCall,
 };
 
 use super::answer::{self, Meter};
 use super::chat_stream::ChatStream;
 use super::members::Members;
+use super::speech::{Growing, Said, Speech};
 use super::{messages, options, structured, submit};
-use crate::runtime::{Engine, Event, Generation, Piece, Structure};
-use crate::template::{Prompt, TemplateError, ToolOutput, ToolParser};
+use crate::runtime::{Engine, Event, Generation, Piece};
+use crate::template::{Prompt, TemplateError};
 
 /// Answers a conversation.
 pub(super) async fn create(
@@ -39,7 +41,10 @@ pub(super) async fn create(
     members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
     let form = structured::read(&members)?;
     let asked = output_limit(&members)?;
-    let text = render(&engine, &members, &messages, tools.as_deref())?;
+    let include_reasoning = members.boolean("include_reasoning")?.unwrap_or(true);
+    let text = render(&engine, &members, &messages, tools.as_ref().map(|tools| tools.list.as_slice()))?;
+    let speech = Speech::of(&engine, tools.as_ref(), &text, include_reasoning);
+    options.rules.marks = speech.marks(&engine).into();
     let prompt = submit::encode(&engine, text.clone(), false, "messages").await?;
     if prompt.is_empty() {
         return Err(Fault::invalid_param(
@@ -48,10 +53,7 @@ pub(super) async fn create(
         ));
     }
     options.rules.max_tokens = submit::output_limit(&engine, prompt.len(), asked, None, "messages")?;
-    if let Some(form) = form {
-        let grammar = structured::compile(&engine, form).await?;
-        options.structure = Some(Structure { grammar, thinking: None });
-    }
+    options.structure = speech.structure(&engine, tools.as_ref(), form).await?;
     let claims = submit::claims(&engine, &members, &options, &text, &prompt);
     let id = submit::request_id(&headers)?;
     submit::fetch(&engine, &options).await?;
@@ -62,7 +64,7 @@ pub(super) async fn create(
         model: engine.card().name.clone(),
         n: options.n,
         logprobs: options.sampling.logprobs.is_some(),
-        parses_tools: tools.is_some(),
+        speech,
     };
     let meter = Meter { prompt: prompt.len(), ..Meter::default() };
     let streaming = options.stream;
@@ -84,7 +86,7 @@ pub(super) struct Head {
     pub(super) model: String,
     pub(super) n: usize,
     pub(super) logprobs: bool,
-    pub(super) parses_tools: bool,
+    pub(super) speech: Speech,
 }
 
 fn logprobs(members: &Members) -> Result<Option<usize>, Fault> {
@@ -126,38 +128,6 @@ pub(super) fn render(
     })
 }
 
-/// An answer as it grows.
-#[derive(Debug)]
-pub(super) struct Growing {
-    tools: Option<ToolParser>,
-    /// Whether the answer calls tools.
-    pub(super) calls: usize,
-}
-
-impl Growing {
-    pub(super) fn new(parses_tools: bool) -> Self {
-        Self { tools: parses_tools.then(ToolParser::default), calls: 0 }
-    }
-
-    /// What more text means, and whether it is the last.
-    pub(super) fn push(&mut self, text: &str, last: bool) -> Vec<ToolOutput> {
-        let Some(parser) = &mut self.tools else {
-            return if text.is_empty() { Vec::new() } else { vec![ToolOutput::Text(text.to_owned())] };
-        };
-        let mut out = parser.push(text);
-        if last {
-            out.extend(parser.flush());
-        }
-        self.calls += out.iter().filter(|o| matches!(o, ToolOutput::Call(_))).count();
-        out
-    }
-
-    /// Why the answer ended, seen from the client: it ended to call tools.
-    pub(super) fn finish(&self, reason: FinishReason) -> FinishReason {
-        if reason == FinishReason::Stop && self.calls > 0 { FinishReason::ToolCalls } else { reason }
-    }
-}
-
 /// A new call's id.
 pub(super) fn call_id() -> String {
     format!("call_{}", uuid::Uuid::new_v4().simple())
@@ -172,6 +142,7 @@ async fn collect(
 ) -> Result<ChatResponse, Fault> {
     struct Whole {
         growing: Growing,
+        reasoning: String,
         text: String,
         calls: Vec<ToolCall>,
         logprobs: Vec<TokenLogprob>,
@@ -179,7 +150,8 @@ async fn collect(
     }
     let mut answers: Vec<Whole> = (0..head.n)
         .map(|_| Whole {
-            growing: Growing::new(head.parses_tools),
+            growing: Growing::new(head.speech),
+            reasoning: String::new(),
             text: String::new(),
             calls: Vec::new(),
             logprobs: Vec::new(),
@@ -198,9 +170,16 @@ async fn collect(
                 }
                 for output in answer.growing.push(&text, finish.is_some()) {
                     match output {
-                        ToolOutput::Text(text) => answer.text.push_str(&text),
-                        ToolOutput::Call(function) => {
+                        Said::Reasoning(text) => answer.reasoning.push_str(&text),
+                        Said::Text(text) => answer.text.push_str(&text),
+                        Said::Call(name) => {
+                            let function = FunctionCall { name, arguments: String::new() };
                             answer.calls.push(ToolCall { id: call_id(), kind: "function".into(), function });
+                        }
+                        Said::Arguments(more) => {
+                            if let Some(call) = answer.calls.last_mut() {
+                                call.function.arguments.push_str(&more);
+                            }
                         }
                     }
                 }
@@ -217,10 +196,18 @@ async fn collect(
     }
     let choices = answers.into_iter().enumerate().map(|(index, whole)| {
         let calls = (!whole.calls.is_empty()).then_some(whole.calls);
-        let content = if whole.text.is_empty() && calls.is_some() { None } else { Some(whole.text) };
+        let reasoning = (!whole.reasoning.is_empty()).then_some(whole.reasoning);
+        let silent = whole.text.is_empty() && (calls.is_some() || reasoning.is_some());
+        let content = (!silent).then_some(whole.text);
         Choice {
             index: index as u32,
-            message: AssistantMessage { role: "assistant".into(), content, tool_calls: calls },
+            message: AssistantMessage {
+                role: "assistant".into(),
+                content,
+                reasoning: reasoning.clone(),
+                reasoning_content: reasoning,
+                tool_calls: calls,
+            },
             logprobs: head.logprobs.then_some(ChoiceLogprobs { content: Some(whole.logprobs) }),
             finish_reason: whole.finish,
         }

@@ -11,10 +11,10 @@ use strata_wire::chat::{
 use strata_wire::{Usage, sse};
 
 use super::answer::{self, Meter};
-use super::chat::{Growing, Head, call_id};
+use super::chat::{Head, call_id};
 use super::options::Streaming;
+use super::speech::{Growing, Said};
 use crate::runtime::{Engine, Event, Generation, Piece};
-use crate::template::ToolOutput;
 
 /// The state of one stream.
 pub(super) struct ChatStream {
@@ -44,13 +44,13 @@ impl ChatStream {
         begun: Vec<Event>,
     ) -> Self {
         let answers = (0..head.n)
-            .map(|_| Answer { growing: Growing::new(head.parses_tools), logprobs: Vec::new() })
+            .map(|_| Answer { growing: Growing::new(head.speech), logprobs: Vec::new() })
             .collect();
         let mut stream =
             Self { head, how, meter, engine, generation, answers, ready: VecDeque::new(), ended: false };
         for index in 0..stream.head.n {
             let role =
-                Delta { role: Some("assistant".into()), content: Some(String::new()), tool_calls: None };
+                Delta { role: Some("assistant".into()), content: Some(String::new()), ..Delta::default() };
             stream.send(index, role, None, None);
         }
         for event in begun {
@@ -98,23 +98,27 @@ impl ChatStream {
         let first_call = answer.growing.calls;
         let outputs = answer.growing.push(&text, finish.is_some());
         let reason = finish.map(|reason| answer.growing.finish(reason));
-        let mut call = first_call as u32;
+        let mut calls = first_call as u32;
         for output in outputs {
             let logprobs = self.take_logprobs(choice);
+            let call = |index: u32, id: Option<String>, function: FunctionDelta| {
+                let kind = id.is_some().then(|| "function".to_owned());
+                let delta = ToolCallDelta { index, id, kind, function };
+                Delta { tool_calls: Some(vec![delta]), ..Delta::default() }
+            };
             let delta = match output {
-                ToolOutput::Text(text) => Delta { content: Some(text), ..Delta::default() },
-                ToolOutput::Call(function) => {
-                    let delta = ToolCallDelta {
-                        index: call,
-                        id: Some(call_id()),
-                        kind: Some("function".into()),
-                        function: FunctionDelta {
-                            name: Some(function.name),
-                            arguments: Some(function.arguments),
-                        },
-                    };
-                    call += 1;
-                    Delta { tool_calls: Some(vec![delta]), ..Delta::default() }
+                Said::Reasoning(text) => {
+                    Delta { reasoning: Some(text.clone()), reasoning_content: Some(text), ..Delta::default() }
+                }
+                Said::Text(text) => Delta { content: Some(text), ..Delta::default() },
+                Said::Call(name) => {
+                    calls += 1;
+                    let function = FunctionDelta { name: Some(name), arguments: Some(String::new()) };
+                    call(calls - 1, Some(call_id()), function)
+                }
+                Said::Arguments(more) => {
+                    let function = FunctionDelta { name: None, arguments: Some(more) };
+                    call(calls.saturating_sub(1), None, function)
                 }
             };
             self.send(choice, delta, logprobs, None);

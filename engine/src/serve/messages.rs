@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use strata_hop::Fault;
 use strata_wire::chat::{Content, Message, ToolCall};
 
-use super::members::{Members, not_built, wrong};
+use super::members::{Members, wrong};
 
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
@@ -102,55 +102,84 @@ fn part(at: &str, role: &str, value: &Value) -> Result<Map<String, Value>, Fault
     Ok(plain)
 }
 
+/// The tools of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Tools {
+    /// As they were sent, for the template.
+    pub(super) list: Vec<Value>,
+    /// Those of which one must be called, with the schemas of their arguments; empty when none must.
+    pub(super) required: Vec<(String, Value)>,
+    /// Whether there may be more than one call.
+    pub(super) parallel: bool,
+}
+
 /// The tools that the model is to be told of: none when there are none, or when `tool_choice` says so.
-pub(super) fn tools(members: &Members) -> Result<Option<Vec<Value>>, Fault> {
-    let tools = members.array("tools")?.unwrap_or_default();
-    for (i, tool) in tools.iter().enumerate() {
-        let at = format!("tools[{i}]");
-        match tool.get("type").and_then(Value::as_str) {
-            Some("function") => {}
-            Some(other) => {
-                let shown: String = other.chars().take(40).collect();
-                let message = format!("`{at}.type` is `{shown}`: only `function` tools are known here");
-                return Err(Fault::invalid_param(&at, message));
-            }
-            None => {
-                return Err(wrong(
-                    &format!("{at}.type"),
-                    "\"function\"",
-                    tool.get("type").unwrap_or(&Value::Null),
-                ));
-            }
-        }
-        let name = tool.get("function").and_then(|f| f.get("name")).unwrap_or(&Value::Null);
-        if name.as_str().is_none_or(str::is_empty) {
-            return Err(wrong(&format!("{at}.function.name"), "a string", name));
-        }
-    }
+pub(super) fn tools(members: &Members) -> Result<Option<Tools>, Fault> {
+    let list = members.array("tools")?.unwrap_or_default();
+    let functions = list.iter().enumerate().map(|(i, tool)| function(&format!("tools[{i}]"), tool));
+    let functions = functions.collect::<Result<Vec<_>, _>>()?;
     for name in ["functions", "function_call"] {
         members.unbuilt(name, |_| false, "use `tools` and `tool_choice`")?;
     }
-    let wanted = match members.get("tool_choice") {
-        None => true,
+    let name = "tool_choice";
+    let required = match members.get(name) {
+        None => Vec::new(),
         Some(Value::String(choice)) => match choice.as_str() {
-            "auto" => true,
-            "none" => false,
-            "required" => {
-                return Err(not_built("tool_choice", "`required` cannot be enforced: use `auto` or `none`"));
+            "auto" => Vec::new(),
+            "none" => return Ok(None),
+            "required" if functions.is_empty() => {
+                let message = "`tool_choice` is `required` and `tools` holds no function";
+                return Err(Fault::invalid_param(name, message));
             }
+            "required" => functions,
             _ => {
                 let message =
                     "`tool_choice` must be `none`, `auto`, `required` or an object that names a function";
-                return Err(Fault::invalid_param("tool_choice", message));
+                return Err(Fault::invalid_param(name, message));
             }
         },
-        Some(Value::Object(_)) => {
-            return Err(not_built(
-                "tool_choice",
-                "a named function cannot be enforced: use `auto` or `none`",
-            ));
+        Some(Value::Object(choice)) => {
+            let named = choice.get("function").and_then(|f| f.get("name")).unwrap_or(&Value::Null);
+            let Some(named) = named.as_str() else {
+                return Err(wrong("tool_choice.function.name", "a string", named));
+            };
+            let found = functions.into_iter().find(|(function, _)| function == named);
+            vec![found.ok_or_else(|| {
+                let shown: String = named.chars().take(40).collect();
+                Fault::invalid_param(name, format!("`tool_choice` names `{shown}`, which is not in `tools`"))
+            })?]
         }
-        Some(other) => return Err(wrong("tool_choice", "a string or an object", other)),
+        Some(other) => return Err(wrong(name, "a string or an object", other)),
     };
-    Ok((wanted && !tools.is_empty()).then(|| tools.to_vec()))
+    let named = members.get(name).is_some_and(Value::is_object);
+    let parallel = members.boolean("parallel_tool_calls")?.unwrap_or(true) && !named;
+    Ok((!list.is_empty()).then(|| Tools { list: list.to_vec(), required, parallel }))
+}
+
+/// A function's name, and the schema of its arguments.
+fn function(at: &str, tool: &Value) -> Result<(String, Value), Fault> {
+    match tool.get("type").and_then(Value::as_str) {
+        Some("function") => {}
+        Some(other) => {
+            let shown: String = other.chars().take(40).collect();
+            let message = format!("`{at}.type` is `{shown}`: only `function` tools are known here");
+            return Err(Fault::invalid_param(at, message));
+        }
+        None => {
+            let found = tool.get("type").unwrap_or(&Value::Null);
+            return Err(wrong(&format!("{at}.type"), "\"function\"", found));
+        }
+    }
+    let name = tool.get("function").and_then(|f| f.get("name")).unwrap_or(&Value::Null);
+    let Some(name) = name.as_str().filter(|name| !name.is_empty()) else {
+        return Err(wrong(&format!("{at}.function.name"), "a string", name));
+    };
+    let parameters = match tool.get("function").and_then(|f| f.get("parameters")) {
+        None | Some(Value::Null) => {
+            serde_json::json!({"type": "object", "properties": {}, "additionalProperties": false})
+        }
+        Some(schema @ Value::Object(_)) => schema.clone(),
+        Some(other) => return Err(wrong(&format!("{at}.function.parameters"), "a JSON schema", other)),
+    };
+    Ok((name.to_owned(), parameters))
 }

@@ -13,6 +13,7 @@ mod members;
 mod messages;
 mod operate;
 mod options;
+mod speech;
 mod structured;
 mod submit;
 mod tokenize;

@@ -22,7 +22,15 @@ pub(super) async fn tokenize(State(engine): State<Arc<Engine>>, body: Body) -> R
         None if members.get("messages").is_some() => {
             let messages = messages::read(&members)?;
             let tools = messages::tools(&members)?;
-            (chat::render(&engine, &members, &messages, tools.as_deref())?, false)
+            (
+                chat::render(
+                    &engine,
+                    &members,
+                    &messages,
+                    tools.as_ref().map(|tools| tools.list.as_slice()),
+                )?,
+                false,
+            )
         }
         None => {
             return Err(Fault::invalid_param("prompt", "`prompt` is missing: send a text, or `messages`"));

@@ -9,7 +9,9 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde_json::{Map, Value as Json};
 use strata_wire::chat::{Content, Message};
 
+use super::calls::ToolFormat;
 use super::json;
+use super::reasoning::ReasoningFormat;
 
 const NAME: &str = "chat";
 
@@ -34,6 +36,8 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     knows_tools: bool,
+    tool_format: ToolFormat,
+    reasoning_format: Option<ReasoningFormat>,
 }
 
 /// What a prompt is made of.
@@ -63,10 +67,36 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{message}")))
         });
+        let tool_format = ToolFormat::of_template(&source);
+        let reasoning_format = ReasoningFormat::of_template(&source);
         environment.add_template_owned(NAME, source).map_err(malformed)?;
         let knows_tools =
             environment.get_template(NAME).map_err(malformed)?.undeclared_variables(false).contains("tools");
-        Ok(Self { environment, bos, eos, knows_tools })
+        // A template that says nothing of tools gets them described in the Hermes form.
+        let tool_format = if knows_tools { tool_format } else { ToolFormat::Hermes };
+        Ok(Self { environment, bos, eos, knows_tools, tool_format, reasoning_format })
+    }
+
+    /// The same with calls in this form, whatever the template looks like.
+    #[must_use]
+    pub fn calling(self, tool_format: ToolFormat) -> Self {
+        Self { tool_format, ..self }
+    }
+
+    /// The same with reasoning in this form, or none.
+    #[must_use]
+    pub fn reasoning(self, reasoning_format: Option<ReasoningFormat>) -> Self {
+        Self { reasoning_format, ..self }
+    }
+
+    /// How the model writes its calls.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.tool_format
+    }
+
+    /// How the model reasons, if it does.
+    pub fn reasoning_format(&self) -> Option<ReasoningFormat> {
+        self.reasoning_format
     }
 
     /// Whether the template itself says something about tools.

@@ -1,8 +1,16 @@
-//! From messages to a prompt, by the model's own Jinja template, and from its output to tool calls.
+//! From messages to a prompt, by the model's own Jinja template, and from its output to reasoning,
+//! text and tool calls.
 
+mod calls;
 mod chat;
+mod enforce;
+mod head;
 mod json;
+mod reasoning;
+mod scan;
 mod tools;
 
+pub use calls::{ToolFormat, ToolOutput, ToolParser};
 pub use chat::{ChatTemplate, Prompt, TemplateError};
-pub use tools::{ToolOutput, ToolParser};
+pub use enforce::{CallGrammar, Marks};
+pub use reasoning::{ReasoningFormat, ReasoningParser, ReasoningStart, THINK_CLOSE, THINK_OPEN};

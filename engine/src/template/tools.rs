@@ -3,10 +3,10 @@
 //! </tool_call>`.
 
 use serde_json::{Map, Value as Json};
-use strata_wire::chat::FunctionCall;
+
+use super::calls::CLOSE;
 
 const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
 
 /// Puts the description of the tools before the system message, and turns earlier calls and their
 /// answers into text.
@@ -68,115 +68,3 @@ fn write_out(message: &mut Map<String, Json>) {
     }
     message.insert("content".into(), Json::String(text));
 }
-
-/// A piece of what a model said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToolOutput {
-    /// Plain text.
-    Text(String),
-    /// A whole call.
-    Call(FunctionCall),
-}
-
-/// Finds calls in a stream of text pieces. Text is held back from a call's opening tag on, and so is
-/// what could be the beginning of one.
-#[derive(Clone, Debug, Default)]
-pub struct ToolParser {
-    held: String,
-    inside: bool,
-    called: bool,
-}
-
-impl ToolParser {
-    /// Takes more text.
-    pub fn push(&mut self, text: &str) -> Vec<ToolOutput> {
-        self.held.push_str(text);
-        let mut out = Vec::new();
-        loop {
-            if self.inside {
-                let Some(end) = self.held.find(CLOSE) else { return out };
-                let body = self.held[..end].to_owned();
-                self.held.drain(..end + CLOSE.len());
-                self.inside = false;
-                self.finish_call(&body, CLOSE, &mut out);
-            } else if let Some(begin) = self.held.find(OPEN) {
-                let text = self.held[..begin].to_owned();
-                self.held.drain(..begin + OPEN.len());
-                self.inside = true;
-                self.say(&text, &mut out);
-            } else {
-                let keep = self.keep();
-                let rest = self.held.split_off(self.held.len() - keep);
-                let text = std::mem::replace(&mut self.held, rest);
-                self.say(&text, &mut out);
-                return out;
-            }
-        }
-    }
-
-    /// What is left when no more text comes. A call that was not closed still counts when it is
-    /// whole.
-    pub fn flush(&mut self) -> Vec<ToolOutput> {
-        let held = std::mem::take(&mut self.held);
-        let mut out = Vec::new();
-        if std::mem::take(&mut self.inside) {
-            self.finish_call(&held, "", &mut out);
-        } else {
-            self.say(&held, &mut out);
-        }
-        out
-    }
-
-    /// Whether there was a call.
-    pub fn called(&self) -> bool {
-        self.called
-    }
-
-    /// Bytes at the end that must wait: a beginning of the tag, and white space after a call, which
-    /// is only dropped when nothing or another call follows.
-    fn keep(&self) -> usize {
-        let tag = (1..OPEN.len()).rev().find(|n| self.held.ends_with(&OPEN[..*n])).unwrap_or(0);
-        let before = &self.held[..self.held.len() - tag];
-        tag + (before.len() - before.trim_end().len())
-    }
-
-    fn say(&mut self, text: &str, out: &mut Vec<ToolOutput>) {
-        // White space around calls is their layout, not the answer's.
-        let layout = self.called || self.inside;
-        let text = if layout && text.trim().is_empty() {
-            ""
-        } else if self.inside {
-            text.trim_end()
-        } else {
-            text
-        };
-        if !text.is_empty() {
-            out.push(ToolOutput::Text(text.to_owned()));
-        }
-    }
-
-    fn finish_call(&mut self, body: &str, close: &str, out: &mut Vec<ToolOutput>) {
-        if let Some(call) = parse_call(body) {
-            self.called = true;
-            out.push(ToolOutput::Call(call));
-        } else {
-            // Not a call after all: the model's words are not thrown away.
-            out.push(ToolOutput::Text(format!("{OPEN}{body}{close}")));
-        }
-    }
-}
-
-fn parse_call(body: &str) -> Option<FunctionCall> {
-    let call: Map<String, Json> = serde_json::from_str(body.trim()).ok()?;
-    let name = call.get("name")?.as_str()?.to_owned();
-    let arguments = match call.get("arguments").or_else(|| call.get("parameters")) {
-        None | Some(Json::Null) => "{}".to_owned(),
-        Some(Json::String(text)) => text.clone(),
-        Some(arguments) => arguments.to_string(),
-    };
-    Some(FunctionCall { name, arguments })
-}
-
-#[cfg(test)]
-#[path = "tools_tests.rs"]
-mod tests;

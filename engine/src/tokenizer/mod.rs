@@ -120,6 +120,16 @@ impl Tokenizer {
         self.inner.id_to_token(id).unwrap_or_default()
     }
 
+    /// The special token of this text.
+    pub fn special_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text).filter(|id| self.is_special(*id))
+    }
+
+    /// The token that alone is this text.
+    pub fn single_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
+    }
+
     /// Whether a token is special: part of the protocol, not of the text.
     pub fn is_special(&self, id: u32) -> bool {
         self.pieces.is_special(id)

@@ -10,6 +10,7 @@ mod process;
 mod real;
 mod refusals;
 mod scheduling;
+mod speech;
 mod structured;
 mod support;
 mod tiers;

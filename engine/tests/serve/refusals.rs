@@ -85,7 +85,16 @@ async fn bad_requests() {
         ("priority", vec![json!("high")]),
         ("cache_salt", vec![json!(5)]),
         ("tools", vec![json!([{"type": "web"}]), json!([{"type": "function"}]), json!({})]),
-        ("tool_choice", vec![json!("required"), json!({"type": "function"}), json!("maybe"), json!(1)]),
+        (
+            "tool_choice",
+            vec![
+                json!("required"),
+                json!({"type": "function", "function": {"name": "f"}}),
+                json!({}),
+                json!("maybe"),
+                json!(1),
+            ],
+        ),
         ("functions", vec![json!([])]),
         ("response_format", vec![json!({"type": "xml"}), json!({"type": "json_schema"}), json!("json")]),
         ("modalities", vec![json!(["text", "audio"])]),
