@@ -257,7 +257,7 @@ impl Offline {
                     Event::Failed(failure) => {
                         return Err(OfflineError::Failed { number, message: failure.to_string() });
                     }
-                    Event::Admitted { .. } => {}
+                    Event::Admitted { .. } | Event::Scored { .. } => {}
                 }
             }
             Ok(tokens)

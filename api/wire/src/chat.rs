@@ -214,6 +214,12 @@ pub struct ChatResponse {
     /// Where another engine can fetch what was computed of the prompt; see vLLM's connectors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_transfer_params: Option<Value>,
+    /// vLLM's extension: log probabilities of the prompt's tokens, by token id at each place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Value>,
+    /// vLLM's extension: the prompt's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// One answer.
@@ -228,6 +234,12 @@ pub struct Choice {
     pub logprobs: Option<ChoiceLogprobs>,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
+    /// vLLM's extension: the stop text or the stop token that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<Value>,
+    /// vLLM's extension: the tokens that were generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 /// The assistant's part of an answer.
@@ -278,6 +290,12 @@ pub struct ChunkChoice {
     pub logprobs: Option<ChoiceLogprobs>,
     /// Why it ended, in its last piece.
     pub finish_reason: Option<FinishReason>,
+    /// vLLM's extension: the stop text or the stop token that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<Value>,
+    /// vLLM's extension: the tokens that are new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
 }
 
 /// What a piece adds.

@@ -40,6 +40,18 @@ pub struct CompletionChoice {
     pub logprobs: Option<CompletionLogprobs>,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
+    /// vLLM's extension: the stop text or the stop token that ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<Value>,
+    /// vLLM's extension: the tokens that were generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_ids: Option<Vec<u32>>,
+    /// vLLM's extension: log probabilities of the prompt's tokens, by token id at each place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<Value>,
+    /// vLLM's extension: the prompt's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Log probabilities in the completion API's own form.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use strata_wire::chat::FinishReason;
 
 use super::generation::{OutputRules, Piece, PieceToken, StopCause};
+use super::score::PromptScore;
 use super::structured::{Structure, Structured, Turn};
 use crate::grammar::DeadEnd;
 use crate::sampling::{Allowed, Sampler, SamplingError, StopMatcher};
@@ -28,6 +29,8 @@ pub(super) struct Choice {
     /// Tokens that end the answer.
     ends: Arc<[u32]>,
     structured: Option<Structured>,
+    /// Of its prompt, when that is wanted from this answer.
+    pub(super) score: Option<PromptScore>,
 }
 
 /// Why an answer cannot go on.
@@ -77,6 +80,7 @@ impl Choice {
             rules,
             ends,
             structured: structure.map(Structured::new),
+            score: None,
         }
     }
 

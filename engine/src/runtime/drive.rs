@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::blocks::BlockKeeper;
 use super::choice::{Choice, Place};
 use super::generation::{Event, Failure, GenerationRequest};
-use crate::backend::{Backend, BackendError, Logits};
+use super::score::PromptScore;
+use crate::backend::{Backend, BackendError, Logits, SequenceSpan};
 use crate::block::BlockHash;
 use crate::events::KvFeed;
 use crate::sampling::Sampler;
@@ -174,7 +175,9 @@ impl Driver {
                     tokens: prompt.clone(),
                     priority: request.priority,
                     cache_salt: request.cache_salt.clone(),
+                    scored: i == 0 && request.sampling.prompt_logprobs.is_some(),
                 };
+                let scored = new.scored;
                 let place = Place { key, index: at * request.n + i, prompt_tokens: prompt.len(), arrived };
                 // Answers to one prompt differ by their series; equal prompts of one request repeat.
                 let sampler = Sampler::new(request.sampling.clone(), i, &prompt);
@@ -185,7 +188,10 @@ impl Driver {
                             open.claimed.extend(self.blocks.enter(&mut self.planner, id, claims));
                         }
                         let (rules, ends) = (rules.clone(), ends.clone());
-                        self.choices.insert(id, Choice::new(place, sampler, rules, ends, structure.as_ref()));
+                        let mut choice = Choice::new(place, sampler, rules, ends, structure.as_ref());
+                        let top = request.sampling.prompt_logprobs.filter(|_| scored);
+                        choice.score = top.map(|top| PromptScore::new(&prompt, top));
+                        self.choices.insert(id, choice);
                         open.sequences.push(id);
                     }
                     Err(error) => {
@@ -300,6 +306,7 @@ impl Driver {
                 self.note_prefill(plan, seconds);
                 let mut rows = 0;
                 for (part, span) in plan.parts.iter().zip(&plan.batch.spans) {
+                    self.note_scores(part.id, span, |row| logits.row(rows + row));
                     rows += span.logits.count();
                     if part.samples {
                         self.hand_out(part.id, logits.row(rows - 1), now);
@@ -307,6 +314,18 @@ impl Driver {
                 }
                 self.blocks.follow(&mut self.planner, self.backend.as_ref());
             }
+        }
+    }
+
+    /// Sends what a step says of a prompt's tokens.
+    fn note_scores<'a>(&mut self, id: SequenceId, span: &SequenceSpan, row: impl Fn(usize) -> &'a [f32]) {
+        let Some(choice) = self.choices.get_mut(&id) else { return };
+        let Some(score) = &mut choice.score else { return };
+        let tokens = score.advance(span, row);
+        if let Some(open) = self.requests.get(&choice.key)
+            && !tokens.is_empty()
+        {
+            let _ = open.events.send(Event::Scored { prompt: choice.index / open.n, tokens });
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::drive::Command;
 use super::structured::Structure;
 use crate::events::Claim;
-use crate::sampling::{SamplingParams, TokenLogprobs};
+use crate::sampling::{SamplingParams, ScoredToken, TokenLogprobs};
 
 /// One request: some prompts, some answers to each.
 #[derive(Clone, Debug)]
@@ -65,6 +65,13 @@ pub enum Event {
         prompt: usize,
         /// Tokens of it that the prefix cache had.
         cached_tokens: usize,
+    },
+    /// More tokens of a prompt, from its second on, and how likely each was.
+    Scored {
+        /// Which prompt.
+        prompt: usize,
+        /// The tokens, in order.
+        tokens: Vec<ScoredToken>,
     },
     /// More of an answer.
     Piece(Piece),

@@ -6,6 +6,7 @@ mod choice;
 mod drive;
 mod generation;
 mod handle;
+mod score;
 mod structured;
 
 pub use generation::{

@@ -12,5 +12,8 @@ mod stop;
 
 pub use mask::TokenMask;
 pub use params::{Penalties, SamplingParams};
-pub use sampler::{Allowed, Sampled, Sampler, SamplingError, TokenLogprobs};
+pub use sampler::{Allowed, Sampled, Sampler, SamplingError, ScoredToken, TokenLogprobs, score};
 pub use stop::{StopMatcher, Stopped};
+
+#[cfg(test)]
+mod reference_tests;

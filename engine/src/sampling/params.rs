@@ -27,6 +27,8 @@ pub struct SamplingParams {
     pub bad_words: Arc<[Vec<u32>]>,
     /// Whether, and with how many alternatives, to report log probabilities.
     pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// What repetition costs.
@@ -64,6 +66,7 @@ impl Default for SamplingParams {
             allowed: None,
             bad_words: Arc::default(),
             logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }

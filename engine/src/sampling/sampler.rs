@@ -29,6 +29,24 @@ pub struct TokenLogprobs {
     pub top: Vec<(u32, f32)>,
 }
 
+/// A token that was given, and how likely the model had found it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredToken {
+    /// Its id.
+    pub token: u32,
+    /// Its log probability, and those of the likeliest.
+    pub logprobs: TokenLogprobs,
+    /// Its place among all tokens by likelihood, from 1.
+    pub rank: usize,
+}
+
+/// Scores a given token by the logits before it.
+pub fn score(logits: &[f32], token: u32, top: usize) -> ScoredToken {
+    let own = logits[token as usize];
+    let rank = 1 + logits.iter().filter(|logit| **logit > own).count();
+    ScoredToken { token, logprobs: logprobs(logits, token, top), rank }
+}
+
 /// Why no token can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SamplingError {

@@ -8,10 +8,12 @@ use bytes::Bytes;
 use futures::Stream;
 use http::{HeaderValue, header};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 use strata_wire::chat::{TokenLogprob, TopLogprob};
 use strata_wire::{ErrorBody, ErrorKind, Usage, sse};
 
-use crate::runtime::{Failure, PieceToken};
+use crate::runtime::{Failure, PieceToken, StopCause};
+use crate::sampling::ScoredToken;
 use crate::tokenizer::Tokenizer;
 
 /// Counts a request's tokens as they come.
@@ -35,20 +37,52 @@ fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { LEAST_LOGPROB }
 }
 
+/// What log probabilities call a token.
+pub(super) fn token_name(id: u32, tokenizer: &Tokenizer, by_id: bool) -> String {
+    if by_id { format!("token_id:{id}") } else { tokenizer.text(id) }
+}
+
 /// A token's log probabilities in the chat API's form, if they were asked for.
-pub(super) fn token_logprob(token: &PieceToken, tokenizer: &Tokenizer) -> Option<TokenLogprob> {
+pub(super) fn token_logprob(token: &PieceToken, tokenizer: &Tokenizer, by_id: bool) -> Option<TokenLogprob> {
     let logprobs = token.logprobs.as_ref()?;
     let top = |&(id, logprob): &(u32, f32)| TopLogprob {
-        token: tokenizer.text(id),
+        token: token_name(id, tokenizer, by_id),
         logprob: finite(logprob),
         bytes: Some(tokenizer.bytes(id).to_vec()),
     };
     Some(TokenLogprob {
-        token: tokenizer.text(token.id),
+        token: token_name(token.id, tokenizer, by_id),
         logprob: finite(logprobs.chosen),
         bytes: Some(tokenizer.bytes(token.id).to_vec()),
         top_logprobs: logprobs.top.iter().map(top).collect(),
     })
+}
+
+/// The stop that ended an answer, in vLLM's form: the text, or the token's id.
+pub(super) fn stop_reason(stop: Option<StopCause>) -> Option<Value> {
+    stop.map(|stop| match stop {
+        StopCause::Text(text) => Value::from(text),
+        StopCause::Token(id) => Value::from(id),
+    })
+}
+
+/// A prompt's log probabilities in vLLM's form: nothing for the first token, then a map by token id.
+pub(super) fn prompt_logprobs(scored: &[ScoredToken], tokenizer: &Tokenizer) -> Value {
+    let entry = |id: u32, logprob: f32, rank: usize| {
+        let entry = json!({"logprob": finite(logprob), "rank": rank, "decoded_token": tokenizer.text(id)});
+        (id.to_string(), entry)
+    };
+    let place = |scored: &ScoredToken| {
+        let mut map = Map::new();
+        map.extend([entry(scored.token, scored.logprobs.chosen, scored.rank)]);
+        for (i, (id, logprob)) in scored.logprobs.top.iter().enumerate() {
+            if *id != scored.token {
+                map.extend([entry(*id, *logprob, i + 1)]);
+            }
+        }
+        Value::Object(map)
+    };
+    std::iter::once(Value::Null).chain(scored.iter().map(place)).collect()
 }
 
 /// One SSE event of this value.

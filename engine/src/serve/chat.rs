@@ -12,16 +12,17 @@ use serde_json::{Map, Value};
 use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::chat::{
-    AssistantMessage, ChatResponse, Choice, ChoiceLogprobs, FinishReason, FunctionCall, Message,
+    AssistantMessage, ChatResponse, Choice, ChoiceLogprobs, Content, FinishReason, FunctionCall, Message,
     TokenLogprob, ToolCall,
 };
 
 use super::answer::{self, Meter};
 use super::chat_stream::ChatStream;
 use super::members::Members;
+use super::options::TokenOptions;
 use super::speech::{Growing, Said, Speech};
 use super::{messages, options, structured, submit};
-use crate::runtime::{Engine, Event, Generation, Piece};
+use crate::runtime::{Engine, Event, Generation, Piece, StopCause};
 use crate::template::{Prompt, TemplateError};
 
 /// Answers a conversation.
@@ -34,10 +35,10 @@ pub(super) async fn create(
     submit::check_model(&members, &engine, true)?;
     let messages = messages::read(&members)?;
     let tools = messages::tools(&members)?;
-    let mut options = options::read(&members, engine.tokenizer(), logprobs(&members)?)?;
-    for name in ["echo", "continue_final_message"] {
-        members.unbuilt(name, |v| v == false, "remove it")?;
-    }
+    let mut options =
+        options::read(&members, engine.tokenizer(), engine.max_model_len(), logprobs(&members)?)?;
+    members.unbuilt("echo", |v| v == false, "remove it")?;
+    members.unbuilt("best_of", |v| v.as_i64().is_none_or(|b| b <= 1), "remove it, or use `n`")?;
     members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
     let form = structured::read(&members)?;
     let asked = output_limit(&members)?;
@@ -45,7 +46,7 @@ pub(super) async fn create(
     let text = render(&engine, &members, &messages, tools.as_ref().map(|tools| tools.list.as_slice()))?;
     let speech = Speech::of(&engine, tools.as_ref(), &text, include_reasoning);
     options.rules.marks = speech.marks(&engine).into();
-    let prompt = submit::encode(&engine, text.clone(), false, "messages").await?;
+    let prompt = submit::encode(&engine, text.clone(), false, options.tokens.truncate, "messages").await?;
     if prompt.is_empty() {
         return Err(Fault::invalid_param(
             "messages",
@@ -65,6 +66,8 @@ pub(super) async fn create(
         n: options.n,
         logprobs: options.sampling.logprobs.is_some(),
         speech,
+        tokens: options.tokens,
+        prompt: if options.tokens.ids { Some(prompt.clone()) } else { None },
     };
     let meter = Meter { prompt: prompt.len(), ..Meter::default() };
     let streaming = options.stream;
@@ -87,6 +90,9 @@ pub(super) struct Head {
     pub(super) n: usize,
     pub(super) logprobs: bool,
     pub(super) speech: Speech,
+    pub(super) tokens: TokenOptions,
+    /// The prompt's tokens, when they are to be told.
+    pub(super) prompt: Option<Vec<u32>>,
 }
 
 fn logprobs(members: &Members) -> Result<Option<usize>, Fault> {
@@ -120,12 +126,39 @@ pub(super) fn render(
         Fault::invalid_param("messages", "this model has no chat template; use /v1/completions")
     })?;
     let extra: Map<String, Value> = members.object("chat_template_kwargs")?.cloned().unwrap_or_default();
-    let add_generation_prompt = members.boolean("add_generation_prompt")?.unwrap_or(true);
+    let continues = members.boolean("continue_final_message")?.unwrap_or(false);
+    let add_generation_prompt = members.boolean("add_generation_prompt")?;
+    if continues && add_generation_prompt == Some(true) {
+        let message =
+            "`continue_final_message` and `add_generation_prompt` exclude each other; send one of them";
+        return Err(Fault::invalid_param("continue_final_message", message));
+    }
+    let add_generation_prompt = add_generation_prompt.unwrap_or(true) && !continues;
     let prompt = Prompt { messages, tools, add_generation_prompt, extra };
-    template.render(&prompt, &Zoned::now()).map_err(|error| match error {
+    let text = template.render(&prompt, &Zoned::now()).map_err(|error| match error {
         TemplateError::Malformed(_) => Fault::new(ErrorKind::Internal, error.to_string()),
         _ => Fault::invalid_param("messages", error.to_string()),
-    })
+    })?;
+    if continues { cut_behind_last(text, messages) } else { Ok(text) }
+}
+
+/// The prompt up to the end of the last message's text, without what closes the message.
+fn cut_behind_last(mut text: String, messages: &[Message]) -> Result<String, Fault> {
+    let last = match messages.last().and_then(|message| message.content.as_ref()) {
+        Some(Content::Text(last)) if !last.trim().is_empty() => last,
+        _ => {
+            let message = "`continue_final_message` needs a last message whose content is a text";
+            return Err(Fault::invalid_param("continue_final_message", message));
+        }
+    };
+    // Templates may trim what they are given.
+    let end = [last.as_str(), last.trim()].iter().find_map(|last| Some(text.rfind(last)? + last.len()));
+    let end = end.ok_or_else(|| {
+        let message = "the chat template changes the last message, so that it cannot be continued";
+        Fault::invalid_param("continue_final_message", message)
+    })?;
+    text.truncate(end);
+    Ok(text)
 }
 
 /// A new call's id.
@@ -147,7 +180,10 @@ async fn collect(
         calls: Vec<ToolCall>,
         logprobs: Vec<TokenLogprob>,
         finish: Option<FinishReason>,
+        stop: Option<StopCause>,
+        tokens: Vec<u32>,
     }
+    let mut scored = Vec::new();
     let mut answers: Vec<Whole> = (0..head.n)
         .map(|_| Whole {
             growing: Growing::new(head.speech),
@@ -156,17 +192,22 @@ async fn collect(
             calls: Vec::new(),
             logprobs: Vec::new(),
             finish: None,
+            stop: None,
+            tokens: Vec::new(),
         })
         .collect();
     let mut take = |event: Event| -> Result<(), Fault> {
         match event {
             Event::Failed(failure) => return Err(submit::failed(&failure)),
             Event::Admitted { cached_tokens, .. } => meter.cached += cached_tokens,
-            Event::Piece(Piece { choice, text, token, finish, stop: _ }) => {
+            Event::Scored { tokens, .. } => scored.extend(tokens),
+            Event::Piece(Piece { choice, text, token, finish, stop }) => {
                 let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
                 if let Some(token) = &token {
                     meter.completion += 1;
-                    answer.logprobs.extend(answer::token_logprob(token, engine.tokenizer()));
+                    answer.tokens.push(token.id);
+                    let by_id = head.tokens.by_id;
+                    answer.logprobs.extend(answer::token_logprob(token, engine.tokenizer(), by_id));
                 }
                 for output in answer.growing.push(&text, finish.is_some()) {
                     match output {
@@ -184,6 +225,7 @@ async fn collect(
                     }
                 }
                 answer.finish = finish.map(|reason| answer.growing.finish(reason));
+                answer.stop = stop;
             }
         }
         Ok(())
@@ -210,8 +252,11 @@ async fn collect(
             },
             logprobs: head.logprobs.then_some(ChoiceLogprobs { content: Some(whole.logprobs) }),
             finish_reason: whole.finish,
+            stop_reason: answer::stop_reason(whole.stop),
+            token_ids: head.tokens.ids.then_some(whole.tokens),
         }
     });
+    let prompt_logprobs = (!scored.is_empty()).then(|| answer::prompt_logprobs(&scored, engine.tokenizer()));
     Ok(ChatResponse {
         choices: choices.collect(),
         id: head.id,
@@ -220,5 +265,7 @@ async fn collect(
         model: head.model,
         usage: Some(meter.usage()),
         kv_transfer_params: None,
+        prompt_logprobs,
+        prompt_token_ids: head.prompt,
     })
 }

@@ -14,7 +14,7 @@ use super::answer::{self, Meter};
 use super::chat::{Head, call_id};
 use super::options::Streaming;
 use super::speech::{Growing, Said};
-use crate::runtime::{Engine, Event, Generation, Piece};
+use crate::runtime::{Engine, Event, Generation, Piece, StopCause};
 
 /// The state of one stream.
 pub(super) struct ChatStream {
@@ -32,6 +32,7 @@ struct Answer {
     growing: Growing,
     /// Log probabilities of tokens whose text is still held back.
     logprobs: Vec<TokenLogprob>,
+    tokens: Vec<u32>,
 }
 
 impl ChatStream {
@@ -44,14 +45,14 @@ impl ChatStream {
         begun: Vec<Event>,
     ) -> Self {
         let answers = (0..head.n)
-            .map(|_| Answer { growing: Growing::new(head.speech), logprobs: Vec::new() })
+            .map(|_| Answer { growing: Growing::new(head.speech), logprobs: Vec::new(), tokens: Vec::new() })
             .collect();
         let mut stream =
             Self { head, how, meter, engine, generation, answers, ready: VecDeque::new(), ended: false };
         for index in 0..stream.head.n {
             let role =
                 Delta { role: Some("assistant".into()), content: Some(String::new()), ..Delta::default() };
-            stream.send(index, role, None, None);
+            stream.send(index, role, None, None, None);
         }
         for event in begun {
             stream.take(event);
@@ -84,16 +85,19 @@ impl ChatStream {
                 self.ended = true;
             }
             Event::Admitted { cached_tokens, .. } => self.meter.cached += cached_tokens,
+            Event::Scored { .. } => {}
             Event::Piece(piece) => self.piece(piece),
         }
     }
 
     fn piece(&mut self, piece: Piece) {
-        let Piece { choice, text, token, finish, stop: _ } = piece;
+        let Piece { choice, text, token, finish, stop } = piece;
         let Some(answer) = self.answers.get_mut(choice) else { return };
         if let Some(token) = &token {
             self.meter.completion += 1;
-            answer.logprobs.extend(answer::token_logprob(token, self.engine.tokenizer()));
+            let by_id = self.head.tokens.by_id;
+            answer.logprobs.extend(answer::token_logprob(token, self.engine.tokenizer(), by_id));
+            answer.tokens.extend(self.head.tokens.ids.then_some(token.id));
         }
         let first_call = answer.growing.calls;
         let outputs = answer.growing.push(&text, finish.is_some());
@@ -121,11 +125,11 @@ impl ChatStream {
                     call(calls.saturating_sub(1), None, function)
                 }
             };
-            self.send(choice, delta, logprobs, None);
+            self.send(choice, delta, logprobs, None, None);
         }
         if reason.is_some() {
             let logprobs = self.take_logprobs(choice);
-            self.send(choice, Delta::default(), logprobs, reason);
+            self.send(choice, Delta::default(), logprobs, reason, stop);
         }
     }
 
@@ -140,8 +144,17 @@ impl ChatStream {
         delta: Delta,
         logprobs: Option<ChoiceLogprobs>,
         finish: Option<FinishReason>,
+        stop: Option<StopCause>,
     ) {
-        let choice = ChunkChoice { index: index as u32, delta, logprobs, finish_reason: finish };
+        let tokens = std::mem::take(&mut self.answers[index].tokens);
+        let choice = ChunkChoice {
+            index: index as u32,
+            delta,
+            logprobs,
+            finish_reason: finish,
+            stop_reason: answer::stop_reason(stop),
+            token_ids: (!tokens.is_empty()).then_some(tokens),
+        };
         let usage = self.how.continuous_usage.then(|| self.meter.usage());
         self.chunk(vec![choice], usage);
     }

@@ -12,7 +12,7 @@ use strata_wire::sse;
 use super::answer::{self, Meter};
 use super::completions::{Head, note_logprob};
 use super::options::Streaming;
-use crate::runtime::{Engine, Event, Generation, Piece};
+use crate::runtime::{Engine, Event, Generation, Piece, StopCause};
 
 /// The state of one stream.
 pub(super) struct CompletionStream {
@@ -31,6 +31,7 @@ struct Answer {
     chars: usize,
     /// Log probabilities of tokens whose text is still held back.
     logprobs: CompletionLogprobs,
+    tokens: Vec<u32>,
 }
 
 impl CompletionStream {
@@ -48,7 +49,7 @@ impl CompletionStream {
         for choice in 0..stream.answers.len() {
             let echoed = stream.head.echoed[choice / stream.head.n].clone();
             if !echoed.is_empty() {
-                stream.send(choice, echoed, None, None);
+                stream.send(choice, echoed, None, None, None);
             }
         }
         for event in begun {
@@ -82,25 +83,28 @@ impl CompletionStream {
                 self.ended = true;
             }
             Event::Admitted { cached_tokens, .. } => self.meter.cached += cached_tokens,
+            Event::Scored { .. } => {}
             Event::Piece(piece) => self.piece(piece),
         }
     }
 
     fn piece(&mut self, piece: Piece) {
-        let Piece { choice, text, token, finish, stop: _ } = piece;
+        let Piece { choice, text, token, finish, stop } = piece;
         let Some(answer) = self.answers.get_mut(choice) else { return };
         if let Some(token) = &token {
             self.meter.completion += 1;
-            note_logprob(&mut answer.logprobs, token, self.engine.tokenizer(), answer.chars);
+            let by_id = self.head.tokens.by_id;
+            note_logprob(&mut answer.logprobs, token, self.engine.tokenizer(), answer.chars, by_id);
+            answer.tokens.extend(self.head.tokens.ids.then_some(token.id));
             answer.chars += self.engine.tokenizer().text(token.id).chars().count();
         }
         if !text.is_empty() {
             let logprobs = self.take_logprobs(choice);
-            self.send(choice, text, logprobs, None);
+            self.send(choice, text, logprobs, None, None);
         }
         if finish.is_some() {
             let logprobs = self.take_logprobs(choice);
-            self.send(choice, String::new(), logprobs, finish);
+            self.send(choice, String::new(), logprobs, finish, stop);
         }
     }
 
@@ -115,8 +119,19 @@ impl CompletionStream {
         text: String,
         logprobs: Option<CompletionLogprobs>,
         finish: Option<FinishReason>,
+        stop: Option<StopCause>,
     ) {
-        let choice = CompletionChoice { index: index as u32, text, logprobs, finish_reason: finish };
+        let tokens = std::mem::take(&mut self.answers[index].tokens);
+        let choice = CompletionChoice {
+            index: index as u32,
+            text,
+            logprobs,
+            finish_reason: finish,
+            stop_reason: answer::stop_reason(stop),
+            token_ids: (!tokens.is_empty()).then_some(tokens),
+            prompt_logprobs: None,
+            prompt_token_ids: None,
+        };
         let usage = self.how.continuous_usage.then(|| self.meter.usage());
         self.ready.push_back(answer::event(&self.head.response(vec![choice], usage)));
     }

@@ -15,8 +15,10 @@ use strata_wire::completion::{CompletionChoice, CompletionLogprobs, CompletionRe
 use super::answer::{self, Meter};
 use super::completion_stream::CompletionStream;
 use super::members::{Members, wrong};
+use super::options::{Options, TokenOptions};
 use super::{options, structured, submit};
-use crate::runtime::{Engine, Event, Generation, Piece, PieceToken, Structure};
+use crate::runtime::{Engine, Event, Generation, Piece, PieceToken, StopCause, Structure};
+use crate::sampling::ScoredToken;
 use crate::tokenizer::Tokenizer;
 
 /// Tokens generated when the request names no limit: OpenAI's own default.
@@ -31,16 +33,20 @@ pub(super) async fn create(
     let members = Members::read(body).await?;
     submit::check_model(&members, &engine, true)?;
     let logprobs = members.whole("logprobs", 0..=5)?.map(|top| top as usize);
-    let mut options = options::read(&members, engine.tokenizer(), logprobs)?;
+    let mut options = options::read(&members, engine.tokenizer(), engine.max_model_len(), logprobs)?;
     members.unbuilt("suffix", |v| v == "", "remove it")?;
     let echo = members.boolean("echo")?.unwrap_or(false);
     if echo && logprobs.is_some() {
-        let message = "`echo` with `logprobs` needs the prompt's log probabilities, which are not built yet in this \
-                       engine; use one of the two";
-        return Err(Fault::invalid_param("logprobs", message));
+        if options.stream.is_some() {
+            let message = "`echo` with `logprobs` cannot be streamed: send it without `stream`";
+            return Err(Fault::invalid_param("echo", message));
+        }
+        options.sampling.prompt_logprobs = options.sampling.prompt_logprobs.max(logprobs);
     }
+    let keep = options.n;
+    options.n = best_of(&members, &mut options)?;
     let asked = members.whole("max_tokens", 1..=i64::MAX)?.map(|limit| limit as usize);
-    let prompts = prompts(&engine, &members, options.n).await?;
+    let prompts = prompts(&engine, &members, &options).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     options.rules.max_tokens =
         submit::output_limit(&engine, longest, asked, Some(DEFAULT_MAX_TOKENS), "prompt")?;
@@ -68,7 +74,11 @@ pub(super) async fn create(
         model: engine.card().name.clone(),
         n: options.n,
         echoed,
-        logprobs: logprobs.is_some(),
+        keep,
+        logprobs,
+        tells_prompt_logprobs: members.get("prompt_logprobs").is_some(),
+        tokens: options.tokens,
+        prompts: if options.tokens.ids || echo { prompts.clone() } else { vec![Vec::new(); prompts.len()] },
     };
     let meter = Meter { prompt: prompts.iter().map(Vec::len).sum(), ..Meter::default() };
     let streaming = options.stream;
@@ -93,7 +103,14 @@ pub(super) struct Head {
     pub(super) n: usize,
     /// What stands before each prompt's answers.
     pub(super) echoed: Vec<String>,
-    pub(super) logprobs: bool,
+    /// Answers to each prompt that are returned, the likeliest of `n`.
+    pub(super) keep: usize,
+    /// Likeliest tokens to tell at each place.
+    pub(super) logprobs: Option<usize>,
+    pub(super) tells_prompt_logprobs: bool,
+    pub(super) tokens: TokenOptions,
+    /// The prompts' tokens, when they are to be told.
+    pub(super) prompts: Vec<Vec<u32>>,
 }
 
 impl Head {
@@ -115,7 +132,8 @@ impl Head {
 }
 
 /// A text, texts, token ids, or lists of token ids.
-async fn prompts(engine: &Arc<Engine>, members: &Members, n: usize) -> Result<Vec<Vec<u32>>, Fault> {
+async fn prompts(engine: &Arc<Engine>, members: &Members, options: &Options) -> Result<Vec<Vec<u32>>, Fault> {
+    let (n, most) = (options.n, options.tokens.truncate);
     let wanted = "a string, an array of strings, an array of token ids, or an array of arrays of token ids";
     let Some(prompt) = members.get("prompt") else {
         return Err(Fault::invalid_param("prompt", format!("`prompt` is missing: send {wanted}")));
@@ -128,7 +146,7 @@ async fn prompts(engine: &Arc<Engine>, members: &Members, n: usize) -> Result<Ve
         engine.admits(items.len() * n).map_err(submit::refused)?;
     }
     let prompts = match prompt {
-        Value::String(text) => vec![text_prompt(engine, text, add_special).await?],
+        Value::String(text) => vec![text_prompt(engine, text, add_special, most).await?],
         Value::Array(items) => match items.first() {
             None => {
                 return Err(Fault::invalid_param("prompt", "`prompt` is empty: send at least one prompt"));
@@ -138,7 +156,7 @@ async fn prompts(engine: &Arc<Engine>, members: &Members, n: usize) -> Result<Ve
                 for (i, item) in items.iter().enumerate() {
                     let text =
                         item.as_str().ok_or_else(|| wrong(&format!("prompt[{i}]"), "a string", item))?;
-                    prompts.push(text_prompt(engine, text, add_special).await?);
+                    prompts.push(text_prompt(engine, text, add_special, most).await?);
                 }
                 prompts
             }
@@ -151,11 +169,36 @@ async fn prompts(engine: &Arc<Engine>, members: &Members, n: usize) -> Result<Ve
         },
         other => return Err(wrong("prompt", wanted, other)),
     };
-    Ok(prompts)
+    Ok(prompts.into_iter().map(|prompt| submit::last(prompt, most)).collect())
 }
 
-async fn text_prompt(engine: &Arc<Engine>, text: &str, add_special: bool) -> Result<Vec<u32>, Fault> {
-    let tokens = submit::encode(engine, text.to_owned(), add_special, "prompt").await?;
+/// How many answers to each prompt are generated, of which `n` are returned.
+fn best_of(members: &Members, options: &mut Options) -> Result<usize, Fault> {
+    let name = "best_of";
+    let Some(best_of) = members.whole(name, 1..=options::MAX_N)? else { return Ok(options.n) };
+    let best_of = best_of as usize;
+    if best_of < options.n {
+        let message = format!("`{name}` is {best_of} and must be at least `n`, which is {}", options.n);
+        return Err(Fault::invalid_param(name, message));
+    }
+    if best_of > options.n {
+        if options.stream.is_some() {
+            let message = format!("`{name}` above `n` cannot be streamed: send it without `stream`");
+            return Err(Fault::invalid_param(name, message));
+        }
+        // They are compared by it.
+        options.sampling.logprobs = options.sampling.logprobs.or(Some(0));
+    }
+    Ok(best_of)
+}
+
+async fn text_prompt(
+    engine: &Arc<Engine>,
+    text: &str,
+    add_special: bool,
+    most: Option<usize>,
+) -> Result<Vec<u32>, Fault> {
+    let tokens = submit::encode(engine, text.to_owned(), add_special, most, "prompt").await?;
     if !tokens.is_empty() {
         return Ok(tokens);
     }
@@ -183,8 +226,9 @@ pub(super) fn note_logprob(
     token: &PieceToken,
     tokenizer: &Tokenizer,
     offset: usize,
+    by_id: bool,
 ) {
-    let Some(entry) = answer::token_logprob(token, tokenizer) else { return };
+    let Some(entry) = answer::token_logprob(token, tokenizer, by_id) else { return };
     let mut top: Map<String, Value> =
         entry.top_logprobs.into_iter().map(|t| (t.token, Value::from(t.logprob))).collect();
     // The chosen token is always among them, as OpenAI has it.
@@ -208,28 +252,45 @@ async fn collect(
         chars: usize,
         logprobs: CompletionLogprobs,
         finish: Option<FinishReason>,
+        stop: Option<StopCause>,
+        tokens: Vec<u32>,
+        /// The sum of the log probabilities.
+        likelihood: f64,
     }
+    let mut scored: Vec<Vec<ScoredToken>> = vec![Vec::new(); head.echoed.len()];
     let mut answers: Vec<Whole> = (0..head.n * head.echoed.len())
         .map(|i| Whole {
             text: head.echoed[i / head.n].clone(),
             chars: 0,
             logprobs: CompletionLogprobs::default(),
             finish: None,
+            stop: None,
+            tokens: Vec::new(),
+            likelihood: 0.0,
         })
         .collect();
     let mut take = |event: Event| -> Result<(), Fault> {
         match event {
             Event::Failed(failure) => return Err(submit::failed(&failure)),
             Event::Admitted { cached_tokens, .. } => meter.cached += cached_tokens,
-            Event::Piece(Piece { choice, text, token, finish, stop: _ }) => {
+            Event::Scored { prompt, tokens } => {
+                if let Some(scored) = scored.get_mut(prompt) {
+                    scored.extend(tokens);
+                }
+            }
+            Event::Piece(Piece { choice, text, token, finish, stop }) => {
                 let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
                 if let Some(token) = &token {
                     meter.completion += 1;
-                    note_logprob(&mut answer.logprobs, token, engine.tokenizer(), answer.chars);
+                    let by_id = head.tokens.by_id;
+                    note_logprob(&mut answer.logprobs, token, engine.tokenizer(), answer.chars, by_id);
+                    answer.likelihood += token.logprobs.as_ref().map_or(0.0, |l| f64::from(l.chosen));
+                    answer.tokens.push(token.id);
                     answer.chars += engine.tokenizer().text(token.id).chars().count();
                 }
                 answer.text.push_str(&text);
                 answer.finish = finish;
+                answer.stop = stop;
             }
         }
         Ok(())
@@ -240,11 +301,65 @@ async fn collect(
     while let Some(event) = generation.next().await {
         take(event)?;
     }
-    let choices = answers.into_iter().enumerate().map(|(index, whole)| CompletionChoice {
-        index: index as u32,
-        text: whole.text,
-        logprobs: head.logprobs.then_some(whole.logprobs),
-        finish_reason: whole.finish,
-    });
-    Ok(head.response(choices.collect(), Some(meter.usage())))
+    let mut choices = Vec::new();
+    let mut answers = answers.into_iter();
+    for (prompt, scored) in scored.iter().enumerate() {
+        let mut group: Vec<Whole> = answers.by_ref().take(head.n).collect();
+        if head.keep < head.n {
+            let mean = |whole: &Whole| whole.likelihood / whole.tokens.len().max(1) as f64;
+            group.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+            group.truncate(head.keep);
+        }
+        for whole in group {
+            let mut logprobs = whole.logprobs;
+            if !head.echoed[prompt].is_empty() && head.logprobs.is_some() {
+                logprobs = echoed_logprobs(&head, prompt, scored, engine.tokenizer(), logprobs);
+            }
+            choices.push(CompletionChoice {
+                index: choices.len() as u32,
+                text: whole.text,
+                logprobs: head.logprobs.map(|_| logprobs),
+                finish_reason: whole.finish,
+                stop_reason: answer::stop_reason(whole.stop),
+                token_ids: head.tokens.ids.then_some(whole.tokens),
+                prompt_logprobs: head
+                    .tells_prompt_logprobs
+                    .then(|| answer::prompt_logprobs(scored, engine.tokenizer())),
+                prompt_token_ids: head.tokens.ids.then(|| head.prompts[prompt].clone()),
+            });
+        }
+    }
+    Ok(head.response(choices, Some(meter.usage())))
+}
+
+/// The log probabilities of an echoed prompt, and then those of its answer.
+fn echoed_logprobs(
+    head: &Head,
+    prompt: usize,
+    scored: &[ScoredToken],
+    tokenizer: &Tokenizer,
+    answer: CompletionLogprobs,
+) -> CompletionLogprobs {
+    let (top, by_id) = (head.logprobs.unwrap_or(0), head.tokens.by_id);
+    let mut list = CompletionLogprobs::default();
+    let mut chars = 0;
+    if let Some(first) = head.prompts[prompt].first() {
+        list.tokens.push(answer::token_name(*first, tokenizer, by_id));
+        list.token_logprobs.push(None);
+        list.top_logprobs.get_or_insert_default().push(Map::new());
+        list.text_offset.push(0);
+        chars += tokenizer.text(*first).chars().count();
+    }
+    for token in scored {
+        let mut logprobs = token.logprobs.clone();
+        logprobs.top.truncate(top);
+        let piece = PieceToken { id: token.token, logprobs: Some(logprobs) };
+        note_logprob(&mut list, &piece, tokenizer, chars, by_id);
+        chars += tokenizer.text(token.token).chars().count();
+    }
+    list.tokens.extend(answer.tokens);
+    list.token_logprobs.extend(answer.token_logprobs);
+    list.top_logprobs.get_or_insert_default().extend(answer.top_logprobs.unwrap_or_default());
+    list.text_offset.extend(answer.text_offset.into_iter().map(|offset| offset + chars));
+    list
 }

@@ -14,7 +14,7 @@ use crate::transfer::TransferParams;
 /// Stop texts in one request.
 const MAX_STOPS: usize = 16;
 /// Answers to one prompt.
-const MAX_N: i64 = 128;
+pub(super) const MAX_N: i64 = 128;
 /// Bad words in one request, and bytes of one.
 const MAX_BAD_WORDS: usize = 256;
 const MAX_BAD_WORD_BYTES: usize = 256;
@@ -32,10 +32,22 @@ pub(super) struct Options {
     pub(super) rules: OutputRules,
     pub(super) structure: Option<Structure>,
     pub(super) stream: Option<Streaming>,
+    pub(super) tokens: TokenOptions,
     pub(super) cache_salt: Option<String>,
     pub(super) priority: i64,
     /// What is kept of the prompt here for another engine, or by another for this one.
     pub(super) transfer: TransferParams,
+}
+
+/// What is told of tokens, and how much of a prompt is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TokenOptions {
+    /// Whether the answer has the ids of its tokens.
+    pub(super) ids: bool,
+    /// Whether log probabilities call tokens by their ids, which are never ambiguous.
+    pub(super) by_id: bool,
+    /// Only the last so many tokens of each prompt are read.
+    pub(super) truncate: Option<usize>,
 }
 
 /// How to stream.
@@ -52,11 +64,11 @@ pub(super) struct Streaming {
 pub(super) fn read(
     members: &Members,
     tokenizer: &Tokenizer,
+    context: usize,
     logprobs: Option<usize>,
 ) -> Result<Options, Fault> {
     refuse_unbuilt(members)?;
     let n = members.whole("n", 1..=MAX_N)?.unwrap_or(1);
-    members.unbuilt("best_of", |v| v.as_i64().is_none_or(|b| b <= 1), "remove it, or use `n`")?;
     let penalties = Penalties {
         frequency: members.number("frequency_penalty", Bounds::closed(-2.0, 2.0))?.unwrap_or(0.0),
         presence: members.number("presence_penalty", Bounds::closed(-2.0, 2.0))?.unwrap_or(0.0),
@@ -76,6 +88,7 @@ pub(super) fn read(
         allowed: allowed_tokens(members, tokenizer)?,
         bad_words: bad_words(members, tokenizer)?,
         logprobs,
+        prompt_logprobs: members.whole("prompt_logprobs", 0..=20)?.map(|top| top as usize),
     };
     let rules = OutputRules {
         max_tokens: 0,
@@ -87,16 +100,36 @@ pub(super) fn read(
         keep_special: !members.boolean("skip_special_tokens")?.unwrap_or(true),
         marks: Arc::default(),
     };
-    Ok(Options {
+    let options = Options {
         n: n as usize,
         sampling,
         rules,
         structure: None,
         stream: streaming(members)?,
+        tokens: TokenOptions {
+            ids: members.boolean("return_token_ids")?.unwrap_or(false),
+            by_id: members.boolean("return_tokens_as_token_ids")?.unwrap_or(false),
+            truncate: match members.whole("truncate_prompt_tokens", -1..=i64::MAX)? {
+                Some(0) => {
+                    let message =
+                        "`truncate_prompt_tokens` must be at least 1, or -1 for the model's context";
+                    return Err(Fault::invalid_param("truncate_prompt_tokens", message));
+                }
+                // Room for one token of the answer.
+                Some(-1) => Some(context.saturating_sub(1)),
+                Some(tokens) => Some(tokens as usize),
+                None => None,
+            },
+        },
         cache_salt: members.text("cache_salt")?.map(str::to_owned),
         transfer: transfer(members, n)?,
         priority: members.whole("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
-    })
+    };
+    if options.stream.is_some() && options.sampling.prompt_logprobs.is_some() {
+        let message = "`prompt_logprobs` cannot be streamed: send it without `stream`";
+        return Err(Fault::invalid_param("prompt_logprobs", message));
+    }
+    Ok(options)
 }
 
 /// Where the prompt is computed, when that is not where it is answered.
@@ -123,20 +156,10 @@ fn transfer(members: &Members, answers: i64) -> Result<TransferParams, Fault> {
 /// Members of OpenAI's and vLLM's APIs that would change the answer and have no effect here yet.
 fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
     let unless_removed = "remove it";
-    for name in [
-        "prompt_logprobs",
-        "truncate_prompt_tokens",
-        "logits_processors",
-        "prompt_embeds",
-        "audio",
-        "prediction",
-        "web_search_options",
-    ] {
+    for name in ["logits_processors", "prompt_embeds", "audio", "prediction", "web_search_options"] {
         members.unbuilt(name, NONE, unless_removed)?;
     }
-    for name in ["use_beam_search", "return_token_ids", "return_tokens_as_token_ids"] {
-        members.unbuilt(name, FALSE, unless_removed)?;
-    }
+    members.unbuilt("use_beam_search", FALSE, unless_removed)?;
     let text_only: fn(&Value) -> bool = |v| v.as_array().is_some_and(|a| a.iter().all(|m| m == "text"));
     members.unbuilt("modalities", text_only, "this model answers in text: use [\"text\"]")
 }

@@ -8,8 +8,8 @@ use super::structured::{self, Asked};
 use crate::grammar::Grammar;
 use crate::runtime::{Engine, Structure, Thinking};
 use crate::template::{
-    CallGrammar, Marks, ReasoningFormat, ReasoningParser, ReasoningStart, THINK_CLOSE, THINK_OPEN,
-    ToolFormat, ToolOutput, ToolParser,
+    CallGrammar, ChatTemplate, Marks, ReasoningFormat, ReasoningParser, ReasoningStart, THINK_CLOSE,
+    THINK_OPEN, ToolFormat, ToolOutput, ToolParser,
 };
 
 /// How answers to one request are to be read.
@@ -26,17 +26,17 @@ impl Speech {
     pub(super) fn of(engine: &Engine, tools: Option<&Tools>, prompt: &str, include_reasoning: bool) -> Self {
         let template = engine.template();
         Self {
-            tools: tools.and(template).map(|template| template.tool_format()),
+            tools: tools.and(template).map(ChatTemplate::tool_format),
             parallel: tools.is_none_or(|tools| tools.parallel),
             reasoning: template
-                .and_then(|template| template.reasoning_format())
+                .and_then(ChatTemplate::reasoning_format)
                 .map(|format: ReasoningFormat| format.start(prompt)),
             include_reasoning,
         }
     }
 
     /// Special tokens that mark parts of an answer, and so must be read.
-    pub(super) fn marks(&self, engine: &Engine) -> Vec<u32> {
+    pub(super) fn marks(self, engine: &Engine) -> Vec<u32> {
         let special = |text: &str| engine.tokenizer().special_id(text);
         let calls = self.tools.into_iter().flat_map(|format| Marks::of(format, special).ids());
         let thoughts = self.reasoning.iter().flat_map(|_| [THINK_OPEN, THINK_CLOSE]);
@@ -45,7 +45,7 @@ impl Speech {
 
     /// What the answer must be: calls where they are required, or the form that was asked for.
     pub(super) async fn structure(
-        &self,
+        self,
         engine: &Engine,
         tools: Option<&Tools>,
         form: Option<Asked>,
@@ -72,7 +72,7 @@ impl Speech {
     }
 
     /// The reasoning that may stand before an answer with a grammar.
-    fn thinking(&self, engine: &Engine) -> Option<Thinking> {
+    fn thinking(self, engine: &Engine) -> Option<Thinking> {
         let close = THINK_CLOSE.into();
         match self.reasoning? {
             ReasoningStart::Inside => Some(Thinking { close, open: None }),

@@ -53,18 +53,30 @@ pub(super) fn no_such_model(asked: &str, served: &str) -> Fault {
     Fault::new(ErrorKind::ModelNotFound, message).param("model")
 }
 
-/// The tokens of a text, unless it certainly does not fit.
+/// The tokens of a text, the last `truncate` of them, unless it certainly does not fit.
 pub(super) async fn encode(
     engine: &Arc<Engine>,
     text: String,
     add_special: bool,
+    truncate: Option<usize>,
     param: &str,
 ) -> Result<Vec<u32>, Fault> {
+    if let Some(most) = truncate {
+        return Ok(last(tokens(engine, text, add_special, param).await?, Some(most)));
+    }
     let fewest = engine.tokenizer().fewest_tokens(text.len());
     if fewest >= engine.max_model_len() {
         return Err(too_long(engine, &format!("more than {fewest}"), param));
     }
     tokens(engine, text, add_special, param).await
+}
+
+/// The last `most` of these tokens.
+pub(super) fn last(mut tokens: Vec<u32>, most: Option<usize>) -> Vec<u32> {
+    if let Some(most) = most {
+        tokens.drain(..tokens.len().saturating_sub(most));
+    }
+    tokens
 }
 
 /// The tokens of a text, however many. Tokenising is work: not for a thread that serves others. It
@@ -153,6 +165,10 @@ pub(super) fn claims(
     text: &str,
     tokens: &[u32],
 ) -> Vec<Claim> {
+    // A prompt that may have been cut does not begin as its text does.
+    if options.tokens.truncate.is_some() {
+        return Vec::new();
+    }
     let scope = options.cache_salt.as_deref().unwrap_or_default();
     events::claims(scope, members.body(), text, tokens, engine.tokenizer())
 }
@@ -165,7 +181,8 @@ pub(super) fn submit(
     claims: Vec<Claim>,
     options: Options,
 ) -> Result<Generation, Fault> {
-    let Options { n, sampling, rules, structure, cache_salt, priority, transfer, stream: _ } = options;
+    let Options { n, sampling, rules, structure, cache_salt, priority, transfer, stream: _, tokens: _ } =
+        options;
     if rules.min_tokens > rules.max_tokens {
         let message =
             format!("`min_tokens` is {} and at most {} may be generated", rules.min_tokens, rules.max_tokens);
@@ -203,7 +220,7 @@ pub(super) async fn begin(generation: &mut Generation) -> Result<Vec<Event>, Fau
     while let Some(event) = generation.next().await {
         match event {
             Event::Failed(failure) => return Err(failed(&failure)),
-            Event::Admitted { .. } => events.push(event),
+            Event::Admitted { .. } | Event::Scored { .. } => events.push(event),
             Event::Piece(_) => {
                 events.push(event);
                 break;

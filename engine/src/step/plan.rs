@@ -22,6 +22,8 @@ pub struct NewSequence {
     pub priority: i64,
     /// Prefixes are shared only among sequences of one salt.
     pub cache_salt: Option<String>,
+    /// Whether the logits of all prompt tokens are wanted, so that no prefix can be reused.
+    pub scored: bool,
 }
 
 /// Why a sequence can never run.

@@ -93,7 +93,10 @@ impl Planner {
         self.next_id += 1;
         let order = Order::new(new.priority, self.steps, id);
         self.orders.insert(id, order);
-        let sequence = Sequence::new(new.tokens, new.cache_salt.as_deref(), self.prefix_cache);
+        let mut sequence = Sequence::new(new.tokens, new.cache_salt.as_deref(), self.prefix_cache);
+        if new.scored {
+            sequence.scored = sequence.tokens.len();
+        }
         self.enqueue(order, sequence);
         Ok(id)
     }
@@ -295,7 +298,13 @@ impl Planner {
             let Some(sequence) = self.running.get(&piece.order) else { continue };
             let certain = piece.tokens - piece.drafted;
             let samples = certain == sequence.remaining();
-            let rows = if samples { LogitRows::Last(1 + piece.drafted) } else { LogitRows::None };
+            let rows = if sequence.is_scored() {
+                LogitRows::Last(piece.tokens)
+            } else if samples {
+                LogitRows::Last(1 + piece.drafted)
+            } else {
+                LogitRows::None
+            };
             plan.batch.spans.push(SequenceSpan {
                 start: plan.batch.tokens.len(),
                 len: piece.tokens,

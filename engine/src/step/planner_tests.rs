@@ -85,7 +85,12 @@ impl Machine {
     }
 
     fn add(&mut self, tokens: &[u32], count: usize, priority: i64, salt: Option<&str>) -> SequenceId {
-        let new = NewSequence { tokens: tokens.to_vec(), priority, cache_salt: salt.map(str::to_owned) };
+        let new = NewSequence {
+            tokens: tokens.to_vec(),
+            priority,
+            cache_salt: salt.map(str::to_owned),
+            scored: false,
+        };
         let id = self.planner.add(new).unwrap();
         self.wanted.insert(id, (count, Vec::new()));
         id
@@ -335,7 +340,7 @@ fn a_load_whose_sequence_is_gone_is_not_expected() {
 #[test]
 fn what_can_never_fit_is_refused() {
     let mut planner = Planner::new(WIDE, 4, true);
-    let new = |tokens| NewSequence { tokens: vec![0; tokens], priority: 0, cache_salt: None };
+    let new = |tokens| NewSequence { tokens: vec![0; tokens], priority: 0, cache_salt: None, scored: false };
     assert_eq!(planner.add(new(0)), Err(Refused::Empty));
     assert_eq!(planner.add(new(65)), Err(Refused::TooLong { tokens: 65, needed: 5, total: 4 }));
     assert!(planner.add(new(64)).is_ok());
@@ -554,5 +559,27 @@ mod histories {
                 prop_assert!(at - from <= (before + 1) * turn, "{} steps, {before} before it", at - from);
             }
         }
+    }
+}
+
+#[test]
+fn a_scored_prompt_is_computed_whole_with_all_its_logits_in_bounded_chunks() {
+    let limits = StepLimits { tokens: 256, sequences: 4 };
+    let mut planner = Planner::new(limits, 64, true);
+    let new = |scored| NewSequence { tokens: (0..200).collect(), priority: 0, cache_salt: None, scored };
+    for scored in [false, true, true] {
+        let id = planner.add(new(scored)).unwrap();
+        let mut rows = Vec::new();
+        loop {
+            let plan = planner.plan();
+            planner.advance(&plan);
+            rows.push((plan.batch.tokens.len(), plan.batch.logit_rows()));
+            if plan.parts[0].samples {
+                break;
+            }
+        }
+        let whole = [(64, 64), (64, 64), (64, 64), (8, 8)];
+        assert_eq!(rows, if scored { whole.to_vec() } else { vec![(200, 1)] });
+        planner.remove(id);
     }
 }

@@ -9,6 +9,9 @@ use crate::block::{BLOCK_TOKENS, BlockHash, blocks_for};
 /// Waiting sequences that one step looks at.
 pub(super) const WINDOW: usize = 16;
 
+/// Tokens of a scored prompt in one step: each has a row of logits, as long as the vocabulary.
+const SCORED_TOKENS: usize = 64;
+
 /// A prompt that could have a part of the step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prompt {
@@ -131,7 +134,8 @@ impl Planner {
         }
         // Absent: preempted for one before it.
         let Some(sequence) = self.running.get(&order) else { return };
-        let tokens = tokens.min(sequence.remaining());
+        let most = if sequence.is_scored() { SCORED_TOKENS } else { usize::MAX };
+        let tokens = tokens.min(sequence.remaining()).min(most);
         let upto = sequence.computed + tokens;
         if self.make_room(order, upto, draft, plan) {
             draft.parts.push(Piece { order, tokens, drafted: 0 });

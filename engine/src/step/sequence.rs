@@ -22,6 +22,8 @@ pub(super) struct Sequence {
     pub(super) drafts: Vec<u32>,
     /// Blocks among them that have their name.
     named: usize,
+    /// Tokens of the prompt whose logits are wanted, all of it or none.
+    pub(super) scored: usize,
     /// Whether it was admitted before, and then preempted.
     pub(super) admitted: bool,
     /// Blocks that are on their way from below the pool.
@@ -37,7 +39,7 @@ impl Sequence {
         }
         let (blocks, drafts) = (Arc::default(), Vec::new());
         let awaited = Awaited::default();
-        Self { tokens, computed: 0, blocks, drafts, named: 0, admitted: false, awaited, chain }
+        Self { tokens, computed: 0, blocks, drafts, named: 0, scored: 0, admitted: false, awaited, chain }
     }
 
     /// Tokens that must be run before the next one can be sampled: never zero.
@@ -45,9 +47,18 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Whether the next token to run is one of the prompt whose logits say how likely the one after it
+    /// was.
+    pub(super) fn is_scored(&self) -> bool {
+        self.computed + 1 < self.scored
+    }
+
     /// Names of the full blocks that may come from the cache. The last token is always computed,
     /// because its logits are needed.
     pub(super) fn reusable(&self) -> &[BlockHash] {
+        if self.scored > 0 {
+            return &[];
+        }
         let hashes = self.chain.hashes();
         &hashes[..hashes.len().min((self.tokens.len() - 1) / BLOCK_TOKENS)]
     }

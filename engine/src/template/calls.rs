@@ -158,7 +158,7 @@ impl ToolParser {
             let text: String = self.held.drain(..at + opener.len()).collect();
             let said = text[..at].trim_end().len();
             say(&text[..said], out);
-            self.before = text[said..].to_owned();
+            text[said..].clone_into(&mut self.before);
             self.state = if self.format == ToolFormat::Mistral { State::Mark } else { State::Object };
             return true;
         }
@@ -287,8 +287,8 @@ impl ToolParser {
             return true;
         }
         let rest = self.held.trim_start();
-        if rest.starts_with(CLOSE) {
-            self.held = rest[CLOSE.len()..].to_owned();
+        if let Some(behind) = rest.strip_prefix(CLOSE) {
+            self.held = behind.to_owned();
         } else if CLOSE.starts_with(rest) && !last {
             return false;
         } else if last && CLOSE.starts_with(rest) {

@@ -5,6 +5,7 @@
 mod backend;
 mod client;
 mod events;
+mod extras;
 mod http;
 mod process;
 mod real;

@@ -103,7 +103,7 @@ async fn bad_requests() {
         ("guided_json", vec![json!([]), json!("{")]),
         ("use_beam_search", vec![json!(true)]),
         ("chat_template", vec![json!("{{ x }}")]),
-        ("continue_final_message", vec![json!(true)]),
+        ("continue_final_message", vec![json!("yes")]),
     ] {
         for value in values {
             cases.push((CHAT, with(&chat, json!({name: value}))));
@@ -134,7 +134,19 @@ async fn bad_requests() {
             cases.push((COMPLETIONS, with(&completion, json!({name: value}))));
         }
     }
-    cases.push((COMPLETIONS, with(&completion, json!({"echo": true, "logprobs": 1}))));
+    for more in [
+        json!({"echo": true, "logprobs": 1, "stream": true}),
+        json!({"best_of": 2, "n": 3}),
+        json!({"best_of": 2, "stream": true}),
+        json!({"prompt_logprobs": 1, "stream": true}),
+        json!({"prompt_logprobs": 21}),
+        json!({"truncate_prompt_tokens": 0}),
+        json!({"allowed_token_ids": []}),
+        json!({"bad_words": [" "]}),
+        json!({"return_token_ids": 1}),
+    ] {
+        cases.push((COMPLETIONS, with(&completion, more)));
+    }
     cases.push((COMPLETIONS, with(&completion, json!({"prompt": vec!["a"; 40], "n": 2}))));
     // Refused for their number, before the first is looked at.
     cases.push((COMPLETIONS, with(&completion, json!({"prompt": vec!["x".repeat(2000); 65]}))));

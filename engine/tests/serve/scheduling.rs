@@ -38,6 +38,7 @@ async fn finish(engine: &Engine, request: GenerationRequest) -> (Vec<Vec<u32>>, 
             Event::Admitted { cached_tokens, .. } => cached += cached_tokens,
             Event::Piece(piece) => answers[piece.choice].extend(piece.token.map(|t| t.id)),
             Event::Failed(failure) => panic!("{failure}"),
+            Event::Scored { .. } => {}
         }
     }
     (answers, cached)

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use strata_engine::runtime::{Engine, EngineParts, ModelCard};
 use strata_engine::serve::router;
 use strata_engine::template::{ChatTemplate, ReasoningFormat, ToolFormat};
+use strata_engine::tier::Tiers;
 use strata_hop::Above;
 
 use crate::backend::FakeBackend;
@@ -25,6 +26,8 @@ fn serve(backend: FakeBackend, change: impl FnOnce(ChatTemplate) -> ChatTemplate
         tokenizer: tokenizer(),
         template: Some(change(template)),
         card: ModelCard { name: "test-model".into(), created: 0, template_overhead: 40 },
+        tiers: Tiers::default(),
+        transfer: None,
     };
     let engine: Arc<Engine> = Engine::start(parts, config()).unwrap();
     router(engine, Above::default())
@@ -115,7 +118,7 @@ async fn reasoning_is_told_from_the_answer() {
     let always = serve(says("Hm.</think>Two."), |t| t.reasoning(Some(ReasoningFormat::DeepSeekR1)));
     let message = &post(&always, CHAT, &chat(greedy.clone())).await.json().await["choices"][0]["message"];
     assert_eq!((&message["reasoning"], &message["content"]), (&json!("Hm."), &json!("Two.")));
-    let never = serve(says(text), |template| template);
+    let never = serve(says(text), |template| template.reasoning(None));
     let message = &post(&never, CHAT, &chat(greedy)).await.json().await["choices"][0]["message"];
     assert_eq!(message["content"], text);
 }
