@@ -201,6 +201,9 @@ pub(crate) struct Engine {
     /// Blocks of 16 tokens in the KV cache
     #[arg(long, value_name = "N")]
     pub(crate) kv_cache_blocks: Option<usize>,
+    /// How keys and values are stored; auto is f16
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) kv_cache_dtype: CacheType,
     /// Compute threads [default: the machine's cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -298,6 +301,16 @@ pub(crate) enum Reasoning {
 }
 
 /// How replicas are picked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CacheType {
+    #[default]
+    Auto,
+    F32,
+    F16,
+    Bf16,
+    Int8,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
     #[default]

@@ -47,7 +47,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     if context > spec.max_context {
         return Err(StartError::BeyondModel { asked: context, model: spec.max_context }.into());
     }
-    let block_bytes = CpuBackend::block_bytes(&spec);
+    let block_bytes = CpuBackend::block_bytes(&spec, options.kv_cache_dtype);
     let most = options.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
     let kv_blocks = blocks(options.kv_cache, block_bytes, most, memory::available)?;
     let backend = CpuBackend::new(
@@ -58,6 +58,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
             kv_blocks,
             max_model_len: context,
             precision: options.precision,
+            cache: options.kv_cache_dtype,
         },
     )?;
     let info = crate::backend::Backend::info(&backend).clone();

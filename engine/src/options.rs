@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use strata_hop::{HopToken, Mtls};
 use strata_wire::defaults;
 
-use crate::backend::cpu::Precision;
+use crate::backend::cpu::{CacheType, Precision};
 use crate::events::KvEventsConfig;
 use crate::tier::KvDisk;
 use crate::transfer::KvTransfer;
@@ -34,6 +34,9 @@ pub struct EngineOptions {
     /// Size of the KV cache.
     #[serde(default)]
     pub kv_cache: KvCache,
+    /// How keys and values are stored.
+    #[serde(default)]
+    pub kv_cache_dtype: CacheType,
     /// How products of quantised weights are computed.
     #[serde(default)]
     pub precision: Precision,
@@ -158,6 +161,7 @@ impl EngineOptions {
             threads: 0,
             max_model_len: None,
             kv_cache: KvCache::default(),
+            kv_cache_dtype: CacheType::default(),
             precision: Precision::default(),
             max_sequences: max_sequences(),
             step_tokens: step_tokens(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use strata_engine::backend::cpu::{CpuBackend, CpuOptions, Precision};
+use strata_engine::backend::cpu::{CacheType, CpuBackend, CpuOptions, Precision};
 use strata_engine::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
 use strata_engine::model::load::load;
 use strata_engine::model::spec::{ModelSpec, RopeLayout, Rotation};
@@ -49,7 +49,8 @@ impl Sequence {
     fn with(model: &Path, max_len: usize, precision: Precision) -> Self {
         let model = load(model).unwrap();
         let kv_blocks = max_len.div_ceil(BLOCK_TOKENS);
-        let options = CpuOptions { threads: 2, kv_blocks, max_model_len: max_len, precision };
+        let cache = if precision == Precision::Exact { CacheType::F32 } else { CacheType::F16 };
+        let options = CpuOptions { threads: 2, kv_blocks, max_model_len: max_len, precision, cache };
         let backend = CpuBackend::new(model.spec, model.weights, options).unwrap();
         Self { backend, blocks: Arc::new((0..kv_blocks as u32).rev().collect()), context: 0 }
     }

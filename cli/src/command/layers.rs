@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Context;
-use strata_engine::backend::cpu::Precision;
+use strata_engine::backend::cpu::{CacheType, Precision};
 use strata_engine::tier::KvDisk;
 use strata_engine::transfer::KvTransfer;
 use strata_engine::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
@@ -60,6 +60,12 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             (Some(blocks), _) => KvCache::Blocks(blocks),
             (None, Some(bytes)) => KvCache::Bytes(bytes),
             (None, None) => KvCache::Auto,
+        },
+        kv_cache_dtype: match args.kv_cache_dtype {
+            args::CacheType::F32 => CacheType::F32,
+            args::CacheType::Auto | args::CacheType::F16 => CacheType::F16,
+            args::CacheType::Bf16 => CacheType::Bf16,
+            args::CacheType::Int8 => CacheType::Int8,
         },
         precision: match args.precision {
             args::Precision::Int8 => Precision::Int8,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::Header;
-use crate::backend::cpu::{CpuBackend, CpuOptions, Precision};
+use crate::backend::cpu::{CacheType, CpuBackend, CpuOptions, Precision};
 use crate::backend::{Backend, BackendError, LogitRows, SequenceSpan, StepBatch};
 use crate::model::load::{LoadedModel, TokenizerSource, load};
 use crate::model::spec::{ModelSpec, RopeLayout};
@@ -180,7 +180,13 @@ fn load_bytes(bytes: &[u8]) -> Result<LoadedModel, String> {
 }
 
 fn logits(model: LoadedModel, tokens: &[u32]) -> Result<Vec<f32>, BackendError> {
-    let options = CpuOptions { threads: 1, kv_blocks: 8, max_model_len: 128, precision: Precision::Exact };
+    let options = CpuOptions {
+        threads: 1,
+        kv_blocks: 8,
+        max_model_len: 128,
+        precision: Precision::Exact,
+        cache: CacheType::F32,
+    };
     let mut backend = CpuBackend::new(model.spec, model.weights, options)?;
     let blocks = Arc::new((0..8).collect::<Vec<u32>>());
     let span = SequenceSpan { start: 0, len: tokens.len(), context: 0, blocks, logits: LogitRows::Last(1) };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use strata_engine::backend::cpu::Precision;
+use strata_engine::backend::cpu::{CacheType, Precision};
 use strata_engine::runtime::Engine;
 use strata_engine::serve::router;
 use strata_engine::{EngineOptions, KvCache, assemble};
@@ -19,6 +19,7 @@ fn start() -> Option<Arc<Engine>> {
         // "The" and "L" are as likely as each other after the question below, so what follows is a
         // matter of rounding.
         precision: Precision::Exact,
+        kv_cache_dtype: CacheType::F32,
         ..EngineOptions::new(real_model()?.to_str().unwrap())
     };
     Some(assemble(&options, 0).unwrap())

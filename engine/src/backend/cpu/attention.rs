@@ -6,24 +6,29 @@
 #![allow(clippy::inline_always)]
 
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::cache::{HeadCache, LayerCache};
+use super::cache::{LayerCache, Part};
+use super::element::{CacheType, Element, with_element};
 use super::lines::{LANES, Line, Rows, SharedRows, flat};
 use super::simd::{Kernel, Simd, exp};
 use super::tanh::soft_cap;
 use super::team::Machine;
 use crate::backend::{BLOCK_TOKENS, SequenceSpan};
 
-/// Queries that read the cache together.
-const TILE: usize = 4;
+/// Queries that read the cache together at most, where the registers hold them.
+const WIDE: usize = 8;
+/// Queries that read it together elsewhere, and where a sequence has few.
+const NARROW: usize = 4;
 
-/// Queries of one key and value head of one sequence: `TILE` of its (token, head in the group) pairs.
+/// Queries of one key and value head of one sequence: so many of its (token, head in the group) pairs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Task {
     span: usize,
     kv_head: usize,
     first: usize,
+    wide: bool,
 }
 
 /// How the model attends.
@@ -46,7 +51,10 @@ pub(super) fn tasks(spans: &[SequenceSpan], shape: Shape) -> Vec<Task> {
     let mut tasks = Vec::new();
     for (span, s) in spans.iter().enumerate() {
         for kv_head in 0..shape.kv_heads {
-            tasks.extend((0..s.len * shape.group).step_by(TILE).map(|first| Task { span, kv_head, first }));
+            let pairs = s.len * shape.group;
+            let wide = pairs >= WIDE;
+            let tile = if wide { WIDE } else { NARROW };
+            tasks.extend((0..pairs).step_by(tile).map(|first| Task { span, kv_head, first, wide }));
         }
     }
     tasks
@@ -65,10 +73,15 @@ impl Attention<'_> {
     pub(super) fn run(&self, machine: &mut Machine, tasks: &[Task], out: &mut Rows) {
         out.reshape(self.queries.count(), self.queries.width());
         let out = out.shared();
-        machine.for_ranges(tasks.len(), 1, |level, range| {
-            for task in &tasks[range] {
-                SCRATCH.with_borrow_mut(|scratch| level.run(Tile { attention: self, task, scratch, out }));
-            }
+        with_element!(self.cache.element(), E => {
+            machine.for_ranges(tasks.len(), 1, |level, range| {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    for task in &tasks[range] {
+                        let scratch = &mut *scratch;
+                        level.run_floats(Tiles::<E> { attention: self, task, scratch, out, element: PhantomData });
+                    }
+                });
+            });
         });
     }
 }
@@ -85,11 +98,13 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-struct Tile<'a> {
+/// A task, as one tile or as two.
+struct Tiles<'a, E> {
     attention: &'a Attention<'a>,
     task: &'a Task,
     scratch: &'a mut Scratch,
     out: SharedRows<'a>,
+    element: PhantomData<E>,
 }
 
 /// One query of a tile.
@@ -102,24 +117,40 @@ struct Query<'a> {
     sees: Range<usize>,
 }
 
-impl Kernel for Tile<'_> {
+impl<E: Element> Kernel for Tiles<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
+        let first = self.task.first;
+        if self.task.wide && S::WIDE {
+            return self.tile::<S, WIDE>(s, first);
+        }
+        let pairs = self.attention.spans[self.task.span].len * self.attention.shape.group;
+        let end = if self.task.wide { pairs.min(first + WIDE) } else { first + 1 };
+        for first in (first..end).step_by(NARROW) {
+            self.tile::<S, NARROW>(s, first);
+        }
+    }
+}
+
+impl<E: Element> Tiles<'_, E> {
+    /// `TILE` queries from the pair `from` on.
+    #[inline(always)]
+    fn tile<S: Simd, const TILE: usize>(&mut self, s: S, from: usize) {
         let Attention { shape, spans, queries, cache } = *self.attention;
         let span = &spans[self.task.span];
-        let count = TILE.min(span.len * shape.group - self.task.first);
+        let count = TILE.min(span.len * shape.group - from);
         // A tile that is not full repeats its last query.
         let tile: [Query<'_>; TILE] = std::array::from_fn(|i| {
-            let pair = self.task.first + i.min(count - 1);
+            let pair = from + i.min(count - 1);
             let (token, head) = (pair / shape.group, self.task.kv_head * shape.group + pair % shape.group);
             let (row, column, end) = (span.start + token, head * shape.head_dim, span.context + token + 1);
             let begin = shape.window.map_or(0, |window| end.saturating_sub(window));
             let q = &queries.row(row)[column..column + shape.head_dim];
             Query { row, column, q, sees: begin..end }
         });
-        let head = cache.head(self.task.kv_head);
+        let head = Head { cache, index: self.task.kv_head, element: self.element };
         let blocks = tile[0].sees.start / BLOCK_TOKENS..tile[TILE - 1].sees.end.div_ceil(BLOCK_TOKENS);
         let table = &span.blocks[blocks.clone()];
         let first = blocks.start * BLOCK_TOKENS;
@@ -130,6 +161,9 @@ impl Kernel for Tile<'_> {
         let mut totals = [0.0; TILE];
         for (row, total) in self.scratch.scores.chunks_exact_mut(len).zip(&mut totals) {
             *total = exponentials(s, row);
+        }
+        if E::TYPE.scaled() {
+            scale_by_values(s, head, table, &mut self.scratch.scores);
         }
 
         let width = shape.head_dim.div_ceil(LANES);
@@ -149,13 +183,41 @@ impl Kernel for Tile<'_> {
     }
 }
 
+/// One key and value head of a layer's cache.
+#[derive(Clone, Copy)]
+struct Head<'a, E> {
+    cache: &'a LayerCache,
+    index: usize,
+    element: PhantomData<E>,
+}
+
+impl<'a, E: Element> Head<'a, E> {
+    #[inline(always)]
+    fn part(self, block: u32) -> Part<'a, E> {
+        self.cache.part(self.index, block)
+    }
+}
+
+/// Multiplies each query's weights by the scales of the values that they weigh.
+#[inline(always)]
+fn scale_by_values<S: Simd, E: Element>(s: S, head: Head<'_, E>, table: &[u32], weights: &mut [Line]) {
+    for (b, block) in table.iter().enumerate() {
+        let Some(scales) = head.part(*block).value_scales else { return };
+        let scales = s.load(scales);
+        for line in weights[b..].iter_mut().step_by(table.len()) {
+            let scaled = s.mul(s.load(line), scales);
+            s.store(line, scaled);
+        }
+    }
+}
+
 /// Scaled products of each query with the keys of its positions, minus infinity for all others.
 #[inline(always)]
-fn score<S: Simd>(
+fn score<S: Simd, E: Element, const TILE: usize>(
     s: S,
     shape: Shape,
     tile: &[Query<'_>; TILE],
-    head: HeadCache<'_>,
+    head: Head<'_, E>,
     table: &[u32],
     first: usize,
     scores: &mut [Line],
@@ -165,18 +227,32 @@ fn score<S: Simd>(
     assert!(scores.len() == TILE * len && tile.iter().all(|query| query.q.len() == dims), "whole queries");
     let scale = s.splat(shape.scale);
     for (b, block) in table.iter().enumerate() {
-        let keys = head.keys(*block);
+        let part = head.part(*block);
+        let keys = part.keys;
+        assert!(keys.len() == dims, "keys as wide as queries");
         let mut sums = [s.splat(0.0); TILE];
         for (d, key) in keys.iter().enumerate() {
-            let key = s.load(key);
+            let key = E::load(s, key);
             for (sum, query) in sums.iter_mut().zip(tile) {
-                *sum = s.fma(s.splat(query.q[d]), key, *sum);
+                // SAFETY: d < keys.len(), which is dims, which is the length of every q, both checked.
+                let q = unsafe { *query.q.get_unchecked(d) };
+                *sum = s.fma(s.splat(q), key, *sum);
+            }
+        }
+        if let Some(scales) = part.key_scales {
+            let scales = s.load(scales);
+            for sum in &mut sums {
+                *sum = s.mul(*sum, scales);
             }
         }
         for (i, (sum, query)) in sums.iter().zip(tile).enumerate() {
             let line = &mut scores[i * len + b];
             let scaled = s.mul(*sum, scale);
-            s.store(line, shape.softcap.map_or(scaled, |cap| soft_cap(s, scaled, cap)));
+            let capped = match shape.softcap {
+                Some(cap) => soft_cap(s, scaled, cap),
+                None => scaled,
+            };
+            s.store(line, capped);
             let begin = first + b * BLOCK_TOKENS;
             if begin < query.sees.start || begin + BLOCK_TOKENS > query.sees.end {
                 for (lane, x) in line.0.iter_mut().enumerate() {
@@ -210,11 +286,11 @@ fn exponentials<S: Simd>(s: S, scores: &mut [Line]) -> f32 {
 
 /// Adds up the values of each query's positions by weight. Positions count from the table's start.
 #[inline(always)]
-fn weigh<S: Simd>(
+fn weigh<S: Simd, E: Element, const TILE: usize>(
     s: S,
     weights: &[f32],
     sees: &[Range<usize>; TILE],
-    head: HeadCache<'_>,
+    head: Head<'_, E>,
     table: &[u32],
     outputs: &mut [Line],
 ) {
@@ -226,7 +302,7 @@ fn weigh<S: Simd>(
     if middle.is_empty() {
         for (i, sees) in sees.iter().enumerate() {
             let row = [&weights[i * len..(i + 1) * len]];
-            add::<S, 1>(s, row, sees.clone(), head, table, &mut outputs[i * width..(i + 1) * width]);
+            add::<S, E, 1>(s, row, sees.clone(), head, table, &mut outputs[i * width..(i + 1) * width]);
         }
         return;
     }
@@ -234,45 +310,48 @@ fn weigh<S: Simd>(
         for (i, sees) in sees.iter().enumerate() {
             let row = [&weights[i * len..(i + 1) * len]];
             let output = &mut outputs[i * width..(i + 1) * width];
-            add::<S, 1>(s, row, range(sees, &middle), head, table, output);
+            add::<S, E, 1>(s, row, range(sees, &middle), head, table, output);
         }
     };
     ragged(|own, middle| own.start..middle.start, outputs);
     let rows: [&[f32]; TILE] = std::array::from_fn(|i| &weights[i * len..(i + 1) * len]);
-    add::<S, TILE>(s, rows, middle.clone(), head, table, outputs);
+    add::<S, E, TILE>(s, rows, middle.clone(), head, table, outputs);
     ragged(|own, middle| middle.end..own.end, outputs);
 }
 
 /// Adds the values of `positions` to `Q` outputs by their weights, in order.
 #[inline(always)]
-fn add<S: Simd, const Q: usize>(
+fn add<S: Simd, E: Element, const Q: usize>(
     s: S,
     weights: [&[f32]; Q],
     positions: Range<usize>,
-    head: HeadCache<'_>,
+    head: Head<'_, E>,
     table: &[u32],
     outputs: &mut [Line],
 ) {
     let width = outputs.len() / Q;
     let mut column = 0;
     while column < width {
-        // Four lines of each query at a time where the registers hold them.
-        if S::WIDE && width - column >= 4 {
-            add_columns::<S, Q, 4>(s, weights, positions.clone(), head, table, outputs, column);
+        // Several lines of each query at a time where the registers hold them.
+        if S::WIDE && Q <= NARROW && width - column >= 4 {
+            add_columns::<S, E, Q, 4>(s, weights, positions.clone(), head, table, outputs, column);
             column += 4;
+        } else if S::WIDE && width - column >= 2 {
+            add_columns::<S, E, Q, 2>(s, weights, positions.clone(), head, table, outputs, column);
+            column += 2;
         } else {
-            add_columns::<S, Q, 1>(s, weights, positions.clone(), head, table, outputs, column);
+            add_columns::<S, E, Q, 1>(s, weights, positions.clone(), head, table, outputs, column);
             column += 1;
         }
     }
 }
 
 #[inline(always)]
-fn add_columns<S: Simd, const Q: usize, const C: usize>(
+fn add_columns<S: Simd, E: Element, const Q: usize, const C: usize>(
     s: S,
     weights: [&[f32]; Q],
     positions: Range<usize>,
-    head: HeadCache<'_>,
+    head: Head<'_, E>,
     table: &[u32],
     outputs: &mut [Line],
     column: usize,
@@ -288,14 +367,18 @@ fn add_columns<S: Simd, const Q: usize, const C: usize>(
     while at < positions.end {
         let block = at / BLOCK_TOKENS;
         let end = positions.end.min((block + 1) * BLOCK_TOKENS);
-        let values = head.values(table[block]);
+        let values = head.part(table[block]).values;
         for position in at..end {
             let row = position % BLOCK_TOKENS * width + column;
-            let values: &[Line] = &values[row..row + C];
-            let weights = weights.map(|weights| s.splat(weights[position]));
+            let values = &values[row..row + C];
+            // No closure: one that is not inlined would be compiled without the wider instructions.
+            let mut splats = [s.splat(0.0); Q];
+            for (splat, weights) in splats.iter_mut().zip(weights) {
+                *splat = s.splat(weights[position]);
+            }
             for c in 0..C {
-                let value = s.load(&values[c]);
-                for (sums, weight) in sums.iter_mut().zip(weights) {
+                let value = E::load(s, &values[c]);
+                for (sums, weight) in sums.iter_mut().zip(splats) {
                     sums[c] = s.fma(weight, value, sums[c]);
                 }
             }

@@ -79,15 +79,15 @@ impl<S: Simd> Visitor for Direct<'_, S> {
         let Self { s, task } = self;
         let mut token = 0;
         while task.tokens - token >= 4 {
-            task.tile::<S, C, X, 4>(s, codes, scales, zero, token);
+            task.tile::<S, C, X, 4, true>(s, codes, scales, zero, token);
             token += 4;
         }
         while task.tokens - token >= 2 {
-            task.tile::<S, C, X, 2>(s, codes, scales, zero, token);
+            task.tile::<S, C, X, 2, true>(s, codes, scales, zero, token);
             token += 2;
         }
         if token < task.tokens {
-            task.tile::<S, C, X, 1>(s, codes, scales, zero, token);
+            task.tile::<S, C, X, 1, true>(s, codes, scales, zero, token);
         }
     }
 }
@@ -124,24 +124,24 @@ impl Group<'_> {
         let mut token = 0;
         if S::WIDE {
             while self.tokens - token >= 16 {
-                self.tile::<S, C, X, 16>(s, codes, scales, zero, token);
+                self.tile::<S, C, X, 16, false>(s, codes, scales, zero, token);
                 token += 16;
             }
         }
         if !S::PLAIN {
             while self.tokens - token >= 4 {
-                self.tile::<S, C, X, 4>(s, codes, scales, zero, token);
+                self.tile::<S, C, X, 4, false>(s, codes, scales, zero, token);
                 token += 4;
             }
         }
         while token < self.tokens {
-            self.tile::<S, C, X, 1>(s, codes, scales, zero, token);
+            self.tile::<S, C, X, 1, false>(s, codes, scales, zero, token);
             token += 1;
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, C: Codes, X: Scales, const T: usize>(
+    fn tile<S: Simd, C: Codes, X: Scales, const T: usize, const PREFETCH: bool>(
         self,
         s: S,
         codes: C,
@@ -150,7 +150,7 @@ impl Group<'_> {
         token: usize,
     ) {
         let x = self.x.rows(token, T);
-        let sums = sums::<S, C, X, T>(s, codes, scales, zero, x);
+        let sums = sums::<S, C, X, T, PREFETCH>(s, codes, scales, zero, x);
         for (t, sum) in sums.into_iter().enumerate() {
             let sum = self.bias.map_or(sum, |bias| s.add(sum, s.load(bias)));
             // SAFETY: a group's columns are written only by the task that has the group, and the products
@@ -163,7 +163,7 @@ impl Group<'_> {
 
 /// The products of a group's sixteen rows with `T` tokens, whose blocks lie one token after the other.
 #[inline(always)]
-fn sums<S: Simd, C: Codes, X: Scales, const T: usize>(
+fn sums<S: Simd, C: Codes, X: Scales, const T: usize, const PREFETCH: bool>(
     s: S,
     codes: C,
     scales: X,
@@ -174,6 +174,9 @@ fn sums<S: Simd, C: Codes, X: Scales, const T: usize>(
     assert!(x.len() == T * tiles, "whole tokens");
     let mut out = [s.splat(0.0); T];
     for tile in 0..tiles {
+        if PREFETCH {
+            codes.prefetch(s, tile);
+        }
         let w = codes.tile(s, tile);
         let scale =
             [scales.scale(s, tile, 0), if X::HALVES { scales.scale(s, tile, 1) } else { s.splat(0.0) }];

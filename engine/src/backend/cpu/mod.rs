@@ -9,6 +9,7 @@
 mod attention;
 mod cache;
 mod codes;
+mod element;
 mod experts;
 mod float;
 mod forward;
@@ -34,6 +35,7 @@ use std::num::NonZero;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::element::CacheType;
 use self::forward::{Activations, Model};
 use self::simd::Level;
 use self::team::Machine;
@@ -55,6 +57,8 @@ pub struct CpuOptions {
     pub max_model_len: usize,
     /// How products are computed.
     pub precision: Precision,
+    /// How keys and values are stored.
+    pub cache: CacheType,
 }
 
 /// How products of quantised weights are computed. Either way a token's logits have the same bits alone
@@ -90,8 +94,8 @@ impl CpuBackend {
     }
 
     /// Bytes of one block of the KV cache over all layers, to decide how many to ask for.
-    pub fn block_bytes(spec: &ModelSpec) -> usize {
-        cache::block_bytes(spec)
+    pub fn block_bytes(spec: &ModelSpec, cache: CacheType) -> usize {
+        cache::block_bytes(spec, cache)
     }
 
     fn with_level(
@@ -115,11 +119,11 @@ impl CpuBackend {
             name: "cpu",
             device: format!("{}, {}, {threads} threads", processor(), level.name()),
             total_blocks: options.kv_blocks,
-            block_bytes: cache::block_bytes(&spec),
+            block_bytes: cache::block_bytes(&spec, options.cache),
             vocab: spec.vocab,
             max_model_len: options.max_model_len.min(spec.max_context),
         };
-        let cache = cache::Cache::new(&spec, options.kv_blocks).ok_or_else(|| {
+        let cache = cache::Cache::new(&spec, options.cache, options.kv_blocks).ok_or_else(|| {
             let (blocks, bytes) = (options.kv_blocks, info.block_bytes);
             failed(format!("no memory for a KV cache of {blocks} blocks of {bytes} bytes; ask for fewer"))
         })?;

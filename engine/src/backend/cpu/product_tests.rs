@@ -90,7 +90,7 @@ fn product(machine: &mut Machine, weight: &Tensor, bias: &[f32], x: &Rows) -> (V
     let (mut out, mut quantised) = (Rows::default(), Quantised::default());
     let bias = crate::backend::cpu::pointwise::padded(bias);
     multiply(machine, x, &mut quantised, [Product::new(&matrix, Some(&bias), &mut out)]);
-    let padding = |row: usize| &crate::backend::cpu::lines::flat(&out.lines()[row * out.stride()..])[..];
+    let padding = |row: usize| crate::backend::cpu::lines::flat(&out.lines()[row * out.stride()..]);
     for row in 0..out.count() {
         let end = out.width().next_multiple_of(16);
         assert!(padding(row)[out.width()..end].iter().all(|x| *x == 0.0), "the padding stays zero");

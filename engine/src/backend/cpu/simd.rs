@@ -46,6 +46,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Asks for bytes that will be read soon.
     fn prefetch(self, _bytes: &[u8]) {}
 
+    /// Asks for the line at an address, which may be any.
+    fn prefetch_at(self, _address: *const u8) {}
+
     fn bytes(self, from: &[u8; LANES]) -> Self::B;
     /// `(b >> shift) & mask` of each byte, for a mask of at most `8 - shift` bits.
     fn bits(self, b: Self::B, shift: u32, mask: u8) -> Self::B;
@@ -55,6 +58,11 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn unsigned(self, b: Self::B) -> Self::V;
     /// Bytes as numbers from -128 to 127.
     fn signed(self, b: Self::B) -> Self::V;
+    /// Sixteen signed bytes.
+    #[inline(always)]
+    fn signed_row(self, from: &[u8; LANES]) -> Self::V {
+        self.signed(self.bytes(from))
+    }
     /// A half-precision number.
     fn half(self, bits: u16) -> f32;
     /// Two half-precision numbers, the first in the low bits.
@@ -135,6 +143,17 @@ impl Level {
             Self::Avx512(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "AVX-512 VNNI",
+        }
+    }
+
+    /// Runs a kernel that multiplies no bytes: VNNI's is the plain AVX-512 one, which need not be built
+    /// twice.
+    #[inline]
+    pub(super) fn run_floats<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(simd) => simd.without_vnni().run(kernel),
+            other => other.run(kernel),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::simd::Level;
-use super::{CpuBackend, CpuOptions, Precision};
+use super::{CacheType, CpuBackend, CpuOptions, Precision};
 use crate::backend::{BLOCK_TOKENS, Backend, BackendError, LogitRows, SequenceSpan, StepBatch};
 use crate::model::spec::{Activation, ExpertsSpec, LayerSpec, ModelSpec, Rope, RopeLayout, Rotation};
 use crate::tensor::Weights;
@@ -13,14 +13,27 @@ use crate::tensor::Weights;
 const VOCAB: usize = 97;
 const KV_BLOCKS: usize = 64;
 
-fn backend_on(spec: &ModelSpec, threads: usize, level: Level) -> CpuBackend {
-    let options =
-        CpuOptions { threads, kv_blocks: KV_BLOCKS, max_model_len: 512, precision: Precision::Exact };
+const CACHES: [CacheType; 4] = [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::Int8];
+
+fn options(threads: usize, cache: CacheType) -> CpuOptions {
+    CpuOptions { threads, kv_blocks: KV_BLOCKS, max_model_len: 512, precision: Precision::Exact, cache }
+}
+
+fn backend_on(spec: &ModelSpec, options: CpuOptions, level: Level) -> CpuBackend {
     CpuBackend::with_level(spec.clone(), Weights::random(spec, 3), options, level).unwrap()
 }
 
 fn backend(spec: &ModelSpec) -> CpuBackend {
-    backend_on(spec, 2, Level::detect())
+    backend_on(spec, options(2, CacheType::F32), Level::detect())
+}
+
+fn backend_with(spec: &ModelSpec, cache: CacheType) -> CpuBackend {
+    backend_on(spec, options(2, cache), Level::detect())
+}
+
+/// Each shape with each form of the cache.
+fn shapes_and_caches() -> impl Iterator<Item = (ModelSpec, CacheType)> {
+    shapes().into_iter().flat_map(|spec| CACHES.map(|cache| (spec.clone(), cache)))
 }
 
 /// One part of a step: tokens of `sequence[from..to]`, with its blocks.
@@ -127,8 +140,8 @@ fn blocks_that_went_out_and_came_in_elsewhere_are_the_same() {
 #[test]
 fn chunked_equals_whole() {
     let sequence: Vec<u32> = (0..75).map(|i| i * 31 % VOCAB as u32).collect();
-    for spec in shapes() {
-        let mut backend = backend(&spec);
+    for (spec, cache) in shapes_and_caches() {
+        let mut backend = backend_with(&spec, cache);
         let whole = run(&mut backend, &sequence, sequence.len(), &blocks(0, 5));
         for chunk in [1, 7, 16, 33] {
             assert_eq!(
@@ -147,8 +160,8 @@ fn batched_equals_alone_and_takes_as_many_products() {
         .enumerate()
         .map(|(i, len)| (0..*len).map(|t| (t * 13 + i as u32 * 29) % VOCAB as u32).collect())
         .collect();
-    for spec in shapes() {
-        let mut backend = backend(&spec);
+    for (spec, cache) in shapes_and_caches() {
+        let mut backend = backend_with(&spec, cache);
         let alone: Vec<u32> =
             sequences.iter().flat_map(|s| run(&mut backend, s, s.len(), &blocks(0, 4))).collect();
         let one_step = |backend: &mut CpuBackend, sequences: &[Vec<u32>]| {
@@ -175,8 +188,8 @@ fn batched_equals_alone_and_takes_as_many_products() {
 #[test]
 fn a_cached_prefix_equals_an_uncached_one() {
     let prefix: Vec<u32> = (0..48).map(|i| i * 7 % VOCAB as u32).collect();
-    for spec in shapes() {
-        let mut backend = backend(&spec);
+    for (spec, cache) in shapes_and_caches() {
+        let mut backend = backend_with(&spec, cache);
         run(&mut backend, &prefix, 48, &[3, 1, 2]);
         for (i, suffix) in [[5u32, 6, 7], [80, 2, 40]].iter().enumerate() {
             let sequence = [&prefix[..], suffix].concat();
@@ -200,11 +213,11 @@ fn what_a_block_held_before_does_not_matter() {
 #[test]
 fn every_instruction_set_and_thread_count_computes_the_same_bits() {
     let sequence: Vec<u32> = (0..37).map(|i| i * 5 % VOCAB as u32).collect();
-    for spec in shapes() {
-        let want = run(&mut backend(&spec), &sequence, 37, &blocks(0, 3));
+    for (spec, cache) in shapes_and_caches() {
+        let want = run(&mut backend_with(&spec, cache), &sequence, 37, &blocks(0, 3));
         for level in Level::available() {
             for threads in [1, 3] {
-                let mut backend = backend_on(&spec, threads, level);
+                let mut backend = backend_on(&spec, options(threads, cache), level);
                 let got = run(&mut backend, &sequence, 37, &blocks(0, 3));
                 assert_eq!(got, want, "{} with {threads} threads", level.name());
             }
@@ -324,12 +337,7 @@ fn nobody_wanting_logits_gets_none() {
 #[test]
 fn a_cache_beyond_the_machine_is_refused() {
     let spec = ModelSpec::tiny(VOCAB);
-    let options = CpuOptions {
-        threads: 1,
-        kv_blocks: usize::MAX / 4096,
-        max_model_len: 512,
-        precision: Precision::Exact,
-    };
+    let options = CpuOptions { kv_blocks: usize::MAX / 4096, ..options(1, CacheType::F32) };
     let error =
         CpuBackend::new(spec.clone(), Weights::random(&spec, 1), options).err().map(|e| e.to_string());
     assert!(error.is_some_and(|e| e.contains("no memory for a KV cache of")));
@@ -338,7 +346,24 @@ fn a_cache_beyond_the_machine_is_refused() {
 #[test]
 fn a_block_costs_what_it_says() {
     let spec = ModelSpec::tiny(VOCAB);
-    let backend = backend(&spec);
     let numbers = 2 * spec.layers * spec.kv_heads * spec.head_dim * BLOCK_TOKENS;
-    assert_eq!(backend.info().block_bytes, numbers * 4);
+    let scales = 2 * spec.layers * spec.kv_heads * BLOCK_TOKENS * 4;
+    let bytes = CACHES.map(|cache| backend_with(&spec, cache).info().block_bytes);
+    assert_eq!(bytes, [4 * numbers, 2 * numbers, 2 * numbers, numbers + scales]);
+}
+
+#[test]
+fn a_narrower_cache_is_close_to_the_widest() {
+    let sequence: Vec<u32> = (0..70).map(|i| i * 29 % VOCAB as u32).collect();
+    for spec in shapes() {
+        let [exact, half, brain, byte] = CACHES.map(|cache| {
+            let bits = run(&mut backend_with(&spec, cache), &sequence, 70, &blocks(0, 5));
+            bits.into_iter().map(f32::from_bits).collect::<Vec<f32>>()
+        });
+        let spread = exact.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+        for (name, got, bound) in [("f16", half, 2e-3), ("bf16", brain, 2e-2), ("int8", byte, 4e-2)] {
+            let worst = exact.iter().zip(got).fold(0.0, |m: f32, (a, b)| m.max((a - b).abs()));
+            assert!(worst > 0.0 && worst <= bound * spread, "{name}: {worst} of {spread} in {spec:?}");
+        }
+    }
 }

@@ -35,6 +35,12 @@ impl Avx2 {
 }
 
 impl<const VNNI: bool> Avx512<VNNI> {
+    /// The same without VNNI.
+    pub(super) fn without_vnni(self) -> Avx512<false> {
+        let Self(detected) = self;
+        Avx512(detected)
+    }
+
     pub(super) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         let has = has && is_x86_feature_detected!("avx512dq") && is_x86_feature_detected!("avx512vl");
@@ -163,6 +169,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
         prefetch(bytes);
+    }
+    #[inline(always)]
+    fn prefetch_at(self, address: *const u8) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[inline(always)]
     fn bytes(self, from: &[u8; LANES]) -> __m128i {
@@ -386,6 +397,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
         prefetch(bytes);
+    }
+    #[inline(always)]
+    fn prefetch_at(self, address: *const u8) {
+        // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect but on caches.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[inline(always)]
     fn bytes(self, from: &[u8; LANES]) -> __m128i {
