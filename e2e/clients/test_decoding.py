@@ -20,7 +20,7 @@ MODEL = "smollm2"
 def client(strata, uri):
     process = subprocess.Popen(
         [strata, "engine", "--model", uri, "--served-model-name", MODEL, "--listen", "127.0.0.1:0",
-         "--kv-cache-blocks", "1024"],
+         "--kv-cache-blocks", "1024", "--precision", "exact"],
         stderr=subprocess.PIPE,
         text=True,
     )
