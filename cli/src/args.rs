@@ -249,9 +249,16 @@ pub(crate) struct Engine {
     /// How the model marks its reasoning
     #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     pub(crate) reasoning_parser: Reasoning,
+    /// Guess tokens ahead; answers stay the same. {"method":"ngram","num_speculative_tokens":4} looks
+    /// them up in the prompt, {"method":"draft_model","model":"URI"} asks a smaller model
+    #[arg(long, value_name = "JSON")]
+    pub(crate) speculative_config: Option<strata_engine::SpeculativeConfig>,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_grace: u64,
+    /// Seconds that a step may take before /health fails; one for each of its tokens, if that is more
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) step_timeout: u64,
 }
 
 /// vLLM's settings of block events.

@@ -14,7 +14,9 @@ use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::memory;
 use crate::model::load::{LoadedModel, load};
 use crate::options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
-use crate::runtime::{Engine, EngineConfig, EngineParts, ModelCard, StartError};
+use crate::runtime::{
+    Engine, EngineConfig, EngineParts, ModelCard, Reopen, Speculation, SpeculativeConfig, StartError,
+};
 use crate::step::StepLimits;
 use crate::template::{ChatTemplate, Prompt, ReasoningFormat, ToolFormat};
 use crate::tier::{Disk, KvDisk, RamTier, Tiers, fingerprint};
@@ -50,17 +52,20 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     let block_bytes = CpuBackend::block_bytes(&spec, options.kv_cache_dtype);
     let most = options.max_sequences.saturating_mul(context.div_ceil(BLOCK_TOKENS));
     let kv_blocks = blocks(options.kv_cache, block_bytes, most, memory::available)?;
-    let backend = CpuBackend::new(
-        spec,
-        weights,
-        CpuOptions {
-            threads: options.threads,
-            kv_blocks,
-            max_model_len: context,
-            precision: options.precision,
-            cache: options.kv_cache_dtype,
-        },
-    )?;
+    let cpu = CpuOptions {
+        threads: options.threads,
+        kv_blocks,
+        max_model_len: context,
+        precision: options.precision,
+        cache: options.kv_cache_dtype,
+    };
+    let backend = CpuBackend::new(spec, weights, cpu)?;
+    let file = path.clone();
+    let reopen: Reopen = Box::new(move || {
+        let LoadedModel { spec, weights, .. } = load(&file).map_err(|e| e.to_string())?;
+        let backend = CpuBackend::new(spec, weights, cpu).map_err(|e| e.to_string())?;
+        Ok(Box::new(backend))
+    });
     let info = crate::backend::Backend::info(&backend).clone();
     let card = ModelCard {
         name: served_name(options, name, &path),
@@ -80,7 +85,23 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     let name = OnceCell::new();
     let tiers = tiers(options, &path, &backend, &name)?;
     let transfer = transfer(options, &path, &backend, &name)?;
-    let parts = EngineParts { backend: Box::new(backend), tokenizer, template, card, tiers, transfer };
+    let speculation = match &options.speculative {
+        None => None,
+        Some(config) => {
+            let draft = draft_backend(config, options, &tokenizer, info.vocab, kv_blocks, context)?;
+            Some(Speculation::new(config, draft).map_err(EngineError::Speculative)?)
+        }
+    };
+    let parts = EngineParts {
+        backend: Box::new(backend),
+        tokenizer,
+        template,
+        card,
+        tiers,
+        transfer,
+        speculation,
+        reopen: Some(reopen),
+    };
     let engine = Engine::start(
         parts,
         EngineConfig {
@@ -88,6 +109,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
             max_model_len: options.max_model_len,
             prefix_cache: options.enable_prefix_cache,
             max_waiting: options.max_waiting,
+            step_timeout: options.step_timeout,
         },
     )?;
     if engine.max_model_len() < context {
@@ -171,6 +193,41 @@ fn read_as(template: ChatTemplate, options: &EngineOptions) -> ChatTemplate {
         ReasoningParser::Qwen3 => template.reasoning(Some(ReasoningFormat::Qwen3)),
         ReasoningParser::DeepseekR1 => template.reasoning(Some(ReasoningFormat::DeepSeekR1)),
     }
+}
+
+/// Opens the draft model, if there is one: its vocabulary must be the model's own, since its guesses
+/// are token ids.
+fn draft_backend(
+    config: &SpeculativeConfig,
+    options: &EngineOptions,
+    tokenizer: &Tokenizer,
+    vocab: usize,
+    kv_blocks: usize,
+    context: usize,
+) -> Result<Option<Box<dyn crate::backend::Backend>>, EngineError> {
+    let SpeculativeConfig::DraftModel { model, .. } = config else { return Ok(None) };
+    let LoadedModel { spec, weights, tokenizer_source, special, .. } = load(&local_path(model)?)?;
+    let theirs = Tokenizer::build(&tokenizer_source, &special)?;
+    let tokens = tokenizer.vocab_size();
+    let differs = (0..tokens as u32).find(|id| tokenizer.bytes(*id) != theirs.bytes(*id));
+    if theirs.vocab_size() != tokens || spec.vocab != vocab || differs.is_some() {
+        let mine = differs.map_or(String::new(), |id| format!(", and the token {id} is another"));
+        return Err(EngineError::Speculative(format!(
+            "the draft model `{model}` has another vocabulary: {} tokens and {} logits instead of {tokens} and \
+             {vocab}{mine}; give a model of the same family",
+            theirs.vocab_size(),
+            spec.vocab,
+        )));
+    }
+    let context = context.min(spec.max_context);
+    let options = CpuOptions {
+        threads: options.threads,
+        kv_blocks,
+        max_model_len: context,
+        precision: options.precision,
+        cache: options.kv_cache_dtype,
+    };
+    Ok(Some(Box::new(CpuBackend::new(spec, weights, options)?)))
 }
 
 /// The file or folder that a model's URI names.

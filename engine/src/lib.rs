@@ -41,3 +41,4 @@ pub mod transfer;
 pub use assemble::{assemble, local_path};
 pub use options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
 pub use run::{EngineError, run, run_on};
+pub use runtime::SpeculativeConfig;

@@ -8,6 +8,7 @@ use strata_wire::defaults;
 
 use crate::backend::cpu::{CacheType, Precision};
 use crate::events::KvEventsConfig;
+use crate::runtime::SpeculativeConfig;
 use crate::tier::KvDisk;
 use crate::transfer::KvTransfer;
 
@@ -61,6 +62,9 @@ pub struct EngineOptions {
     /// Whether blocks go to and come from other engines.
     #[serde(default)]
     pub kv_transfer: Option<KvTransfer>,
+    /// How tokens are guessed; without it none are.
+    #[serde(default)]
+    pub speculative: Option<SpeculativeConfig>,
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
@@ -73,6 +77,10 @@ pub struct EngineOptions {
     /// How long open requests may go on after the engine was told to stop.
     #[serde(skip, default = "drain_grace")]
     pub drain_grace: Duration,
+    /// How long a step may take before `/health` fails; a second for each of its tokens, if that is
+    /// more.
+    #[serde(skip, default = "step_timeout")]
+    pub step_timeout: Duration,
     /// The token that callers must show. Without one everybody is served.
     #[serde(skip)]
     pub hop_token: Option<HopToken>,
@@ -143,6 +151,10 @@ fn drain_grace() -> Duration {
     defaults::DRAIN_GRACE
 }
 
+fn step_timeout() -> Duration {
+    Duration::from_secs(60)
+}
+
 fn max_waiting() -> usize {
     1024
 }
@@ -170,10 +182,12 @@ impl EngineOptions {
             kv_disk: None,
             kv_events_config: None,
             kv_transfer: None,
+            speculative: None,
             max_waiting: max_waiting(),
             tool_call_parser: ToolCallParser::default(),
             reasoning_parser: ReasoningParser::default(),
             drain_grace: drain_grace(),
+            step_timeout: step_timeout(),
             hop_token: None,
             mtls: None,
         }

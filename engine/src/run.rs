@@ -51,6 +51,9 @@ pub enum EngineError {
     /// Block events cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// Tokens cannot be guessed in this way.
+    #[error("speculative: {0}")]
+    Speculative(String),
     /// The limits do not fit together.
     #[error(transparent)]
     Start(#[from] StartError),

@@ -46,6 +46,22 @@ pub mod engine {
     pub const REQUEST_GENERATION_TOKENS: &str = "vllm:request_generation_tokens";
     /// Info gauge: block size and count in its labels (`block_size`, `num_gpu_blocks`).
     pub const CACHE_CONFIG: &str = "vllm:cache_config_info";
+    /// Counter: times that tokens of a sequence were guessed.
+    pub const SPEC_DRAFTS: &str = "vllm:spec_decode_num_drafts";
+    /// Counter: tokens guessed.
+    pub const SPEC_DRAFT_TOKENS: &str = "vllm:spec_decode_num_draft_tokens";
+    /// Counter: guessed tokens that came true.
+    pub const SPEC_ACCEPTED: &str = "vllm:spec_decode_num_accepted_tokens";
+    /// Counter by `position`: guessed tokens that came true.
+    pub const SPEC_ACCEPTED_PER_POSITION: &str = "vllm:spec_decode_num_accepted_tokens_per_pos";
+    /// Gauge by `sleep_state` (`awake`, `weights_offloaded`, `discard_all`): 1 for the present one.
+    pub const SLEEP_STATE: &str = "vllm:engine_sleep_state";
+    /// Histogram: time from the first step to the last token.
+    pub const INFERENCE_TIME: &str = "vllm:request_inference_time_seconds";
+    /// Histogram: answers that a request asks for.
+    pub const REQUEST_N: &str = "vllm:request_params_n";
+    /// Histogram: tokens that a request may generate for each answer.
+    pub const REQUEST_MAX_TOKENS: &str = "vllm:request_params_max_tokens";
     /// Gauge, Strata's own: tokens of the prompts that wait.
     pub const WAITING_TOKENS: &str = "strata:waiting_tokens";
     /// Gauge, Strata's own: sequences that a step holds at most.

@@ -98,7 +98,9 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             args::Reasoning::Qwen3 => ReasoningParser::Qwen3,
             args::Reasoning::DeepseekR1 => ReasoningParser::DeepseekR1,
         },
+        speculative: args.speculative_config,
         drain_grace: Duration::from_secs(args.drain_grace),
+        step_timeout: Duration::from_secs(args.step_timeout),
         ..EngineOptions::new(args.model)
     }
 }

@@ -154,6 +154,15 @@ pub trait Backend: Send {
     /// Fills a block with what [`Backend::export_block`] has written, to the bit.
     fn import_block(&mut self, block: u32, bytes: &[u8]) -> Result<(), BackendError>;
 
+    /// Gives the memory of the KV cache back to the system, with what is in it. Nothing is run until
+    /// [`Backend::restore_cache`].
+    fn release_cache(&mut self) {}
+
+    /// Takes the memory of the KV cache again, empty.
+    fn restore_cache(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     /// Matrix products that [`Backend::forward`] has executed so far: it grows by the same amount
     /// for every step, however many sequences the step holds.
     fn matrix_products(&self) -> u64;

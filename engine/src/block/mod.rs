@@ -122,6 +122,14 @@ impl BlockPool {
         std::mem::take(&mut self.changes)
     }
 
+    /// Forgets every name: nothing is found again. Who holds a block keeps it.
+    pub fn forget(&mut self) {
+        for (hash, block) in self.cached.drain() {
+            self.blocks[block as usize].hash = None;
+            self.changes.push(Change::Removed { block, hash });
+        }
+    }
+
     /// Lets go of a block. With its last holder gone it is free.
     pub fn release(&mut self, block: u32) {
         let entry = &mut self.blocks[block as usize];

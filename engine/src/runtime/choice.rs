@@ -144,6 +144,16 @@ impl Choice {
         Piece { choice: self.index, text, token: None, finish: Some(FinishReason::Stop), stop }
     }
 
+    /// What it would probably choose from these logits, so many tokens ahead.
+    pub(super) fn guess(&self, logits: &[f32], ahead: usize) -> Option<u32> {
+        self.sampler.guess(logits, ahead)
+    }
+
+    /// Tokens that it may still generate.
+    pub(super) fn room(&self) -> usize {
+        self.rules.max_tokens.saturating_sub(self.generated)
+    }
+
     /// The last piece of an answer that is ended from outside.
     pub(super) fn abort(&mut self) -> Piece {
         let mut text = String::new();

@@ -14,12 +14,15 @@ use tokio::sync::{mpsc, oneshot};
 use super::blocks::BlockKeeper;
 use super::choice::{Choice, Place};
 use super::generation::{Event, Failure, GenerationRequest};
+use super::operate::{Hold, Operation, Reopen};
 use super::score::PromptScore;
+use super::speculate::Speculation;
+use super::watch::Watch;
 use crate::backend::{Backend, BackendError, Logits, SequenceSpan};
 use crate::block::BlockHash;
 use crate::events::KvFeed;
 use crate::sampling::Sampler;
-use crate::step::{NewSequence, Plan, Planner, SequenceId};
+use crate::step::{NewSequence, Part, Plan, Planner, SequenceId};
 use crate::telemetry::Metrics;
 use crate::tier::TierEvent;
 use crate::tokenizer::Tokenizer;
@@ -41,6 +44,7 @@ pub(super) enum Command {
         reply: oneshot::Sender<bool>,
     },
     WhenIdle(oneshot::Sender<()>),
+    Operate(Operation),
 }
 
 #[derive(Debug)]
@@ -52,7 +56,7 @@ pub(super) struct Submission {
 }
 
 /// A request with answers in the making.
-struct Open {
+pub(super) struct Open {
     id: String,
     events: mpsc::UnboundedSender<Event>,
     sequences: Vec<SequenceId>,
@@ -64,15 +68,19 @@ struct Open {
 }
 
 pub(super) struct Driver {
-    backend: Box<dyn Backend>,
-    planner: Planner,
+    pub(super) backend: Box<dyn Backend>,
+    pub(super) planner: Planner,
     commands: mpsc::UnboundedReceiver<Command>,
     tokenizer: Arc<Tokenizer>,
-    metrics: Arc<Metrics>,
-    blocks: BlockKeeper,
+    pub(super) blocks: BlockKeeper,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) hold: Hold,
+    /// Opens the model again after a deep sleep.
+    pub(super) reopen: Option<Reopen>,
     /// Sequences that were submitted and have not been admitted.
     queued: Arc<AtomicUsize>,
-    requests: HashMap<u64, Open>,
+    pub(super) requests: HashMap<u64, Open>,
     choices: HashMap<SequenceId, Choice>,
     when_idle: Vec<oneshot::Sender<()>>,
     prefill_rate: f64,
@@ -80,6 +88,9 @@ pub(super) struct Driver {
     plan: Plan,
     /// Whether nothing can run until something is told.
     stands: bool,
+    pub(super) speculation: Option<Speculation>,
+    /// The tokens chosen for one sequence; kept for its buffer.
+    chosen: Vec<u32>,
 }
 
 impl Driver {
@@ -90,6 +101,7 @@ impl Driver {
         tokenizer: Arc<Tokenizer>,
         metrics: Arc<Metrics>,
         blocks: BlockKeeper,
+        watch: Arc<Watch>,
         queued: Arc<AtomicUsize>,
     ) -> Self {
         Self {
@@ -100,23 +112,41 @@ impl Driver {
             metrics,
             stands: false,
             blocks,
+            watch,
+            hold: Hold::default(),
+            reopen: None,
             queued,
             requests: HashMap::new(),
             choices: HashMap::new(),
             when_idle: Vec::new(),
             prefill_rate: 0.0,
             plan: Plan::default(),
+            speculation: None,
+            chosen: Vec::new(),
         }
+    }
+
+    /// Guesses tokens from now on.
+    pub(super) fn speculate(&mut self, speculation: Option<Speculation>) {
+        self.speculation = speculation;
+    }
+
+    /// Opens the model again by this after a deep sleep.
+    pub(super) fn reopen_by(&mut self, reopen: Option<Reopen>) {
+        self.reopen = reopen;
     }
 
     /// Runs until all handles are gone.
     pub(super) fn run(mut self) {
         loop {
-            if self.planner.is_idle() {
+            self.tell_quiet();
+            if !self.may_step() {
                 self.stands = true;
                 self.publish();
-                for waiter in self.when_idle.drain(..) {
-                    let _ = waiter.send(());
+                if self.planner.is_idle() {
+                    for waiter in self.when_idle.drain(..) {
+                        let _ = waiter.send(());
+                    }
                 }
             }
             if std::mem::take(&mut self.stands) {
@@ -128,8 +158,10 @@ impl Driver {
             while let Ok(command) = self.commands.try_recv() {
                 self.take(command);
             }
-            if !self.planner.is_idle() {
+            if self.may_step() {
+                self.watch.begin(1, Instant::now());
                 self.step();
+                self.watch.end();
             }
         }
     }
@@ -150,6 +182,7 @@ impl Driver {
                 let _ = reply.send(!keys.is_empty());
             }
             Command::WhenIdle(waiter) => self.when_idle.push(waiter),
+            Command::Operate(operation) => self.operate(operation),
         }
     }
 
@@ -160,6 +193,8 @@ impl Driver {
         let ends: Arc<[u32]> = own.iter().chain(&request.rules.stop_token_ids).copied().collect();
         let rules = Arc::new(request.rules);
         let structure = request.structure;
+        self.metrics.request_n.observe(request.n as f64);
+        self.metrics.request_max_tokens.observe(rules.max_tokens as f64);
         let mut open = Open {
             id: request.id,
             events,
@@ -208,7 +243,7 @@ impl Driver {
     }
 
     /// Ends a request's open answers with what they have so far.
-    fn abort(&mut self, key: u64) {
+    pub(super) fn abort(&mut self, key: u64) {
         let Some(open) = self.requests.get(&key) else { return };
         for id in &open.sequences {
             if let Some(choice) = self.choices.get_mut(id) {
@@ -239,6 +274,9 @@ impl Driver {
     /// What every end of a sequence comes to.
     fn finish(&mut self, id: SequenceId, choice: &Choice, reason: &'static str) {
         self.planner.remove(id);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.forget(id);
+        }
         if choice.times.scheduled.is_none() {
             self.queued.fetch_sub(1, Ordering::Relaxed);
         }
@@ -248,6 +286,9 @@ impl Driver {
         m.request_generation_tokens.observe(choice.generated as f64);
         let last = t.last_token.unwrap_or_else(Instant::now);
         m.e2e.observe((last - t.arrived).as_secs_f64());
+        if let Some(scheduled) = t.scheduled {
+            m.inference.observe(last.saturating_duration_since(scheduled).as_secs_f64());
+        }
         if let Some(first) = t.first_token {
             let decode = (last - first).as_secs_f64();
             m.decode.observe(decode);
@@ -259,6 +300,9 @@ impl Driver {
 
     fn step(&mut self) {
         let mut plan = std::mem::take(&mut self.plan);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.propose(&mut self.planner, &self.choices);
+        }
         self.planner.plan_into(&mut plan);
         let awaits = self.planner.is_loading();
         self.blocks.follow(&mut self.planner, self.backend.as_ref());
@@ -288,6 +332,7 @@ impl Driver {
             }
             return;
         }
+        self.watch.begin(plan.batch.tokens.len(), begun);
         match self.forward(plan) {
             Err(error) => {
                 tracing::error!(%error, sequences = plan.parts.len(), "a step failed");
@@ -307,10 +352,18 @@ impl Driver {
                 let mut rows = 0;
                 for (part, span) in plan.parts.iter().zip(&plan.batch.spans) {
                     self.note_scores(part.id, span, |row| logits.row(rows + row));
-                    rows += span.logits.count();
                     if part.samples {
-                        self.hand_out(part.id, logits.row(rows - 1), now);
+                        let drafts =
+                            &plan.batch.tokens[span.start + span.len - part.drafted..][..part.drafted];
+                        self.verify(
+                            *part,
+                            drafts,
+                            &logits,
+                            rows + span.logits.count() - 1 - part.drafted,
+                            now,
+                        );
                     }
+                    rows += span.logits.count();
                 }
                 self.blocks.follow(&mut self.planner, self.backend.as_ref());
             }
@@ -345,18 +398,49 @@ impl Driver {
         Err(BackendError::Device { backend: name, message })
     }
 
-    /// Chooses a sequence's next token and sends what it makes certain.
-    fn hand_out(&mut self, id: SequenceId, logits: &[f32], now: Instant) {
+    /// Chooses tokens from a sequence's rows of logits, the first of them `row`, as long as they are
+    /// those that were guessed.
+    fn verify(&mut self, part: Part, drafts: &[u32], logits: &Logits, row: usize, now: Instant) {
+        let mut chosen = std::mem::take(&mut self.chosen);
+        chosen.clear();
+        for at in 0..=part.drafted {
+            match self.hand_out(part.id, logits.row(row + at), now) {
+                Some(token) => chosen.push(token),
+                None => break,
+            }
+            if drafts.get(at) != chosen.last() {
+                break;
+            }
+        }
+        if part.drafted > 0
+            && let Some(speculation) = &mut self.speculation
+        {
+            let accepted = chosen.iter().zip(drafts).filter(|(chosen, draft)| chosen == draft).count();
+            speculation.note(part.id, part.drafted, accepted, &self.metrics);
+        }
+        self.planner.push(part.id, &chosen);
+        self.chosen = chosen;
+    }
+
+    /// Chooses a sequence's next token and sends what it makes certain. Returns the token when the
+    /// answer goes on after it.
+    fn hand_out(&mut self, id: SequenceId, logits: &[f32], now: Instant) -> Option<u32> {
         // Absent when another answer of the same request failed in this step.
-        let Some(choice) = self.choices.get_mut(&id) else { return };
+        let choice = self.choices.get_mut(&id)?;
         let key = choice.key;
         let piece = match choice.advance(logits, &self.tokenizer) {
             Ok(piece) => piece,
-            Err(error) => return self.fail(key, &error.to_string()),
+            Err(error) => {
+                self.fail(key, &error.to_string());
+                return None;
+            }
         };
         self.metrics.generation_tokens.inc_by(u64::from(piece.token.is_some()));
         if let Some(last) = choice.times.last_token.replace(now) {
-            self.metrics.itl.observe((now - last).as_secs_f64());
+            // Tokens of one step come at the same time.
+            if now > last {
+                self.metrics.itl.observe((now - last).as_secs_f64());
+            }
         } else {
             choice.times.first_token = Some(now);
             self.metrics.ttft.observe((now - choice.times.arrived).as_secs_f64());
@@ -364,14 +448,11 @@ impl Driver {
                 self.metrics.prefill.observe((now - scheduled).as_secs_f64());
             }
         }
-        let Some(open) = self.requests.get_mut(&key) else { return };
+        let open = self.requests.get_mut(&key)?;
         let events = open.events.clone();
+        let goes_on = piece.token.as_ref().filter(|_| piece.finish.is_none()).map(|token| token.id);
         match piece.finish {
-            None => {
-                if let Some(token) = &piece.token {
-                    self.planner.push(id, &[token.id]);
-                }
-            }
+            None => {}
             Some(reason) => {
                 if open.keeps {
                     self.blocks.give(&open.id, id, &self.planner, self.backend.as_ref());
@@ -390,6 +471,7 @@ impl Driver {
         // Last, so that who has read the end of an answer finds it counted. When nobody listens, the
         // drop of the other end has sent an abandon, which is about to come.
         let _ = events.send(Event::Piece(piece));
+        goes_on
     }
 
     fn note_plan(&mut self, plan: &Plan, now: Instant) {

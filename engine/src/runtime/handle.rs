@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::blocks::BlockKeeper;
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
+use super::operate::Reopen;
+use super::speculate::Speculation;
+use super::watch::Watch;
 use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::events::{EventLog, KvPublisher};
 use crate::grammar::Grammars;
@@ -35,6 +39,10 @@ pub struct EngineParts {
     pub tiers: Tiers,
     /// How blocks come from and go to other engines.
     pub transfer: Option<Arc<Transfer>>,
+    /// How tokens are guessed, if they are.
+    pub speculation: Option<Speculation>,
+    /// Opens the model again after a sleep without weights; without it there is none.
+    pub reopen: Option<Reopen>,
 }
 
 /// What `GET /v1/models` says of the model.
@@ -59,6 +67,9 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Sequences that may wait; more are refused with 503.
     pub max_waiting: usize,
+    /// How long a step may take before the engine is held to hang; a second for each of its tokens, if
+    /// that is more.
+    pub step_timeout: Duration,
 }
 
 /// Why an engine cannot start with these limits.
@@ -113,6 +124,9 @@ pub enum SubmitError {
     /// It is about to stop.
     #[error("this replica is draining and takes no new request; send it to another, or again shortly")]
     Draining,
+    /// Its memory was given back.
+    #[error("this replica sleeps and takes no new request; send it to another, or wake it by POST /wake_up")]
+    Asleep,
     /// Too much waits already.
     #[error("{waiting} sequences wait already and the limit is {limit}; try again shortly")]
     Full {
@@ -151,6 +165,8 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     events: Arc<EventLog>,
     transfer: Option<Arc<Transfer>>,
+    watch: Arc<Watch>,
+    description: serde_json::Value,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
     grammars: Arc<Grammars>,
@@ -194,6 +210,8 @@ impl Engine {
         let events = Arc::new(EventLog::new(uuid::Uuid::now_v7().to_string()));
         let tokenizer = Arc::new(parts.tokenizer);
         let grammars = Arc::new(Grammars::new(tokenizer.clone(), info.vocab));
+        let watch = Arc::new(Watch::new(Instant::now(), config.step_timeout));
+        let description = describe(&parts.card, &info, &config, max_model_len);
         let (commands, receiver) = mpsc::unbounded_channel();
         let mut tiers = parts.tiers;
         if let Some(disk) = &mut tiers.disk {
@@ -207,15 +225,18 @@ impl Engine {
             disk.start(tell).map_err(|e| StartError::Thread(e.to_string()))?;
         }
         let queued = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-        let driver = Driver::new(
+        let mut driver = Driver::new(
             parts.backend,
             Planner::new(config.step, info.total_blocks, config.prefix_cache),
             receiver,
             tokenizer.clone(),
             metrics.clone(),
             BlockKeeper::new(events.clone(), tiers, parts.transfer.as_ref().map(|t| t.kept().clone())),
+            watch.clone(),
             queued.clone(),
         );
+        driver.speculate(parts.speculation.map(|speculation| speculation.within(max_model_len)));
+        driver.reopen_by(parts.reopen);
         std::thread::Builder::new()
             .name("engine".into())
             // It walks grammars, which recurse.
@@ -230,6 +251,8 @@ impl Engine {
             metrics,
             events,
             transfer: parts.transfer,
+            watch,
+            description,
             tokenizer,
             template: parts.template,
             grammars,
@@ -245,6 +268,9 @@ impl Engine {
     pub fn submit(&self, request: GenerationRequest) -> Result<Generation, SubmitError> {
         if self.is_draining() {
             return Err(SubmitError::Draining);
+        }
+        if self.condition().is_asleep() {
+            return Err(SubmitError::Asleep);
         }
         let choices = request.prompts.len() * request.n;
         let limit = self.max_waiting;
@@ -316,6 +342,20 @@ impl Engine {
         !self.commands.is_closed()
     }
 
+    /// Tells the engine's thread something; `false` when it is gone.
+    pub(super) fn tell(&self, command: Command) -> bool {
+        self.commands.send(command).is_ok()
+    }
+
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// What runs here, and within which limits.
+    pub fn description(&self) -> &serde_json::Value {
+        &self.description
+    }
+
     /// The metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
@@ -381,6 +421,32 @@ impl Engine {
     pub fn max_model_len(&self) -> usize {
         self.max_model_len
     }
+}
+
+fn describe(
+    card: &ModelCard,
+    info: &crate::backend::BackendInfo,
+    config: &EngineConfig,
+    max_model_len: usize,
+) -> serde_json::Value {
+    serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": card.name,
+        "max_model_len": max_model_len,
+        "vocab_size": info.vocab,
+        "backend": info.name,
+        "device": info.device,
+        "kv_cache": {
+            "block_size": BLOCK_TOKENS,
+            "blocks": info.total_blocks,
+            "bytes": info.total_blocks * info.block_bytes,
+        },
+        "max_sequences": config.step.sequences,
+        "step_tokens": config.step.tokens,
+        "max_waiting": config.max_waiting,
+        "enable_prefix_cache": config.prefix_cache,
+        "step_timeout_seconds": config.step_timeout.as_secs_f64(),
+    })
 }
 
 /// The context that is served. A sequence of it must fit into the cache alone, or it could never run.

@@ -6,11 +6,19 @@ mod choice;
 mod drive;
 mod generation;
 mod handle;
+mod operate;
+mod operate_handle;
 mod score;
+mod speculate;
 mod structured;
+mod watch;
 
 pub use generation::{
     Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken, StopCause,
 };
 pub use handle::{Engine, EngineConfig, EngineParts, MAX_TEXT_BYTES, ModelCard, StartError, SubmitError};
+pub use operate::{PauseMode, Reopen, SleepLevel};
+pub use operate_handle::Unwell;
+pub use speculate::{Speculation, SpeculativeConfig};
 pub use structured::{Structure, Thinking};
+pub use watch::Condition;

@@ -130,6 +130,17 @@ impl Sampler {
         })
     }
 
+    /// What [`Sampler::sample`] would probably choose from these logits, so many places ahead: with the
+    /// same random number, but without what bias, penalties and bans would change.
+    pub fn guess(&self, logits: &[f32], ahead: usize) -> Option<u32> {
+        let p = &self.params;
+        if p.temperature < COLDEST {
+            return likeliest(logits);
+        }
+        let cut = Truncation { top_k: p.top_k, top_p: p.top_p, min_p: p.min_p };
+        draw(logits, p.temperature, cut, random::uniform(self.seed, self.place + ahead as u64))
+    }
+
     /// The logits with bias, penalties and bans; `None` when nothing changes them.
     fn adjust(&self, logits: &[f32], allowed: Allowed<'_>) -> Option<Vec<f32>> {
         let p = &self.params;

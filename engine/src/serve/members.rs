@@ -28,7 +28,7 @@ impl Members {
         Self::parse(&spool::read(body, defaults::MAX_BODY_BYTES).await?)
     }
 
-    fn parse(body: &Bytes) -> Result<Self, Fault> {
+    pub(super) fn parse(body: &Bytes) -> Result<Self, Fault> {
         // The scan refuses what two readers could read differently: a key that stands twice.
         TopLevel::scan(body).map_err(|e| Fault::from_body(ErrorKind::InvalidRequest, e.to_body()))?;
         // A value takes two bytes at least, with what parts it from the next.

@@ -8,6 +8,7 @@ mod chat;
 mod chat_stream;
 mod completion_stream;
 mod completions;
+mod control;
 mod events;
 mod members;
 mod messages;
@@ -49,6 +50,17 @@ pub fn router(engine: Arc<Engine>, above: Above) -> Router {
         .route("/metrics", get(operate::metrics))
         .route("/internal/v1/abort/{id}", post(operate::abort))
         .route("/internal/v1/events", get(events::follow))
-        .route("/internal/v1/kv/{id}", get(operate::blocks));
+        .route("/internal/v1/kv/{id}", get(operate::blocks))
+        .route("/sleep", post(control::sleep))
+        .route("/wake_up", post(control::wake_up))
+        .route("/is_sleeping", get(control::is_sleeping))
+        .route("/pause", post(control::pause))
+        .route("/resume", post(control::resume))
+        .route("/is_paused", get(control::is_paused))
+        .route("/reset_prefix_cache", post(control::reset_prefix_cache))
+        .route("/abort_requests", post(control::abort_requests))
+        .route("/load", get(control::load))
+        .route("/server_info", get(control::server_info))
+        .route("/tokenizer_info", get(control::tokenizer_info));
     fault::with_openai_fallbacks(router).layer(from_fn_with_state(above, caller::require)).with_state(engine)
 }

@@ -1,7 +1,7 @@
 //! What operators and the layers above ask: models, health, version, metrics, abort.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -13,7 +13,7 @@ use strata_wire::ErrorKind;
 use strata_wire::models::{Model, ModelList};
 
 use super::submit;
-use crate::runtime::Engine;
+use crate::runtime::{Condition, Engine};
 use crate::telemetry;
 
 fn card(engine: &Engine) -> Model {
@@ -44,16 +44,17 @@ pub(super) async fn model(
 
 /// Whether the process is worth keeping.
 pub(super) async fn health(State(engine): State<Arc<Engine>>) -> Result<(), Fault> {
-    if engine.is_alive() {
-        return Ok(());
-    }
-    Err(Fault::new(ErrorKind::Overloaded, "the engine has stopped; the process must be restarted"))
+    engine.health(Instant::now()).map_err(|unwell| Fault::new(ErrorKind::Overloaded, unwell.to_string()))
 }
 
 /// Whether to send it requests.
 pub(super) async fn ready(State(engine): State<Arc<Engine>>) -> Result<(), Fault> {
     if engine.is_draining() {
         let fault = Fault::new(ErrorKind::Overloaded, "this replica is draining and takes no new request");
+        return Err(fault.retry_after(Duration::from_secs(1)));
+    }
+    if engine.condition() != Condition::Awake {
+        let fault = Fault::new(ErrorKind::Overloaded, "this replica is paused or sleeps");
         return Err(fault.retry_after(Duration::from_secs(1)));
     }
     health(State(engine)).await

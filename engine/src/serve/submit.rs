@@ -202,7 +202,7 @@ pub(super) fn refused(error: SubmitError) -> Fault {
         SubmitError::TooMany { .. } => fault(ErrorKind::InvalidRequest).param("n"),
         SubmitError::TokenOutOfRange { .. } => fault(ErrorKind::InvalidRequest).param("prompt"),
         SubmitError::Stopped => fault(ErrorKind::Internal),
-        SubmitError::Draining | SubmitError::Full { .. } => {
+        SubmitError::Draining | SubmitError::Asleep | SubmitError::Full { .. } => {
             fault(ErrorKind::Overloaded).retry_after(Duration::from_secs(1))
         }
     }

@@ -38,6 +38,8 @@ pub struct Planner {
     next_id: u64,
     steps: u64,
     pub(super) cost: StepCost,
+    /// Whether nothing is admitted.
+    pub(super) held: bool,
     draft: Draft,
 }
 
@@ -76,6 +78,7 @@ impl Planner {
             next_id: 0,
             steps: 0,
             cost: StepCost::default(),
+            held: false,
             draft: Draft::default(),
         }
     }
@@ -152,6 +155,16 @@ impl Planner {
     /// What steps have cost so far.
     pub fn cost(&self) -> &StepCost {
         &self.cost
+    }
+
+    /// Admits nothing from now on, or again.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Forgets all cached prefixes. Sequences that run keep their blocks.
+    pub fn forget_cache(&mut self) {
+        self.pool.forget();
     }
 
     /// Whether there is any sequence.

@@ -44,7 +44,7 @@ impl Planner {
             _ => self.cost.prompt_tokens(rows, decodes, crowd).min(draft.budget),
         };
         // What was just preempted would only take the blocks back.
-        if plan.preempted.is_empty() && budget > 0 {
+        if plan.preempted.is_empty() && budget > 0 && !self.held {
             self.admissible(&mut prompts);
         }
         if let Some(first) = prompts.iter().min_by_key(|p| p.turn).copied() {

@@ -1,5 +1,8 @@
 //! The engine's metrics, under vLLM's names, so that dashboards and scalers made for it work.
 
+mod sleep;
+mod speculation;
+
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,6 +12,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use strata_wire::metrics::engine as names;
+
+pub use sleep::SleepMetrics;
+pub use speculation::SpeculationMetrics;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -68,6 +74,16 @@ pub struct Metrics {
     pub request_generation_tokens: Histogram,
     /// Prompt tokens a second over recent steps.
     pub prefill_rate: FloatGauge,
+    /// Time from the first step to the last token.
+    pub inference: Histogram,
+    /// Answers that a request asks for.
+    pub request_n: Histogram,
+    /// Tokens that a request may generate for each answer.
+    pub request_max_tokens: Histogram,
+    /// Whether the engine sleeps.
+    pub sleep: SleepMetrics,
+    /// Guessed tokens.
+    pub speculation: SpeculationMetrics,
 }
 
 /// Seconds, from one millisecond to a quarter of an hour.
@@ -113,6 +129,21 @@ impl Metrics {
             drop(finished.get_or_create(&FinishedLabels { finished_reason }));
         }
         Self {
+            inference: histogram(
+                r,
+                names::INFERENCE_TIME,
+                "Time from the first step to the last token",
+                &SECONDS,
+            ),
+            request_n: histogram(r, names::REQUEST_N, "Answers that a request asks for", &TOKENS),
+            request_max_tokens: histogram(
+                r,
+                names::REQUEST_MAX_TOKENS,
+                "Tokens that a request may generate for each answer",
+                &TOKENS,
+            ),
+            sleep: SleepMetrics::new(r),
+            speculation: SpeculationMetrics::new(r),
             running: gauge(r, names::RUNNING, "Sequences in the running batch"),
             waiting: gauge(r, names::WAITING, "Sequences that wait to be scheduled"),
             waiting_tokens: gauge(r, names::WAITING_TOKENS, "Tokens of the sequences that wait"),

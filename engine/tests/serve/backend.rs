@@ -97,10 +97,7 @@ impl FakeBackend {
 
     fn next(&self, held: &[u32]) -> u32 {
         match &self.rule {
-            Rule::Hash => {
-                let hash = held.iter().fold(0x811c_9dc5u32, |h, t| (h ^ t).wrapping_mul(16_777_619));
-                32 + (hash >> 7) % 95
-            }
+            Rule::Hash => by_hash(held),
             Rule::Script(script) => {
                 let mark: Vec<u32> = b"assistant\n".iter().map(|b| u32::from(*b)).collect();
                 let said = held
@@ -111,6 +108,12 @@ impl FakeBackend {
             }
         }
     }
+}
+
+/// The likeliest token after these.
+pub(crate) fn by_hash(held: &[u32]) -> u32 {
+    let hash = held.iter().fold(0x811c_9dc5u32, |h, t| (h ^ t).wrapping_mul(16_777_619));
+    32 + (hash >> 7) % 95
 }
 
 impl Backend for FakeBackend {

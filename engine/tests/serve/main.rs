@@ -4,13 +4,16 @@
 
 mod backend;
 mod client;
+mod control;
 mod events;
 mod extras;
 mod http;
+mod metrics;
 mod process;
 mod real;
 mod refusals;
 mod scheduling;
+mod speculation;
 mod speech;
 mod structured;
 mod support;

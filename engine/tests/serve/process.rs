@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::client::DEADLINE;
 
 /// A folder with the small model's weights, and a tokenizer of single printable characters.
-fn model() -> tempfile::TempDir {
+pub(crate) fn model() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden_qwen3");
     for file in ["config.json", "generation_config.json", "model.safetensors"] {
@@ -54,7 +54,7 @@ fn model() -> tempfile::TempDir {
     folder
 }
 
-fn options(folder: &Path) -> EngineOptions {
+pub(crate) fn options(folder: &Path) -> EngineOptions {
     EngineOptions {
         listen: "127.0.0.1:0".into(),
         threads: 1,

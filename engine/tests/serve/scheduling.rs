@@ -9,11 +9,11 @@ use strata_engine::sampling::SamplingParams;
 use strata_engine::step::StepLimits;
 use strata_wire::chat::FinishReason;
 
-fn prompt(family: u32, length: usize) -> Vec<u32> {
+pub(crate) fn prompt(family: u32, length: usize) -> Vec<u32> {
     (0..length as u32).map(|i| 33 + (i * 7 + family * 13) % 90).collect()
 }
 
-fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> GenerationRequest {
+pub(crate) fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> GenerationRequest {
     GenerationRequest {
         id: "r".into(),
         prompts: vec![prompt],
@@ -29,7 +29,7 @@ fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Generat
 }
 
 /// The tokens of each answer, and the tokens that the cache had.
-async fn finish(engine: &Engine, request: GenerationRequest) -> (Vec<Vec<u32>>, usize) {
+pub(crate) async fn finish(engine: &Engine, request: GenerationRequest) -> (Vec<Vec<u32>>, usize) {
     let mut answers = vec![Vec::new(); request.prompts.len() * request.n];
     let mut cached = 0;
     let mut generation = engine.submit(request).unwrap();
@@ -44,18 +44,18 @@ async fn finish(engine: &Engine, request: GenerationRequest) -> (Vec<Vec<u32>>, 
     (answers, cached)
 }
 
-fn sampled() -> SamplingParams {
+pub(crate) fn sampled() -> SamplingParams {
     SamplingParams { temperature: 1.5, seed: 42, ..SamplingParams::default() }
 }
 
-async fn alone(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Vec<u32> {
+pub(crate) async fn alone(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams) -> Vec<u32> {
     let limits =
         EngineConfig { prefix_cache: false, step: StepLimits { tokens: 4096, sequences: 1 }, ..config() };
     let engine = engine(FakeBackend::new(blocks_of(1024)), limits);
     finish(&engine, request(prompt, tokens, sampling)).await.0.remove(0)
 }
 
-async fn drained(engine: &Engine) {
+pub(crate) async fn drained(engine: &Engine) {
     engine.idle().await;
     let text = engine.metrics().render();
     let usage = text.lines().find(|l| l.starts_with("vllm:kv_cache_usage_perc{")).unwrap();
@@ -80,7 +80,7 @@ async fn crowd(blocks: usize, limits: EngineConfig) -> Arc<Engine> {
     engine
 }
 
-fn counter(engine: &Engine, name: &str) -> f64 {
+pub(crate) fn counter(engine: &Engine, name: &str) -> f64 {
     let text = engine.metrics().render();
     let line = text.lines().find(|l| l.starts_with(&format!("{name}{{"))).unwrap();
     line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -109,12 +109,13 @@ async fn uncached_is_cached() {
 
 #[tokio::test]
 async fn two_requests_that_share_384_tokens_share_their_blocks() {
-    let backend = FakeBackend::new(blocks_of(2048));
+    let (backend, gate) = FakeBackend::new(blocks_of(2048)).gated();
     let remote = backend.remote();
     let engine = engine(backend, config());
     let shared = prompt(0, 384);
     let ask = |family| request([shared.clone(), prompt(family, 64)].concat(), 30, SamplingParams::greedy());
-    let (a, b) = tokio::join!(finish(&engine, ask(1)), finish(&engine, ask(2)));
+    // The first step waits until both were submitted.
+    let (a, b, ()) = tokio::join!(finish(&engine, ask(1)), finish(&engine, ask(2)), async { drop(gate) });
     assert_eq!((a.1, b.1), (0, 384));
     // Both decode at the same time in some step, on the same first blocks and different last ones.
     let batches = remote.batches();

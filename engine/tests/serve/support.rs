@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use strata_engine::backend::{BLOCK_TOKENS, Backend};
 use strata_engine::model::load::{GgufTokenizer, SpecialTokens, TokenizerSource};
-use strata_engine::runtime::{Engine, EngineConfig, EngineParts, ModelCard};
+use strata_engine::runtime::{Engine, EngineConfig, EngineParts, ModelCard, Speculation};
 use strata_engine::step::StepLimits;
 use strata_engine::template::ChatTemplate;
 use strata_engine::tier::Tiers;
@@ -67,6 +67,7 @@ pub(crate) fn config() -> EngineConfig {
         max_model_len: None,
         prefix_cache: true,
         max_waiting: 64,
+        step_timeout: std::time::Duration::from_secs(60),
     }
 }
 
@@ -87,6 +88,25 @@ pub(crate) fn with_transfer(
     tiers: Tiers,
     transfer: Option<Arc<Transfer>>,
 ) -> Arc<Engine> {
+    whole(backend, config, tiers, transfer, None)
+}
+
+/// The same with guesses.
+pub(crate) fn guessing(
+    backend: impl Backend + 'static,
+    config: EngineConfig,
+    speculation: Option<Speculation>,
+) -> Arc<Engine> {
+    whole(backend, config, Tiers::default(), None, speculation)
+}
+
+fn whole(
+    backend: impl Backend + 'static,
+    config: EngineConfig,
+    tiers: Tiers,
+    transfer: Option<Arc<Transfer>>,
+    speculation: Option<Speculation>,
+) -> Arc<Engine> {
     let parts = EngineParts {
         backend: Box::new(backend),
         tokenizer: tokenizer(),
@@ -94,6 +114,8 @@ pub(crate) fn with_transfer(
         card: ModelCard { name: "test-model".into(), created: 1_700_000_000, template_overhead: 40 },
         tiers,
         transfer,
+        speculation,
+        reopen: None,
     };
     Engine::start(parts, config).unwrap()
 }

@@ -132,6 +132,14 @@ impl Model {
         &mut self.cache
     }
 
+    /// An empty cache of so many blocks instead of the one there is; `false` when the system refuses.
+    pub(super) fn replace_cache(&mut self, blocks: usize) -> bool {
+        Cache::new(&self.spec, self.cache.layer(0).element(), blocks).is_some_and(|cache| {
+            self.cache = cache;
+            true
+        })
+    }
+
     /// Runs a step that was checked. Returns the logits, and how many matrix products it took.
     pub(super) fn forward(
         &mut self,

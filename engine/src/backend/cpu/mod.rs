@@ -163,6 +163,20 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn release_cache(&mut self) {
+        // Cannot fail: there is nothing to reserve.
+        self.model.replace_cache(0);
+    }
+
+    fn restore_cache(&mut self) -> Result<(), BackendError> {
+        let blocks = self.info.total_blocks;
+        if self.model.replace_cache(blocks) {
+            return Ok(());
+        }
+        let message = format!("no memory for the KV cache of {blocks} blocks");
+        Err(BackendError::Device { backend: "cpu", message })
+    }
+
     fn matrix_products(&self) -> u64 {
         self.products
     }
