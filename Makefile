@@ -10,7 +10,7 @@ export STRATA_K8S_CACHE := $(or $(STRATA_K8S_CACHE),$(CACHE)/k8s)
 HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine peers release needs image k8s e2e bench-kubernetes fuzz
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine peers release needs image k8s e2e bench-kubernetes fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -95,5 +95,9 @@ bench: release model clients ## Two replicas, 20 conversations: prefix hit rate 
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)
 
 SECONDS_OF_FUZZ := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
-fuzz: needs ## Arbitrary objects through validation, plan, render and status: `make fuzz SECONDS=3600`
+fuzz: needs ## Arbitrary objects through the operator, damaged files and requests through the engine: `make fuzz SECONDS=3600`
 	FUZZ_SECONDS=$(SECONDS_OF_FUZZ) $(CARGO) test --locked -p strata-operator --test fuzz -- --nocapture
+	FUZZ_SECONDS=$(SECONDS_OF_FUZZ) $(CARGO) test --locked -p strata-engine --lib fuzz:: -- --nocapture
+
+soak: needs release model ## An engine under random load, aborts and disconnects: `make soak MINUTES=60`
+	$(PYTHON) bench/soak/run.py --strata target/release/strata --model $(MODEL) --minutes $(or $(MINUTES),10)

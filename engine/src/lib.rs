@@ -20,6 +20,8 @@ mod assemble;
 pub mod backend;
 pub mod block;
 pub mod events;
+#[cfg(test)]
+mod fuzz;
 pub mod gguf;
 pub mod grammar;
 mod memory;

@@ -7,7 +7,7 @@ mod keys;
 mod model;
 mod shape;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod value;
 
 pub use error::GgufError;

@@ -14,7 +14,7 @@ use crate::tensor::{Linear, Tensor, TensorKind, Weights};
 
 /// A GGUF file in the making.
 #[derive(Clone, Default)]
-struct Writer {
+pub(crate) struct Writer {
     keys: Vec<(String, u32, Vec<u8>)>,
     tensors: Vec<(String, Vec<usize>, u32, Vec<u8>)>,
 }
@@ -68,7 +68,7 @@ impl Writer {
         self.tensor(name, &[values.len()], TensorKind::F32, bytes)
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -161,7 +161,7 @@ fn interleaved(tensor: &Tensor, heads: usize) -> Tensor {
     Tensor::new(tensor.kind(), tensor.rows(), tensor.cols(), bytes.into()).unwrap()
 }
 
-fn tiny() -> Writer {
+pub(crate) fn tiny() -> Writer {
     let spec = ModelSpec::tiny(32);
     write_model("llama", &spec, &Weights::random(&spec, 1))
 }

@@ -160,6 +160,9 @@ impl Driver {
         self.hold.frozen = true;
         self.forget_cache();
         self.backend.release_cache();
+        if let Some(speculation) = &mut self.speculation {
+            speculation.sleep();
+        }
         if level == SleepLevel::Weights {
             let info = self.backend.info().clone();
             self.backend = Box::new(Asleep(info));
@@ -183,6 +186,9 @@ impl Driver {
                 }
                 self.backend = backend;
             }
+        }
+        if let Some(speculation) = &mut self.speculation {
+            speculation.wake().map_err(|e| e.to_string())?;
         }
         self.resume();
         tracing::info!("engine is awake");

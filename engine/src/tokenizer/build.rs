@@ -49,7 +49,10 @@ const WORDS: &[(&str, Words)] = &[
 pub(super) fn from_file(path: &Path) -> Result<(Inner, Spelling), TokenizerError> {
     let unreadable = |message: String| TokenizerError::Unreadable { path: path.into(), message };
     let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    let mut inner = Inner::from_bytes(bytes).map_err(|e| unreadable(e.to_string()))?;
+    // The library panics over some files that are not what it expects.
+    let mut inner = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
+        .map_err(|_| unreadable("the tokenizer library panicked over it".into()))?
+        .map_err(|e| unreadable(e.to_string()))?;
     // A file may carry the settings of its training; a prompt is never cut or padded.
     inner.with_truncation(None).map_err(|e| unreadable(e.to_string()))?;
     inner.with_padding(None);

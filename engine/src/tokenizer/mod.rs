@@ -4,6 +4,8 @@ mod build;
 mod detokenize;
 mod pieces;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use tokenizers::Tokenizer as Inner;
 
 pub use detokenize::Detokenizer;
@@ -77,9 +79,10 @@ impl Tokenizer {
     /// tokens that begin plain text for this model are put before it; a chat template's output has
     /// them already.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special && self.post_processes)
+        // A file can be read and still hold what the library panics over.
+        let encode = || self.inner.encode_fast(text, add_special && self.post_processes);
+        let encoding = catch_unwind(AssertUnwindSafe(encode))
+            .map_err(|_| TokenizerError::Encode("the tokenizer library panicked".into()))?
             .map_err(|e| TokenizerError::Encode(e.to_string()))?;
         let mut ids = encoding.get_ids().to_vec();
         if add_special

@@ -23,7 +23,7 @@ async fn next_token(generation: &mut Generation) -> Option<u32> {
         match generation.next().await? {
             Event::Piece(piece) => return piece.token.map(|t| t.id),
             Event::Failed(failure) => panic!("{failure}"),
-            Event::Admitted { .. } => {}
+            Event::Admitted { .. } | Event::Scored { .. } => {}
         }
     }
 }
@@ -170,14 +170,24 @@ async fn requests_are_aborted_by_id_or_all() {
     let mut named = engine
         .submit(strata_engine::runtime::GenerationRequest {
             id: "other".into(),
-            ..request(prompt(1, 20), 50, SamplingParams::greedy())
+            ..request(prompt(1, 20), 900, SamplingParams::greedy())
         })
         .unwrap();
-    let mut rest = greedy(&engine, 0, 50);
-    drop(gate);
+    let mut rest = greedy(&engine, 0, 900);
+    gate.send(()).unwrap();
     assert!(next_token(&mut named).await.is_some());
-    let body = json!({"request_ids": ["other", "unknown"]});
-    assert_eq!(post(&router, "/abort_requests", &body).await.json().await["aborted"], 1);
+    let aborting = tokio::spawn({
+        let router = router.clone();
+        let body = json!({"request_ids": ["other", "unknown"]});
+        async move { post(&router, "/abort_requests", &body).await.json().await }
+    });
+    until(async || {
+        let _ = gate.send(());
+        aborting.is_finished()
+    })
+    .await;
+    assert_eq!(aborting.await.unwrap()["aborted"], 1);
+    drop(gate);
     assert_eq!(send(&router, "POST", "/abort_requests", &[], "").await.status, StatusCode::OK);
     while next_token(&mut named).await.is_some() {}
     while next_token(&mut rest).await.is_some() {}

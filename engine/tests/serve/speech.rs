@@ -28,6 +28,8 @@ fn serve(backend: FakeBackend, change: impl FnOnce(ChatTemplate) -> ChatTemplate
         card: ModelCard { name: "test-model".into(), created: 0, template_overhead: 40 },
         tiers: Tiers::default(),
         transfer: None,
+        reopen: None,
+        speculation: None,
     };
     let engine: Arc<Engine> = Engine::start(parts, config()).unwrap();
     router(engine, Above::default())

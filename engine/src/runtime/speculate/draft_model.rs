@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Ask, Drafter};
-use crate::backend::{Backend, LogitRows, Logits, SequenceSpan, StepBatch};
+use crate::backend::{Backend, BackendError, LogitRows, Logits, SequenceSpan, StepBatch};
 use crate::block::{BlockPool, blocks_for};
 use crate::step::{SequenceId, StepCost};
 
@@ -74,7 +74,8 @@ impl DraftModel {
         let begun = Instant::now();
         let (backend, batch) = (&mut self.backend, &self.batch);
         let outcome = catch_unwind(AssertUnwindSafe(|| backend.forward(batch)));
-        let prompt = self.batch.spans.iter().filter(|s| s.len > 1).map(|s| s.len).sum();
+        // What was accepted since the last guess is a few tokens; a prompt is more.
+        let prompt = self.batch.spans.iter().filter(|s| s.len > 16).map(|s| s.len).sum();
         let decoded = self.batch.tokens.len() - prompt;
         self.cost.note(decoded, prompt, begun.elapsed().as_secs_f64());
         self.batch.tokens.clear();
@@ -152,5 +153,13 @@ impl Drafter for DraftModel {
 
     fn seconds(&self, sequences: usize, count: usize) -> f64 {
         self.cost.decode_seconds(sequences).unwrap_or(0.0) * count as f64
+    }
+
+    fn sleep(&mut self) {
+        self.backend.release_cache();
+    }
+
+    fn wake(&mut self) -> Result<(), BackendError> {
+        self.backend.restore_cache()
     }
 }

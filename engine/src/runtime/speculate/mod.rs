@@ -18,7 +18,7 @@ pub use config::SpeculativeConfig;
 
 use self::worth::{Acceptance, Setting};
 use super::choice::Choice;
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError};
 use crate::step::{Planner, SequenceId};
 use crate::telemetry::Metrics;
 
@@ -48,6 +48,12 @@ trait Drafter: Send {
     fn forget(&mut self, id: SequenceId);
     /// What `count` guesses for each of so many sequences cost.
     fn seconds(&self, sequences: usize, count: usize) -> f64;
+    /// Gives memory back that is empty.
+    fn sleep(&mut self) {}
+    /// Takes it again.
+    fn wake(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
 }
 
 /// Guesses for all sequences of an engine.
@@ -150,8 +156,21 @@ impl Speculation {
 
     /// Of a sequence's `drafted` guesses the first `accepted` came true.
     pub(super) fn note(&mut self, id: SequenceId, drafted: usize, accepted: usize, metrics: &Metrics) {
-        self.acceptance.entry(id).or_default().note(drafted, accepted);
+        // Absent when the last of them ended the answer.
+        if let Some(acceptance) = self.acceptance.get_mut(&id) {
+            acceptance.note(drafted, accepted);
+        }
         metrics.speculation.count(drafted, accepted);
+    }
+
+    /// Gives the draft model's KV cache back; no sequence is left.
+    pub(super) fn sleep(&mut self) {
+        self.drafter.sleep();
+    }
+
+    /// Takes it again.
+    pub(super) fn wake(&mut self) -> Result<(), BackendError> {
+        self.drafter.wake()
     }
 
     /// A sequence ended.
