@@ -186,8 +186,8 @@ async fn pieces(engine: &Engine, ask: GenerationRequest) -> Vec<strata_engine::r
         match event {
             strata_engine::runtime::Event::Piece(piece) => pieces.push(piece),
             strata_engine::runtime::Event::Failed(failure) => panic!("{failure}"),
-            strata_engine::runtime::Event::Admitted { .. }
-            | strata_engine::runtime::Event::Scored { .. } => {}
+            strata_engine::runtime::Event::Admitted { .. } | strata_engine::runtime::Event::Scored { .. } => {
+            }
         }
     }
     pieces
