@@ -99,9 +99,8 @@ impl Driver {
         planner: Planner,
         commands: mpsc::UnboundedReceiver<Command>,
         tokenizer: Arc<Tokenizer>,
-        metrics: Arc<Metrics>,
+        (metrics, watch): (Arc<Metrics>, Arc<Watch>),
         blocks: BlockKeeper,
-        watch: Arc<Watch>,
         queued: Arc<AtomicUsize>,
     ) -> Self {
         Self {

@@ -230,9 +230,8 @@ impl Engine {
             Planner::new(config.step, info.total_blocks, config.prefix_cache),
             receiver,
             tokenizer.clone(),
-            metrics.clone(),
+            (metrics.clone(), watch.clone()),
             BlockKeeper::new(events.clone(), tiers, parts.transfer.as_ref().map(|t| t.kept().clone())),
-            watch.clone(),
             queued.clone(),
         );
         driver.speculate(parts.speculation.map(|speculation| speculation.within(max_model_len)));
