@@ -4,11 +4,13 @@ CARGO ?= cargo
 PYTHON ?= python3
 CACHE ?= $(HOME)/.cache/strata
 MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+ENCODER := $(CACHE)/models/all-MiniLM-L6-v2
 VENV := $(CACHE)/venv
 # Where the binaries of a Kubernetes are built, for every script that is called from here.
 export STRATA_K8S_CACHE := $(or $(STRATA_K8S_CACHE),$(CACHE)/k8s)
 HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v helm) helm)
 export STRATA_TEST_MODEL ?= $(MODEL)
+export STRATA_TEST_ENCODER ?= $(ENCODER)
 
 .PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine peers release needs image k8s e2e bench-kubernetes fuzz soak
 
@@ -18,16 +20,19 @@ help: ## Show the targets
 needs:
 	@scripts/needs
 
-demo: needs release model ## Build, start examples/quickstart, ask one question through every layer, stop
+demo: needs release $(MODEL) ## Build, start examples/quickstart, ask one question through every layer, stop
 	@$(PYTHON) scripts/demo.py --strata target/release/strata --model $(MODEL)
 
 release: needs
 	$(CARGO) build --release --locked -p strata-cli
 
-model: $(MODEL) ## Fetch the small real model that demo and tests use
+model: $(MODEL) $(ENCODER)/model.safetensors ## Fetch the small real models that demo and tests use
 
 $(MODEL):
 	@$(PYTHON) scripts/fetch_model.py $(MODEL)
+
+$(ENCODER)/model.safetensors:
+	@$(PYTHON) scripts/fetch_model.py --encoder $(ENCODER)
 
 test: needs model clients ## Run every test: Rust, then the OpenAI SDK against `strata up`
 	$(CARGO) build --locked -p strata-cli

@@ -4,6 +4,8 @@
     python engine/scripts/golden.py dequant            every quantisation, by gguf's own dequantise
     python engine/scripts/golden.py tiny [NAME…]       small random models, by transformers' own classes
     python engine/scripts/golden.py smollm2 MODEL.gguf the real model, by transformers in float32
+    python engine/scripts/golden.py encoders           small random encoders, by transformers' own classes
+    python engine/scripts/golden.py minilm FOLDER      the real encoder, by sentence-transformers in float32
 
 Needs torch, transformers, tokenizers, safetensors, gguf and numpy. Written to engine/tests/data/; the
 files are kept in the repository, so that testing needs none of those. Made with transformers 5.23 and
@@ -331,6 +333,73 @@ def bpe(tokens, merges, kinds):
     return tokenizer
 
 
+WORDS = "the a cat dog sat ran on under mat hill is was what why who capital of france paris blue green sky".split()
+
+
+def encoders():
+    """A random encoder of each head, with a WordPiece tokenizer of a few words."""
+    import torch
+    import transformers as t
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, decoders
+
+    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "##s", "##ing"])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    shape = dict(vocab_size=len(vocab), hidden_size=40, num_hidden_layers=2, num_attention_heads=4,
+                 intermediate_size=56, max_position_embeddings=64, type_vocab_size=2)
+    kinds = {
+        "bert": (t.BertModel, {}),
+        "bert_rank": (t.BertForSequenceClassification, dict(num_labels=1)),
+        "bert_classes": (t.BertForSequenceClassification, dict(id2label={0: "calm", 1: "angry", 2: "glad"},
+                                                               label2id={"calm": 0, "angry": 1, "glad": 2})),
+    }
+    texts = ["what is the capital of france", "paris", "the cats sat on the mat under the blue sky " * 5]
+    pairs = [["what is the capital of france", "the capital of france is paris"], ["who ran", "a dog sat"]]
+    for seed, (name, (cls, more)) in enumerate(kinds.items()):
+        torch.manual_seed(100 + seed)
+        model = cls(t.BertConfig(**shape, **more)).eval()
+        with torch.no_grad():
+            for key, p in model.named_parameters():
+                if p.dim() == 2:
+                    p.normal_(std=0.7 if "embed" in key else p.shape[-1] ** -0.5)
+                elif key.endswith("bias"):
+                    p.normal_(std=0.3)
+                else:
+                    p.uniform_(0.6, 1.4)
+        folder = DATA / f"golden_{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        model.to(torch.float16).save_pretrained(folder)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        cases = []
+        for text in [*texts, *pairs]:
+            encoding = tokenizer.encode(*(text if isinstance(text, list) else [text]))
+            with torch.no_grad():
+                out = model(input_ids=torch.tensor([encoding.ids]), token_type_ids=torch.tensor([encoding.type_ids]))
+            # Without a head: the first row, of length one.
+            vector = out.logits[0] if more else torch.nn.functional.normalize(out.last_hidden_state[0, 0], dim=0)
+            cases.append({"text": text, "tokens": encoding.ids, "vector": rounded(vector.numpy())})
+        write(f"golden_{name}/golden.json", {"cases": cases})
+
+
+def minilm(folder):
+    """The real encoder's embeddings: short, long, cut, other scripts."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(folder, device="cpu")
+    texts = ["That is a happy person", "That is a very happy person", "Today is a sunny day", "naïve Café, 東京 42!",
+             "x", PROMPTS[3]]
+    vectors = model.encode(texts, batch_size=1, convert_to_numpy=True)
+    write("golden_minilm.json", {"cases": [
+        {"text": text, "tokens": model.tokenizer(text, truncation=True, max_length=256)["input_ids"],
+         "vector": rounded(vector)} for text, vector in zip(texts, vectors)]})
+
+
 def rounded(values):
     """Seven digits, which is what a float32 has."""
     return [float(f"{v:.7g}") for v in values]
@@ -349,6 +418,10 @@ if __name__ == "__main__":
             dequant()
         case ["tiny", *names]:
             tiny(names)
+        case ["encoders"]:
+            encoders()
+        case ["minilm", folder]:
+            minilm(folder)
         case ["smollm2", path]:
             smollm2(path)
         case _:

@@ -10,6 +10,7 @@
 //! - `grammar`: what an answer may be, as masks over the tokens that may come next.
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
+//! - `embed`: the same for encoders, which make vectors of texts.
 //! - `events`: what the engine tells a router of its cache and its load.
 //! - `transfer`: blocks from one engine to another.
 //! - `tier`: host memory and disk below the KV cache.
@@ -19,6 +20,7 @@
 mod assemble;
 pub mod backend;
 pub mod block;
+pub mod embed;
 pub mod events;
 #[cfg(test)]
 mod fuzz;

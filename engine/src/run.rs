@@ -1,16 +1,18 @@
 //! One engine as a process: options in, requests served, until it is told to stop.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use strata_hop::{Above, Bound, ListenError};
 use tokio_util::sync::CancellationToken;
 
-use crate::assemble::assemble;
+use crate::assemble::{assemble, local_path};
 use crate::backend::BackendError;
+use crate::embed::{self, Embedder};
 use crate::events::{KvPublisher, PublishError};
 use crate::model::load::LoadError;
 use crate::options::EngineOptions;
-use crate::runtime::StartError;
+use crate::runtime::{Engine, ModelCard, StartError};
 use crate::serve;
 use crate::template::TemplateError;
 use crate::tier::DiskError;
@@ -87,12 +89,12 @@ pub async fn run_on(
         Some(config) => Some(KvPublisher::bind(config).await?),
         None => None,
     };
-    let engine = tokio::task::spawn_blocking(move || assemble(&options, now)).await.map_err(|error| {
-        tracing::error!(%error, "the model could not be opened");
-        EngineError::Stopped
-    })??;
+    let engine =
+        tokio::task::spawn_blocking(move || Served::assemble(&options, now)).await.map_err(|error| {
+            tracing::error!(%error, "the model could not be opened");
+            EngineError::Stopped
+        })??;
     if let Some(publisher) = publisher {
-        tracing::warn!("block events are published, with the token ids of all prompts");
         engine.publish(publisher);
     }
     tracing::info!(
@@ -102,7 +104,7 @@ pub async fn run_on(
         "engine ready"
     );
     let stop = shutdown.child_token();
-    let server = bound.serve(serve::router(engine.clone(), above), stop.clone(), drain_grace);
+    let server = bound.serve(engine.router(above), stop.clone(), drain_grace);
     let watched = async {
         tokio::select! {
             () = engine.stopped() => {
@@ -119,4 +121,66 @@ pub async fn run_on(
     let ((), outcome) = tokio::join!(server, watched);
     tracing::info!("engine stopped");
     outcome
+}
+
+/// What one process serves.
+enum Served {
+    Text(Arc<Engine>),
+    Vectors(Arc<Embedder>),
+}
+
+impl Served {
+    fn assemble(options: &EngineOptions, now: i64) -> Result<Self, EngineError> {
+        let path = local_path(&options.model)?;
+        match embed::assemble(options, &path, now)? {
+            Some(embedder) => Ok(Self::Vectors(embedder)),
+            None => assemble(options, now).map(Self::Text),
+        }
+    }
+
+    fn card(&self) -> &ModelCard {
+        match self {
+            Self::Text(engine) => engine.card(),
+            Self::Vectors(embedder) => embedder.card(),
+        }
+    }
+
+    fn max_model_len(&self) -> usize {
+        match self {
+            Self::Text(engine) => engine.max_model_len(),
+            Self::Vectors(embedder) => embedder.max_len(),
+        }
+    }
+
+    /// An encoder keeps no blocks, so there is nothing of it to publish.
+    fn publish(&self, publisher: KvPublisher) {
+        match self {
+            Self::Text(engine) => {
+                tracing::warn!("block events are published, with the token ids of all prompts");
+                engine.publish(publisher);
+            }
+            Self::Vectors(_) => tracing::warn!("an encoder has no KV cache; no block events are published"),
+        }
+    }
+
+    fn router(&self, above: Above) -> axum::Router {
+        match self {
+            Self::Text(engine) => serve::router(engine.clone(), above),
+            Self::Vectors(embedder) => serve::embed::router(embedder.clone(), above),
+        }
+    }
+
+    async fn stopped(&self) {
+        match self {
+            Self::Text(engine) => engine.stopped().await,
+            Self::Vectors(embedder) => embedder.stopped().await,
+        }
+    }
+
+    fn drain(&self) {
+        match self {
+            Self::Text(engine) => engine.drain(),
+            Self::Vectors(embedder) => embedder.drain(),
+        }
+    }
 }

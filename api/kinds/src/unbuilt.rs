@@ -39,7 +39,7 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
         Place::Host => host(&mut r, spec),
         Place::Cluster => cluster(&mut r, spec),
     }
-    r.refuse(spec.task.unwrap_or_default() != Task::Generate, "spec.task", "remove it, or set Generate");
+    task(&mut r, spec);
     r.refuse(!spec.adapters.is_empty(), "spec.adapters", "remove it");
     r.refuse(!spec.experimental.is_empty(), "spec.experimental", "remove it; there are no such switches");
     if spec.runtime() == Runtime::Native {
@@ -49,6 +49,16 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
         prefill(&mut r, spec, asked, place);
     }
     r.0
+}
+
+/// Strata's engine sees in the checkpoint whether it is to generate or to embed; others would need flags.
+fn task(r: &mut Refusals, spec: &ModelDeploymentSpec) {
+    match (spec.task.unwrap_or_default(), spec.runtime()) {
+        (Task::Generate, _) | (Task::Embed, Runtime::Native) => {}
+        (Task::Embed, _) => r.refuse(true, "spec.task", "remove it, or use the runtime Native, which embeds"),
+        // The engine answers /rerank and /classify, and gateway and scheduler do not pass them on.
+        _ => r.refuse(true, "spec.task", "remove it, or set Generate or Embed"),
+    }
 }
 
 /// A prompt is computed in one place and used in another only where the engine can hand it over.
@@ -196,6 +206,26 @@ mod tests {
         let prefill = |error: &FieldError| error.path.starts_with("spec.prefill");
         let errors = model_deployment(&spec, place).into_iter().filter(prefill);
         errors.map(|error| error.to_string()).collect()
+    }
+
+    #[test]
+    fn only_strata_s_engine_embeds() {
+        let refused = |task: &str, runtime: &str| {
+            let engine = json!({ "runtime": runtime, "image": "x" });
+            let spec =
+                json!({ "model": { "name": "m", "uri": "pvc://c/m" }, "engine": engine, "task": task });
+            let errors = model_deployment(&serde_json::from_value(spec).unwrap(), Place::Cluster);
+            let errors = errors.into_iter().filter(|error| error.path == "spec.task");
+            errors.map(|error| error.to_string()).collect::<Vec<_>>()
+        };
+        assert!(refused("Generate", "Vllm").is_empty() && refused("Embed", "Native").is_empty());
+        insta::assert_snapshot!(
+            [refused("Embed", "Vllm"), refused("Rerank", "Native")].concat().join("\n"),
+            @"
+        `spec.task` is not built yet: remove it, or use the runtime Native, which embeds
+        `spec.task` is not built yet: remove it, or set Generate or Embed
+        "
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! files, the tokenizer's files.
 
 mod config;
+mod encoder;
 mod error;
 mod family;
 mod model;
@@ -10,5 +11,6 @@ mod shards;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use encoder::load as load_encoder;
 pub use error::CheckpointError;
 pub(crate) use model::load;

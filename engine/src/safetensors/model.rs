@@ -73,7 +73,7 @@ fn chat_template(folder: &Path, tokenizer_config: &Value) -> Result<Option<Strin
 }
 
 /// A JSON file; none when it is not there.
-fn read_json<T: DeserializeOwned>(path: &PathBuf) -> Result<Option<T>, LoadError> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &PathBuf) -> Result<Option<T>, LoadError> {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -9,6 +9,7 @@ mod chat_stream;
 mod completion_stream;
 mod completions;
 mod control;
+pub mod embed;
 mod events;
 mod members;
 mod messages;
@@ -62,5 +63,6 @@ pub fn router(engine: Arc<Engine>, above: Above) -> Router {
         .route("/load", get(control::load))
         .route("/server_info", get(control::server_info))
         .route("/tokenizer_info", get(control::tokenizer_info));
+    let router = router.merge(embed::elsewhere());
     fault::with_openai_fallbacks(router).layer(from_fn_with_state(above, caller::require)).with_state(engine)
 }

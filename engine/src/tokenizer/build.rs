@@ -64,8 +64,12 @@ pub(super) fn from_file(path: &Path) -> Result<(Inner, Spelling), TokenizerError
             strips_first_space: decoder.contains("\"Strip\"")
                 || decoder.contains("\"prepend_scheme\":\"always\""),
         }
+    } else if decoder.contains("\"WordPiece\"") {
+        Spelling::WordPiece
     } else {
-        return Err(unreadable("its decoder is neither byte-level nor SentencePiece's".into()));
+        return Err(unreadable(
+            "its decoder is neither byte-level nor SentencePiece's nor WordPiece's".into(),
+        ));
     };
     Ok((inner, spelling))
 }

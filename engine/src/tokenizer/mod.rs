@@ -96,6 +96,16 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The tokens of two texts as one input with special tokens around and between them, and where the
+    /// second text begins.
+    pub fn encode_pair(&self, first: &str, second: &str) -> Result<(Vec<u32>, usize), TokenizerError> {
+        let encoding = self.inner.encode((first, second), self.post_processes);
+        let encoding = encoding.map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        let kinds = encoding.get_type_ids();
+        let begin = kinds.iter().position(|kind| *kind == 1).unwrap_or(kinds.len());
+        Ok((encoding.get_ids().to_vec(), begin))
+    }
+
     /// The text of these tokens; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut detokenizer = Detokenizer::new(skip_special);

@@ -14,6 +14,8 @@ pub(super) enum Spelling {
         /// Whether the first space of a text was put there by the tokenizer.
         strips_first_space: bool,
     },
+    /// Words apart from each other by a space, with `##` before what continues one, as BERT has it.
+    WordPiece,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Pieces {
     }
 
     pub(super) fn strips_first_space(&self) -> bool {
-        self.spelling == Spelling::SentencePiece { strips_first_space: true }
+        matches!(self.spelling, Spelling::SentencePiece { strips_first_space: true } | Spelling::WordPiece)
     }
 
     pub(super) fn longest(&self) -> usize {
@@ -88,6 +90,10 @@ fn spell(written: &str, spelling: Spelling, by_char: &HashMap<char, u8>, out: &m
         Spelling::SentencePiece { .. } => match byte_token(written) {
             Some(byte) => out.push(byte),
             None => out.extend(written.replace('▁', " ").as_bytes()),
+        },
+        Spelling::WordPiece => match written.strip_prefix("##") {
+            Some(rest) => out.extend(rest.as_bytes()),
+            None => out.extend([b" ", written.as_bytes()].concat()),
         },
     }
 }

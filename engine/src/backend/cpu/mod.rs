@@ -10,6 +10,7 @@ mod attention;
 mod cache;
 mod codes;
 mod element;
+pub mod encoder;
 mod experts;
 mod float;
 mod forward;
