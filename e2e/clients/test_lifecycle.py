@@ -13,7 +13,7 @@ from strata import MODEL, Up, model, tenant, wait_for
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 # What Hugging Face transformers generates greedily from the same weights in float32.
-HELLO_ANSWER = "Hello there, welcome to my world! I'm here to help with any kind"
+HELLO_ANSWER = "Hello! I'm here to help with any kind of creative writing project. What"
 
 
 def replicas(up) -> dict[str, int]:
