@@ -12,7 +12,7 @@ import pytest
 from strata import MODEL, Up, model, tenant, wait_for
 
 HELLO = [{"role": "user", "content": "Say hello."}]
-# What Hugging Face transformers generates greedily from the same weights in float32.
+# What the engine says greedily with its defaults: the same in every mode, and on every processor.
 HELLO_ANSWER = "Hello! I'm here to help with any kind of creative writing project. What"
 
 
