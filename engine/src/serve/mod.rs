@@ -29,10 +29,8 @@ use strata_hop::{Above, Component, caller, fault};
 
 use crate::runtime::Engine;
 
-/// Who may call an engine: the scheduler; in development mode, without one, the platform; another engine,
-/// for what it has computed of a prompt.
-pub const CALLERS: &[Component] =
-    &[Component::Scheduler, Component::Platform, Component::Operator, Component::Engine];
+/// Who may call an engine: the scheduler; in development mode, without one, the platform.
+pub const CALLERS: &[Component] = &[Component::Scheduler, Component::Platform, Component::Operator];
 
 /// The engine's routes. Callers that are not the layer above are refused everywhere but on `/health`,
 /// `/ready`, `/ping`, `/version` and `/metrics`.
