@@ -29,6 +29,7 @@ def kept(kube, strata):
     kube.apply(model(NAME, strata.uri(NAMESPACE)), namespace=NAMESPACE)
     kube.wait_ready(NAMESPACE, NAME)
     client = strata.client()
+    answers(kube, client)
     conversation = client.conversations.create(metadata={"made": "in development"})
     response = respond(client, conversation.id, "Say one.")
     assert response.status in ("completed", "incomplete")
@@ -36,15 +37,19 @@ def kept(kube, strata):
 
 
 def answers(kube, client: openai.OpenAI) -> None:
-    """The new chain forms after the upgrade: schedulers start, and the status that said Ready was of the old one."""
+    """The new chain forms after the upgrade: schedulers start, and the status that said Ready was of the old one.
 
-    def one() -> bool:
+    Some answers in a row, for a layer has replicas, and the first of them to be ready is not all."""
+
+    def several() -> bool:
         try:
-            return bool(client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=1))
+            for _ in range(8):
+                client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Hi"}], max_tokens=1)
+            return True
         except openai.APIStatusError:
             return False
 
-    kube.wait("an answer by the new chain", one, 60)
+    kube.wait("answers by the new chain", several, 60)
 
 
 def has_everything(client: openai.OpenAI, kept: dict) -> None:
