@@ -64,7 +64,11 @@ pub(crate) async fn drained(engine: &Engine) {
 
 /// Many at once, with shared beginnings, on a machine with too few blocks and small steps.
 async fn crowd(blocks: usize, limits: EngineConfig) -> Arc<Engine> {
-    let engine = engine(FakeBackend::new(blocks), limits);
+    crowd_on(engine(FakeBackend::new(blocks), limits)).await
+}
+
+/// Each answer of an engine's crowd is what it is alone.
+pub(crate) async fn crowd_on(engine: Arc<Engine>) -> Arc<Engine> {
     let cases: Vec<(Vec<u32>, SamplingParams)> = (0..12u32)
         .map(|i| {
             let tokens = [prompt(i % 3, 70), prompt(i, 9 + i as usize)].concat();

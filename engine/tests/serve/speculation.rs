@@ -11,7 +11,7 @@ use strata_engine::step::StepLimits;
 use strata_engine::{EngineOptions, KvCache, assemble};
 
 use crate::backend::{FakeBackend, by_hash};
-use crate::scheduling::{alone, counter, drained, finish, prompt, request, sampled};
+use crate::scheduling::{counter, crowd_on, drained, finish, prompt, request};
 use crate::support::{blocks_of, config, guessing, real_model};
 
 fn ngram(max: usize, min: usize) -> Speculation {
@@ -37,20 +37,7 @@ fn draft(backend: impl Backend + 'static) -> Speculation {
 
 /// Many at once; greedy and sampled; each as if it were alone and without guesses.
 async fn crowd(blocks: usize, limits: EngineConfig, speculation: Speculation) -> Arc<Engine> {
-    let engine = guessing(FakeBackend::new(blocks), limits, Some(speculation));
-    let cases: Vec<(Vec<u32>, SamplingParams)> = (0..10u32)
-        .map(|i| {
-            let tokens = [prompt(i % 3, 70), prompt(i, 9 + i as usize)].concat();
-            (tokens, if i % 2 == 0 { SamplingParams::greedy() } else { sampled() })
-        })
-        .collect();
-    let running = cases.iter().map(|(p, s)| finish(&engine, request(p.clone(), 60, s.clone())));
-    let got = futures::future::join_all(running).await;
-    for ((tokens, sampling), (answers, _)) in cases.into_iter().zip(got) {
-        assert_eq!(answers[0], alone(tokens, 60, sampling).await);
-    }
-    drained(&engine).await;
-    engine
+    crowd_on(guessing(FakeBackend::new(blocks), limits, Some(speculation))).await
 }
 
 #[tokio::test]

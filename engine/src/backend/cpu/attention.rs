@@ -267,7 +267,7 @@ fn score<S: Simd, E: Element, const TILE: usize>(
 
 /// Replaces scores by the exponentials of their distance from the largest, and returns their sum.
 #[inline(always)]
-fn exponentials<S: Simd>(s: S, scores: &mut [Line]) -> f32 {
+pub(super) fn exponentials<S: Simd>(s: S, scores: &mut [Line]) -> f32 {
     let mut largest = s.splat(f32::NEG_INFINITY);
     for line in scores.iter() {
         largest = s.max(s.load(line), largest);

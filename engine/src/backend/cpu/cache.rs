@@ -62,6 +62,11 @@ impl Form {
     fn block_lines(self) -> usize {
         self.heads * self.part_lines()
     }
+
+    /// Where one head's lines of a block begin.
+    fn part_at(self, head: usize, block: u32) -> usize {
+        block as usize * self.block_lines() + head * self.part_lines()
+    }
 }
 
 /// Bytes of a block over all layers.
@@ -95,7 +100,7 @@ impl LayerCache {
     /// Where a block's lines begin, and how many they are.
     fn lines_of(&self, block: u32) -> (usize, usize) {
         let len = self.form.block_lines();
-        (block as usize * len, len)
+        (self.form.part_at(0, block), len)
     }
 
     /// Writes each token's key and value to its slot: (block, place in it).
@@ -106,7 +111,7 @@ impl LayerCache {
             for head in heads {
                 let columns = head * form.head_dim..(head + 1) * form.head_dim;
                 for (token, &(block, place)) in slots.iter().enumerate() {
-                    let at = block as usize * form.block_lines() + head * form.part_lines();
+                    let at = form.part_at(head, block);
                     // SAFETY: each head's parts are one task's.
                     let part = unsafe { lines.slice(at, form.part_lines()) };
                     let (key, value) = (&keys.row(token)[columns.clone()], &values.row(token)[columns.clone()]);
@@ -121,7 +126,7 @@ impl LayerCache {
     #[allow(clippy::inline_always)]
     pub(super) fn part<E: Element>(&self, head: usize, block: u32) -> Part<'_, E> {
         let form = self.form;
-        let at = block as usize * form.block_lines() + head * form.part_lines();
+        let at = form.part_at(head, block);
         let part = &self.lines[at..at + form.part_lines()];
         let (keys, rest) = part.split_at(form.key_lines());
         let (values, scales) = rest.split_at(form.value_lines());

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use strata_hop::Fault;
 
 use super::super::members::Members;
-use super::{envelope, input, needs_classes, run};
+use super::{envelope, input, needs_classes, run_input};
 use crate::embed::Embedder;
 
 /// The classes' probabilities for texts, and the likeliest.
@@ -21,11 +21,8 @@ pub(super) async fn create(
 ) -> Result<Json<Value>, Fault> {
     let members = Members::read(body).await?;
     input::check_model(&members, &embedder)?;
-    needs_classes(&embedder)?;
-    let texts = input::read(&members)?;
-    let inputs = input::encode(&embedder, &members, texts, "input").await?;
-    let (vectors, tokens) = run(&embedder, &headers, inputs).await?;
     let labels = needs_classes(&embedder)?;
+    let (vectors, tokens) = run_input(&embedder, &headers, &members).await?;
     let item = |(index, scores): (usize, &Vec<f32>)| {
         let probs = probabilities(scores);
         let likeliest = probs.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i);

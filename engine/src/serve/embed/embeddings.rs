@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use strata_hop::Fault;
 
 use super::super::members::Members;
-use super::{envelope, input, needs_classes, needs_embedding, run};
+use super::{envelope, input, needs_classes, needs_embedding, run_input};
 use crate::embed::Embedder;
 
 /// How a vector is written.
@@ -66,9 +66,7 @@ pub(super) async fn create(
         );
         return Err(Fault::invalid_param("dimensions", message));
     }
-    let texts = input::read(&members)?;
-    let inputs = input::encode(&embedder, &members, texts, "input").await?;
-    let (vectors, tokens) = run(&embedder, &headers, inputs).await?;
+    let (vectors, tokens) = run_input(&embedder, &headers, &members).await?;
     let item = |(index, vector): (usize, &Vec<f32>)| json!({"index": index, "object": "embedding", "embedding": encoding.write(vector)});
     let data: Vec<Value> = vectors.iter().enumerate().map(item).collect();
     Ok(Json(envelope(&embedder, "embd", tokens, &data)))
@@ -93,9 +91,7 @@ pub(super) async fn pooling(
             return Err(Fault::invalid_param("task", message));
         }
     }
-    let texts = input::read(&members)?;
-    let inputs = input::encode(&embedder, &members, texts, "input").await?;
-    let (mut vectors, tokens) = run(&embedder, &headers, inputs).await?;
+    let (mut vectors, tokens) = run_input(&embedder, &headers, &members).await?;
     if needs_classes(&embedder).is_ok() {
         vectors = vectors.iter().map(|scores| super::classify::probabilities(scores)).collect();
     }

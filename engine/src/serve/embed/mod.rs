@@ -17,6 +17,7 @@ use std::time::Duration;
 use strata_hop::{Above, Fault, caller, fault};
 use strata_wire::ErrorKind;
 
+use super::members::Members;
 use super::submit;
 use crate::backend::cpu::encoder::EncoderInput;
 use crate::embed::{EmbedError, Embedder};
@@ -101,6 +102,16 @@ fn needs_classes(embedder: &Embedder) -> Result<&[String], Fault> {
             embedder.card().name
         ))),
     }
+}
+
+/// What the model gives for the texts of the member `input`, and how many tokens they have.
+async fn run_input(
+    embedder: &Arc<Embedder>,
+    headers: &HeaderMap,
+    members: &Members,
+) -> Result<(Vec<Vec<f32>>, usize), Fault> {
+    let inputs = input::encode(embedder, members, input::read(members)?, "input").await?;
+    run(embedder, headers, inputs).await
 }
 
 /// Runs texts, and counts their tokens.

@@ -4,8 +4,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::super::attention::exponentials;
 use super::super::lines::{LANES, Line, Rows, SharedRows, flat, flat_mut};
-use super::super::simd::{Kernel, Simd, exp};
+use super::super::simd::{Kernel, Simd};
 use super::super::team::Machine;
 
 /// Writes each token's attention over its text to `out`.
@@ -104,17 +105,4 @@ impl Kernel for Head<'_> {
 fn reset(lines: &mut Vec<Line>, len: usize) {
     lines.clear();
     lines.resize(len, Line::ZERO);
-}
-
-/// Replaces scores by the exponentials of their distance from the largest, and returns their sum.
-#[inline(always)]
-fn exponentials<S: Simd>(s: S, scores: &mut [Line]) -> f32 {
-    let largest = s.splat(flat(scores).iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let mut total = s.splat(0.0);
-    for line in scores {
-        let weight = exp(s, s.sub(s.load(line), largest));
-        s.store(line, weight);
-        total = s.add(total, weight);
-    }
-    s.sum(total)
 }
