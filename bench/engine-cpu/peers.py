@@ -47,6 +47,14 @@ LLAMA_OPTIONS = [
     "-DLLAMA_OPENSSL=OFF",
     "-DGGML_CCACHE=OFF",
 ]
+# GCC before 13 believes that LDTILECFG reads eight bytes, and drops the stores of the other 56: llama.cpp
+# built by it ends with a fault on every processor with AMX.
+LLAMA_FIX = """
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13 && defined(__AMX_TILE__)
+#include <immintrin.h>
+#define _tile_loadconfig(from) __asm__ volatile("ldtilecfg %0" ::"m"(*(const char(*)[64])(from)))
+#endif
+"""
 LLAMA_BINARIES = ["llama-server", "llama-bench", "llama-quantize"]
 CACHE = pathlib.Path.home() / ".cache" / "strata"
 MODEL = CACHE / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -135,7 +143,10 @@ class Peers:
         launchers = []
         if launcher := os.environ.get("LAUNCHER"):
             launchers = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={launcher}" for language in ("C", "CXX")]
-        run("cmake", "-S", source / "llama.cpp", "-B", build, "-G", "Ninja", *LLAMA_OPTIONS, *launchers, env=tools)
+        fix = self.folder / "llama-fix.h"
+        fix.write_text(LLAMA_FIX)
+        options = [*LLAMA_OPTIONS, f"-DCMAKE_CXX_FLAGS=-include {fix}", *launchers]
+        run("cmake", "-S", source / "llama.cpp", "-B", build, "-G", "Ninja", *options, env=tools)
         jobs = os.environ.get("JOBS", "1")
         run("cmake", "--build", build, "-j", jobs, "--target", *LLAMA_BINARIES, env=tools)
         self.llama.mkdir(exist_ok=True)

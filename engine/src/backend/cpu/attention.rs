@@ -174,7 +174,17 @@ impl<E: Element> Tiles<'_, E> {
         weigh(s, weights, &sees, head, table, &mut self.scratch.outputs);
 
         for (i, query) in tile.iter().enumerate().take(count) {
-            let output = flat(&self.scratch.outputs[i * width..(i + 1) * width]);
+            let output = &self.scratch.outputs[i * width..(i + 1) * width];
+            if shape.head_dim.is_multiple_of(LANES) {
+                let total = s.splat(totals[i]);
+                // SAFETY: each (token, head) pair belongs to one task, and its numbers are whole lines.
+                let to = unsafe { self.out.lines(query.row, query.column / LANES, width) };
+                for (to, output) in to.iter_mut().zip(output) {
+                    s.store(to, s.div(s.load(output), total));
+                }
+                continue;
+            }
+            let output = flat(output);
             for (d, x) in output[..shape.head_dim].iter().enumerate() {
                 // SAFETY: each (token, head) pair belongs to one task, which writes it once.
                 unsafe { self.out.set(query.row, query.column + d, x / totals[i]) };
@@ -230,8 +240,11 @@ fn score<S: Simd, E: Element, const TILE: usize>(
         let part = head.part(*block);
         let keys = part.keys;
         assert!(keys.len() == dims, "keys as wide as queries");
+        let next = head.part(table[(b + 1).min(len - 1)]).keys.as_ptr();
         let mut sums = [s.splat(0.0); TILE];
         for (d, key) in keys.iter().enumerate() {
+            // A block is a page or less, beyond which the processor does not look ahead by itself.
+            s.prefetch_at(next.wrapping_add(d).cast());
             let key = E::load(s, key);
             for (sum, query) in sums.iter_mut().zip(tile) {
                 // SAFETY: d < keys.len(), which is dims, which is the length of every q, both checked.
@@ -299,24 +312,22 @@ fn weigh<S: Simd, E: Element, const TILE: usize>(
     // a query's own never enters its sum, not even with the weight zero.
     let middle =
         sees.iter().map(|r| r.start).max().unwrap_or(0)..sees.iter().map(|r| r.end).min().unwrap_or(0);
+    // Before the middle, the middle, and after it; all of it before where there is none.
+    for (i, own) in sees.iter().enumerate() {
+        let before = own.start..if middle.is_empty() { own.end } else { middle.start };
+        let row = [&weights[i * len..(i + 1) * len]];
+        add::<S, E, 1>(s, row, before, head, table, &mut outputs[i * width..(i + 1) * width]);
+    }
     if middle.is_empty() {
-        for (i, sees) in sees.iter().enumerate() {
-            let row = [&weights[i * len..(i + 1) * len]];
-            add::<S, E, 1>(s, row, sees.clone(), head, table, &mut outputs[i * width..(i + 1) * width]);
-        }
         return;
     }
-    let ragged = |range: fn(&Range<usize>, &Range<usize>) -> Range<usize>, outputs: &mut [Line]| {
-        for (i, sees) in sees.iter().enumerate() {
-            let row = [&weights[i * len..(i + 1) * len]];
-            let output = &mut outputs[i * width..(i + 1) * width];
-            add::<S, E, 1>(s, row, range(sees, &middle), head, table, output);
-        }
-    };
-    ragged(|own, middle| own.start..middle.start, outputs);
     let rows: [&[f32]; TILE] = std::array::from_fn(|i| &weights[i * len..(i + 1) * len]);
     add::<S, E, TILE>(s, rows, middle.clone(), head, table, outputs);
-    ragged(|own, middle| middle.end..own.end, outputs);
+    for (i, own) in sees.iter().enumerate() {
+        let row = [&weights[i * len..(i + 1) * len]];
+        let output = &mut outputs[i * width..(i + 1) * width];
+        add::<S, E, 1>(s, row, middle.end..own.end, head, table, output);
+    }
 }
 
 /// Adds the values of `positions` to `Q` outputs by their weights, in order.
@@ -329,6 +340,9 @@ fn add<S: Simd, E: Element, const Q: usize>(
     table: &[u32],
     outputs: &mut [Line],
 ) {
+    if positions.is_empty() {
+        return;
+    }
     let width = outputs.len() / Q;
     let mut column = 0;
     while column < width {
@@ -368,8 +382,10 @@ fn add_columns<S: Simd, E: Element, const Q: usize, const C: usize>(
         let block = at / BLOCK_TOKENS;
         let end = positions.end.min((block + 1) * BLOCK_TOKENS);
         let values = head.part(table[block]).values;
+        let next = head.part(table[(block + 1).min(table.len() - 1)]).values.as_ptr();
         for position in at..end {
             let row = position % BLOCK_TOKENS * width + column;
+            s.prefetch_at(next.wrapping_add(row).cast());
             let values = &values[row..row + C];
             // No closure: one that is not inlined would be compiled without the wider instructions.
             let mut splats = [s.splat(0.0); Q];

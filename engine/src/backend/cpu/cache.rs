@@ -5,10 +5,16 @@
 //! lane for each token; the values: for each token rows of its numbers; and where numbers have a scale,
 //! a line of the keys' scales and one of the values', a lane for each token.
 
+#![allow(clippy::inline_always)]
+
 mod blocks;
+
+use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::element::{CacheType, Element, with_element};
 use super::lines::{LANES, Line, Rows, Shared, ZeroedLines, bytes, bytes_mut};
+use super::simd::{Kernel, Simd};
 use super::team::Machine;
 use crate::backend::BLOCK_TOKENS;
 use crate::model::spec::ModelSpec;
@@ -103,21 +109,33 @@ impl LayerCache {
         (self.form.part_at(0, block), len)
     }
 
-    /// Writes each token's key and value to its slot: (block, place in it).
+    /// Writes each token's key and value to its slot: (block, place in it). Slots of one block are
+    /// neighbours.
     pub(super) fn write(&mut self, machine: &mut Machine, slots: &[(u32, u32)], keys: &Rows, values: &Rows) {
         let form = self.form;
         let lines = Shared::new(&mut self.lines);
-        machine.for_ranges(form.heads, if slots.len() < 8 { form.heads } else { 1 }, |_, heads| {
-            for head in heads {
-                let columns = head * form.head_dim..(head + 1) * form.head_dim;
-                for (token, &(block, place)) in slots.iter().enumerate() {
-                    let at = form.part_at(head, block);
-                    // SAFETY: each head's parts are one task's.
-                    let part = unsafe { lines.slice(at, form.part_lines()) };
-                    let (key, value) = (&keys.row(token)[columns.clone()], &values.row(token)[columns.clone()]);
-                    with_element!(form.element, E => write_token::<E>(form, part, place as usize, key, value));
+        with_element!(form.element, E => {
+            machine.for_ranges(slots.len(), BLOCK_TOKENS, |level, tokens| {
+                // A block goes to the range that has its first token.
+                let is_first = |token: usize| token == 0 || slots[token - 1].0 != slots[token].0;
+                let first = tokens.clone().find(|token| is_first(*token)).unwrap_or(tokens.end);
+                let end = (tokens.end..slots.len()).find(|token| is_first(*token)).unwrap_or(slots.len());
+                let same = |token: &usize| slots[*token].0;
+                let mut blocks = (first..if first < tokens.end { end } else { first }).peekable();
+                while let Some(from) = blocks.next() {
+                    let mut to = from + 1;
+                    while blocks.next_if(|token| same(token) == same(&from)).is_some() {
+                        to += 1;
+                    }
+                    for head in 0..form.heads {
+                        let at = form.part_at(head, slots[from].0);
+                        // SAFETY: each block is one range's.
+                        let part = unsafe { lines.slice(at, form.part_lines()) };
+                        let (tokens, element) = (from..to, PhantomData::<E>);
+                        level.run_floats(Write { form, head, part, tokens, slots, keys, values, element });
+                    }
                 }
-            }
+            });
         });
     }
 
@@ -151,24 +169,62 @@ pub(super) struct Part<'a, E: Element> {
     pub(super) value_scales: Option<&'a Line>,
 }
 
-fn write_token<E: Element>(form: Form, part: &mut [Line], place: usize, key: &[f32], value: &[f32]) {
-    let (keys, rest) = part.split_at_mut(form.key_lines());
-    let (values, scales) = rest.split_at_mut(form.value_lines());
-    let mut scale_of = |which: usize, numbers: &[f32]| match scales.get_mut(which) {
-        None => 1.0,
-        Some(line) => {
-            let largest = numbers.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
-            line.0[place] = largest / 127.0;
-            if largest > 0.0 { 127.0 / largest } else { 0.0 }
+/// Writes the keys and values of one head for tokens that lie in one block.
+struct Write<'a, E> {
+    form: Form,
+    head: usize,
+    part: &'a mut [Line],
+    tokens: Range<usize>,
+    slots: &'a [(u32, u32)],
+    keys: &'a Rows,
+    values: &'a Rows,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Write<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { form, head, part, tokens, slots, keys, values, element: _ } = self;
+        let (key_lines, rest) = part.split_at_mut(form.key_lines());
+        let (value_lines, scales) = rest.split_at_mut(form.value_lines());
+        let (key_bytes, value_bytes) = (bytes_mut(key_lines), bytes_mut(value_lines));
+        let (size, columns) = (E::TYPE.bytes(), head * form.head_dim..(head + 1) * form.head_dim);
+        let width = form.head_dim.next_multiple_of(LANES);
+        for token in tokens {
+            let place = slots[token].1 as usize;
+            let (key, value) = (&keys.row(token)[columns.clone()], &values.row(token)[columns.clone()]);
+            let mut factors = [1.0; 2];
+            for ((line, numbers), factor) in scales.iter_mut().zip([key, value]).zip(&mut factors) {
+                let mut largest = 0.0_f32;
+                for x in numbers {
+                    largest = largest.max(x.abs());
+                }
+                line.0[place] = largest / 127.0;
+                *factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            }
+            for (i, numbers) in key.chunks(LANES).enumerate() {
+                let row = store_row::<S, E>(s, numbers, factors[0]);
+                for (d, number) in E::bytes(&row).chunks_exact(size).take(numbers.len()).enumerate() {
+                    let at = ((i * LANES + d) * LANES + place) * size;
+                    key_bytes[at..at + size].copy_from_slice(number);
+                }
+            }
+            for (i, numbers) in value.chunks(LANES).enumerate() {
+                let row = store_row::<S, E>(s, numbers, factors[1]);
+                let at = (place * width + i * LANES) * size;
+                value_bytes[at..at + numbers.len() * size]
+                    .copy_from_slice(&E::bytes(&row)[..numbers.len() * size]);
+            }
         }
-    };
-    let (key_factor, value_factor) = (scale_of(0, key), scale_of(1, value));
-    let keys = bytes_mut(keys);
-    for (d, x) in key.iter().enumerate() {
-        E::put(keys, d * LANES + place, x * key_factor);
     }
-    let (values, width) = (bytes_mut(values), form.head_dim.next_multiple_of(LANES));
-    for (d, x) in value.iter().enumerate() {
-        E::put(values, place * width + d, x * value_factor);
-    }
+}
+
+/// Up to sixteen numbers, times a factor, as they are stored.
+#[inline(always)]
+fn store_row<S: Simd, E: Element>(s: S, numbers: &[f32], factor: f32) -> E::Row {
+    let mut line = Line::ZERO;
+    line.0[..numbers.len()].copy_from_slice(numbers);
+    E::store(s, s.mul(s.load(&line), s.splat(factor)))
 }

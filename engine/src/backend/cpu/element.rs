@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::lines::LANES;
+use super::lines::{LANES, Line};
 use super::simd::Simd;
 
 /// How keys and values are stored.
@@ -50,12 +50,55 @@ pub(super) trait Element: Copy + Send + Sync + 'static {
     /// The rows that lie in these bytes.
     fn rows(bytes: &[u8]) -> &[Self::Row];
 
-    /// Puts a number, divided by its scale, where it is read from.
-    fn put(bytes: &mut [u8], at: usize, x: f32);
+    /// Sixteen numbers that were divided by their scale, as they are stored.
+    fn store<S: Simd>(s: S, numbers: S::V) -> Self::Row;
+
+    /// The bytes of stored numbers.
+    fn bytes(row: &Self::Row) -> &[u8];
+}
+
+/// Sixteen numbers, one by one: plain Rust, that the compiler vectorises for what it is inlined into.
+#[inline(always)]
+fn numbers<S: Simd>(s: S, v: S::V) -> [f32; LANES] {
+    let mut line = Line::ZERO;
+    s.store(&mut line, v);
+    line.0
+}
+
+#[inline(always)]
+fn single<S: Simd>(s: S, v: S::V) -> [u8; 4 * LANES] {
+    let mut row = [0; 4 * LANES];
+    for (to, x) in row.as_chunks_mut().0.iter_mut().zip(numbers(s, v)) {
+        *to = x.to_le_bytes();
+    }
+    row
+}
+
+#[inline(always)]
+fn half<S: Simd>(s: S, v: S::V) -> [u8; 2 * LANES] {
+    s.to_halves(v)
+}
+
+#[inline(always)]
+fn brain<S: Simd>(s: S, v: S::V) -> [u8; 2 * LANES] {
+    let mut row = [0; 2 * LANES];
+    for (to, x) in row.as_chunks_mut().0.iter_mut().zip(numbers(s, v)) {
+        *to = half::bf16::from_f32(x).to_le_bytes();
+    }
+    row
+}
+
+#[inline(always)]
+fn byte<S: Simd>(s: S, v: S::V) -> [u8; LANES] {
+    let mut row = [0; LANES];
+    for (to, x) in row.iter_mut().zip(numbers(s, v)) {
+        *to = x.round_ties_even() as i8 as u8;
+    }
+    row
 }
 
 macro_rules! element {
-    ($(#[$doc:meta])* $name:ident, $type:ident, $load:ident, $bytes:literal, |$x:ident| $stored:expr) => {
+    ($(#[$doc:meta])* $name:ident, $type:ident, $load:ident, $bytes:literal, $store:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(super) struct $name;
@@ -75,9 +118,13 @@ macro_rules! element {
             }
 
             #[inline(always)]
-            fn put(bytes: &mut [u8], at: usize, $x: f32) {
-                let stored: [u8; $bytes] = $stored;
-                bytes[at * $bytes..(at + 1) * $bytes].copy_from_slice(&stored);
+            fn store<S: Simd>(s: S, numbers: S::V) -> Self::Row {
+                $store(s, numbers)
+            }
+
+            #[inline(always)]
+            fn bytes(row: &Self::Row) -> &[u8] {
+                row
             }
         }
     };
@@ -85,19 +132,19 @@ macro_rules! element {
 
 element!(
     /// 32-bit floats.
-    Single, F32, words, 4, |x| x.to_le_bytes()
+    Single, F32, words, 4, single
 );
 element!(
     /// Half precision, rounded to the nearest.
-    Half, F16, halves, 2, |x| half::f16::from_f32(x).to_le_bytes()
+    Half, F16, halves, 2, half
 );
 element!(
     /// bfloat16, rounded to the nearest.
-    Brain, Bf16, upper_halves, 2, |x| half::bf16::from_f32(x).to_le_bytes()
+    Brain, Bf16, upper_halves, 2, brain
 );
 element!(
     /// Signed bytes, rounded to the nearest.
-    Byte, Int8, signed_row, 1, |x| (x.round_ties_even() as i8).to_le_bytes()
+    Byte, Int8, signed_row, 1, byte
 );
 
 /// Calls `$body` with `$element` naming the type of this form.

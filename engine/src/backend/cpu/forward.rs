@@ -6,7 +6,7 @@ use super::experts::Mixture;
 use super::layer::{FeedForward, Layer, Projection};
 use super::lines::{Line, Rows};
 use super::pointwise::{Rotation, add_rows, gate_rows, norm_rows, padded};
-use super::product::multiply;
+use super::product::{multiply, multiply_gated};
 use super::quantise::Quantised;
 use super::simd::{Kernel, Simd};
 use super::tanh::{cap_rows, scale_rows};
@@ -14,6 +14,9 @@ use super::team::Machine;
 use crate::backend::{BLOCK_TOKENS, Logits, StepBatch};
 use crate::model::spec::{self, ModelSpec};
 use crate::tensor::{Linear, Tensor, Weights, dequantise};
+
+/// From so many tokens on, what lies between two products no longer fits the nearest caches.
+const MANY_TOKENS: usize = 32;
 
 /// A model ready to run, with its KV cache.
 pub(super) struct Model {
@@ -193,9 +196,15 @@ impl Model {
             products += 4;
             products += match (&layer.feed_forward, spec.experts) {
                 (FeedForward::Dense(dense), _) => {
-                    let projections = [dense.gate.to(&mut a.gate), dense.up.to(&mut a.up)];
-                    multiply(machine, &a.normed, &mut a.quantised, projections);
-                    gate_rows(machine, spec.activation, &mut a.gate, &a.up);
+                    let (activation, quantised) = (spec.activation, &mut a.quantised);
+                    if step.tokens.len() < MANY_TOKENS {
+                        let projections = [dense.gate.to(&mut a.gate), dense.up.to(&mut a.up)];
+                        multiply(machine, &a.normed, quantised, projections);
+                        gate_rows(machine, activation, &mut a.gate, &a.up);
+                    } else {
+                        let (gate, up) = (dense.gate.factor(), dense.up.factor());
+                        multiply_gated(machine, &a.normed, quantised, activation, gate, up, &mut a.gate);
+                    }
                     multiply(machine, &a.gate, &mut a.quantised, [dense.down.to(&mut a.projected)]);
                     3
                 }

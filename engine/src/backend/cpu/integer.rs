@@ -112,7 +112,7 @@ impl<S: Simd> Visitor for Unpack<'_, S> {
 
     #[inline(always)]
     fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) -> Shape {
-        self.unpacked.take(self.s, codes, scales, self.tiles);
+        self.unpacked.take(self.s, codes, scales, self.tiles, None);
         Shape { wide: C::WIDE, halves: X::HALVES, minima: X::MINIMA, zero }
     }
 }
@@ -150,6 +150,9 @@ impl Group<'_> {
         token: usize,
     ) {
         let x = self.x.rows(token, T);
+        for token in token..token + T {
+            self.out.prefetch(token, self.index);
+        }
         let sums = sums::<S, C, X, T, PREFETCH>(s, codes, scales, zero, x);
         for (t, sum) in sums.into_iter().enumerate() {
             let sum = self.bias.map_or(sum, |bias| s.add(sum, s.load(bias)));

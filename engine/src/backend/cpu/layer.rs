@@ -2,7 +2,7 @@
 
 use super::lines::{Line, Rows};
 use super::pointwise::padded;
-use super::product::{Matrix, Product};
+use super::product::{Factor, Matrix, Product};
 use super::team::Machine;
 use crate::tensor::{self, Experts, Gated, LayerWeights, Linear};
 
@@ -51,6 +51,11 @@ impl Projection {
     pub(super) fn new(machine: &mut Machine, linear: Linear, exact: bool) -> Result<Self, String> {
         let bias = linear.bias.as_deref().map(padded);
         Ok(Self { matrix: Matrix::new(machine, linear.weight, exact)?, bias })
+    }
+
+    /// The matrix and its bias.
+    pub(super) fn factor(&self) -> Factor<'_> {
+        Factor { weight: &self.matrix, bias: self.bias.as_deref() }
     }
 
     /// The product that writes to `out`.

@@ -143,7 +143,7 @@ impl Rows {
     /// Access for several threads that write to different places.
     pub(super) fn shared(&mut self) -> SharedRows<'_> {
         let (stride, width, count) = (self.stride(), self.width, self.count);
-        SharedRows { lines: Shared::new(&mut self.lines), stride, width, count }
+        SharedRows { lines: Shared::new(&mut self.lines), stride, width, count, base: 0 }
     }
 }
 
@@ -154,9 +154,16 @@ pub(super) struct SharedRows<'a> {
     stride: usize,
     width: usize,
     count: usize,
+    /// The line that the rows begin with.
+    base: usize,
 }
 
 impl<'a> SharedRows<'a> {
+    /// The same rows, taken for a part of wider ones that begins with this line.
+    pub(super) fn starting_at(self, base: usize) -> Self {
+        Self { base, ..self }
+    }
+
     /// Writes one number.
     ///
     /// # Safety
@@ -164,6 +171,7 @@ impl<'a> SharedRows<'a> {
     #[inline(always)]
     #[allow(clippy::inline_always)]
     pub(super) unsafe fn set(&self, row: usize, column: usize, value: f32) {
+        let column = column - self.base * LANES;
         assert!(row < self.count && column < self.width, "({row}, {column}) is outside the rows");
         // SAFETY: the line lies inside the borrowed rows by the check above; the caller vouches that
         // nobody else touches the place, and nothing but the place is touched.
@@ -173,6 +181,21 @@ impl<'a> SharedRows<'a> {
         }
     }
 
+    /// Asks for a line that will be written soon, so that the stores before it need not wait for it.
+    #[inline(always)]
+    #[allow(clippy::inline_always)]
+    pub(super) fn prefetch(&self, row: usize, line: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let address = self.lines.start.wrapping_add(row * self.stride + line - self.base);
+            // SAFETY: a prefetch of any address has no effect but on caches.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (row, line);
+    }
+
     /// Lines of one row, for the caller alone.
     ///
     /// # Safety
@@ -180,6 +203,7 @@ impl<'a> SharedRows<'a> {
     #[inline(always)]
     #[allow(clippy::inline_always)]
     pub(super) unsafe fn lines(&self, row: usize, first: usize, count: usize) -> &'a mut [Line] {
+        let first = first - self.base;
         assert!(row < self.count && first + count <= self.stride, "lines outside the rows");
         // SAFETY: the caller vouches for it.
         unsafe { self.lines.slice(row * self.stride + first, count) }

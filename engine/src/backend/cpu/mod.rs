@@ -6,6 +6,8 @@
 //! with a cached prefix or without, on one thread or many, and on every processor.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod cache;
 mod codes;
@@ -27,6 +29,7 @@ mod tanh;
 mod team;
 #[cfg(test)]
 mod tests;
+mod tiled;
 mod unpack;
 mod validate;
 #[cfg(target_arch = "x86_64")]

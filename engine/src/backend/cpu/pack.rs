@@ -234,7 +234,7 @@ pub(super) struct Unpacked {
 }
 
 impl Unpacked {
-    /// Takes a group's numbers.
+    /// Takes a group's numbers; with `zero` each code becomes a signed byte, less two to its power.
     #[inline(always)]
     #[allow(clippy::inline_always)]
     pub(super) fn take<S: super::simd::Simd, C: Codes, X: Scales>(
@@ -243,6 +243,7 @@ impl Unpacked {
         codes: C,
         scales: X,
         tiles: usize,
+        zero: Option<u32>,
     ) {
         let parts = if X::HALVES { 2 } else { 1 };
         // Only ever grown: what an earlier group left is overwritten.
@@ -254,7 +255,9 @@ impl Unpacked {
             self.minima.resize(2 * tiles, Line::ZERO);
         }
         for tile in 0..tiles {
+            codes.prefetch(s, tile);
             for (line, u) in self.codes[tile].iter_mut().zip(codes.tile(s, tile)) {
+                let u = if let Some(zero) = zero { s.code_less(u, 1 << zero) } else { u };
                 s.store_codes(line, u);
             }
             for half in 0..parts {
@@ -274,6 +277,11 @@ impl Unpacked {
     /// The codes, when some are beyond 127.
     pub(super) fn eight(&self) -> Eight<'_> {
         Eight(self.vectors())
+    }
+
+    /// The codes' lines, [`VECTORS`] for each tile, and the scales and minima of each tile or half tile.
+    pub(super) fn lines(&self) -> (&[Line], &[Line], &[Line]) {
+        (self.codes.as_flattened(), &self.scales, &self.minima)
     }
 
     fn vectors(&self) -> &[[Vector; VECTORS]] {

@@ -1,7 +1,7 @@
 //! What happens to each token by itself: norms, rotation, the gate of the feed-forward layer.
 #![allow(clippy::inline_always)]
 
-use super::lines::{LANES, Line, Rows, Shared, flat, flat_mut};
+use super::lines::{LANES, Line, Rows, Shared, SharedRows, flat, flat_mut};
 use super::simd::{Kernel, Level, Simd, exp};
 use super::tanh::gelu_exponent;
 use super::team::Machine;
@@ -80,6 +80,39 @@ pub(super) fn add_rows(machine: &mut Machine, a: &mut Rows, b: &Rows) {
     });
 }
 
+/// `activation(gate) × up`.
+#[inline(always)]
+fn gated<S: Simd>(s: S, activation: Activation, gate: S::V, up: S::V) -> S::V {
+    let exponent = match activation {
+        Activation::Silu => s.sub(s.splat(0.0), gate),
+        Activation::GeluTanh => gelu_exponent(s, gate),
+    };
+    s.mul(s.div(gate, s.add(s.splat(1.0), exp(s, exponent))), up)
+}
+
+/// Sixteen columns of gates with what they gate, a line for each token.
+pub(super) struct GateGroup<'a> {
+    pub(super) activation: Activation,
+    pub(super) gates: &'a [Line],
+    pub(super) ups: &'a [Line],
+    pub(super) out: SharedRows<'a>,
+    /// Which sixteen columns, for this thread alone.
+    pub(super) group: usize,
+}
+
+impl Kernel for GateGroup<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (token, (gate, up)) in self.gates.iter().zip(self.ups).enumerate() {
+            // SAFETY: each group of columns is one task's.
+            let [line] = (unsafe { self.out.lines(token, self.group, 1) }) else { return };
+            s.store(line, gated(s, self.activation, s.load(gate), s.load(up)));
+        }
+    }
+}
+
 /// `gate = activation(gate) × up`.
 pub(super) fn gate_rows(machine: &mut Machine, activation: Activation, gate: &mut Rows, up: &Rows) {
     struct Gate<'a>(Activation, &'a mut [Line], &'a [Line]);
@@ -87,15 +120,9 @@ pub(super) fn gate_rows(machine: &mut Machine, activation: Activation, gate: &mu
         type Output = ();
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            let one = s.splat(1.0);
             for (gate, up) in self.1.iter_mut().zip(self.2) {
                 let x = s.load(gate);
-                let exponent = match self.0 {
-                    Activation::Silu => s.sub(s.splat(0.0), x),
-                    Activation::GeluTanh => gelu_exponent(s, x),
-                };
-                let activated = s.div(x, s.add(one, exp(s, exponent)));
-                s.store(gate, s.mul(activated, s.load(up)));
+                s.store(gate, gated(s, self.0, x, s.load(up)));
             }
         }
     }
@@ -168,15 +195,33 @@ impl Rotation {
                 level.run(Norm { x: &mut lines, weight, width: self.head_dim, eps });
                 head.copy_from_slice(&flat(&lines)[..self.head_dim]);
             }
-            let head = &mut head[..2 * pairs];
-            match self.layout {
-                RopeLayout::Interleaved => rotate_interleaved(head, cos, sin),
-                RopeLayout::Halves => rotate_halves(head, cos, sin),
-            }
+            level.run_floats(Rotate { layout: self.layout, head: &mut head[..2 * pairs], cos, sin });
         }
     }
 }
 
+/// Turns each pair of a head by its angle.
+struct Rotate<'a> {
+    layout: RopeLayout,
+    head: &'a mut [f32],
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Kernel for Rotate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        match self.layout {
+            RopeLayout::Interleaved => rotate_interleaved(self.head, self.cos, self.sin),
+            RopeLayout::Halves => rotate_halves(self.head, self.cos, self.sin),
+        }
+    }
+}
+
+/// Plain Rust that the compiler vectorises for the instruction set that it is inlined into.
+#[inline(always)]
 fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     for ((pair, cos), sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
         let (a, b) = (pair[0], pair[1]);
@@ -185,6 +230,8 @@ fn rotate_interleaved(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
+/// Likewise.
+#[inline(always)]
 fn rotate_halves(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (first, second) = head.split_at_mut(cos.len());
     for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {

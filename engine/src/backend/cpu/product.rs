@@ -2,13 +2,17 @@
 
 use std::cell::RefCell;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::float::{PANEL, Panel};
 use super::integer::Groups;
 use super::lines::{Line, Rows, SharedRows};
 use super::pack::{GROUP, Packed, Unpacked};
+use super::pointwise::GateGroup;
 use super::quantise::Quantised;
 use super::simd::Level;
 use super::team::Machine;
+use crate::model::spec::Activation;
 use crate::tensor::Tensor;
 
 /// A matrix as the kernels read it.
@@ -53,6 +57,8 @@ const _: () = assert!(PANEL == GROUP, "a task is sixteen rows whatever the forma
 struct Scratch {
     panel: Vec<Line>,
     unpacked: Unpacked,
+    gate: Rows,
+    up: Rows,
 }
 
 thread_local! {
@@ -74,6 +80,13 @@ impl<'a> Product<'a> {
     }
 }
 
+/// A matrix and the bias of its rows, padded to whole lines.
+#[derive(Clone, Copy)]
+pub(super) struct Factor<'a> {
+    pub(super) weight: &'a Matrix,
+    pub(super) bias: Option<&'a [Line]>,
+}
+
 /// Computes independent products of the same activations at once. `x` has a row of `weight.cols()` for
 /// each token; `quantised` is scratch for it.
 pub(super) fn multiply<const N: usize>(
@@ -83,12 +96,7 @@ pub(super) fn multiply<const N: usize>(
     products: [Product<'_>; N],
 ) {
     let tokens = x.count();
-    for product in &products {
-        assert_eq!(product.weight.cols(), x.width(), "the activations are as wide as the weights");
-    }
-    if products.iter().any(|p| matches!(p.weight, Matrix::Integer(_))) {
-        quantised.take(machine, x);
-    }
+    quantise(machine, x, quantised, products.each_ref().map(|product| product.weight));
     let mut first = 0;
     let parts = products.map(|Product { weight, bias, out }| {
         out.reshape(tokens, weight.rows());
@@ -114,6 +122,68 @@ pub(super) fn multiply<const N: usize>(
     });
 }
 
+/// Computes `activation(gate x) × (up x)`, of which nothing but the result is written beyond the nearest
+/// caches. For many tokens: for few of them [`multiply`] reads weights faster.
+pub(super) fn multiply_gated(
+    machine: &mut Machine,
+    x: &Rows,
+    quantised: &mut Quantised,
+    activation: Activation,
+    gate: Factor<'_>,
+    up: Factor<'_>,
+    out: &mut Rows,
+) {
+    let (tokens, rows) = (x.count(), gate.weight.rows());
+    assert_eq!(rows, up.weight.rows(), "as many gates as numbers");
+    quantise(machine, x, quantised, [gate.weight, up.weight]);
+    out.reshape(tokens, rows);
+    let (quantised, out) = (&*quantised, out.shared());
+    machine.for_ranges(rows.div_ceil(GROUP), 1, |level, groups| {
+        SCRATCH.with_borrow_mut(|scratch| {
+            // Out of the scratch while it is in use.
+            let (mut gates, mut ups) = (std::mem::take(&mut scratch.gate), std::mem::take(&mut scratch.up));
+            for group in groups {
+                let range = group..group + 1;
+                for (factor, to) in [(gate, &mut gates), (up, &mut ups)] {
+                    to.reshape(tokens, GROUP);
+                    if (group + 1) * GROUP > rows {
+                        // What pads the last group stays zero.
+                        to.lines_mut().fill(Line::ZERO);
+                    }
+                    let to = to.shared().starting_at(group);
+                    part(level, factor.weight, factor.bias, x, quantised, to, range.clone(), scratch);
+                }
+                level.run_floats(GateGroup {
+                    activation,
+                    gates: gates.lines(),
+                    ups: ups.lines(),
+                    out,
+                    group,
+                });
+            }
+            (scratch.gate, scratch.up) = (gates, ups);
+        });
+    });
+}
+
+/// Quantises the activations if any of the products is one of integers.
+fn quantise<const N: usize>(
+    machine: &mut Machine,
+    x: &Rows,
+    quantised: &mut Quantised,
+    weights: [&Matrix; N],
+) {
+    for weight in weights {
+        assert_eq!(weight.cols(), x.width(), "the activations are as wide as the weights");
+    }
+    if weights.iter().any(|weight| matches!(weight, Matrix::Integer(_))) {
+        match machine.level.tiles(x.count()) {
+            Some(_) => quantised.take_tiled(machine, x),
+            None => quantised.take(machine, x),
+        }
+    }
+}
+
 /// Some groups of one product.
 #[allow(clippy::too_many_arguments)]
 fn part(
@@ -129,6 +199,12 @@ fn part(
     match weight {
         Matrix::Integer(weight) => {
             let unpacked = &mut scratch.unpacked;
+            #[cfg(target_arch = "x86_64")]
+            if let Some(tiles) = level.tiles(x.count()) {
+                let (tokens, x, range) = (x.count(), quantised.tiled(), groups);
+                tiles.multiply(amx::Groups { weight, bias, x, tokens, out, range, unpacked });
+                return;
+            }
             level.run(Groups { weight, bias, x: quantised, tokens: x.count(), out, range: groups, unpacked });
         }
         Matrix::Float(weight) => {

@@ -148,3 +148,39 @@ fn a_token_has_the_same_bits_in_any_company() {
         }
     }
 }
+
+/// What is not written in between changes nothing.
+#[test]
+fn gated_products_equal_products_and_their_gate() {
+    use crate::backend::cpu::pointwise::gate_rows;
+
+    let floats = TensorKind::ALL.into_iter().filter(|kind| !QUANTISED.contains(kind));
+    for kind in QUANTISED.into_iter().chain(floats) {
+        let (rows, cols, tokens) = (37, 256, 40);
+        let [gate, up] = [3, 5].map(|seed| {
+            let weight = if QUANTISED.contains(&kind) {
+                stored(kind, rows, cols, random(seed))
+            } else {
+                // Halves of about one, whatever the format makes of them.
+                let bytes: Vec<u8> =
+                    (0..kind.bytes_for(rows * cols).unwrap() / 2).flat_map(|_| [0x1f, 0x3f]).collect();
+                Tensor::new(kind, rows, cols, Bytes::from(bytes)).unwrap()
+            };
+            Matrix::new(&mut Machine::new(Level::detect(), 1).unwrap(), weight, false).unwrap()
+        });
+        let x = activations(tokens, cols, random(9));
+        let bias = crate::backend::cpu::pointwise::padded(&vec![0.5; rows]);
+        for level in Level::available() {
+            let mut machine = Machine::new(level, 2).unwrap();
+            let mut quantised = Quantised::default();
+            let (mut want, mut other, mut got) = (Rows::default(), Rows::default(), Rows::default());
+            let products = [Product::new(&gate, Some(&bias), &mut want), Product::new(&up, None, &mut other)];
+            multiply(&mut machine, &x, &mut quantised, products);
+            gate_rows(&mut machine, Activation::Silu, &mut want, &other);
+            let (gate, up) =
+                (Factor { weight: &gate, bias: Some(&bias) }, Factor { weight: &up, bias: None });
+            multiply_gated(&mut machine, &x, &mut quantised, Activation::Silu, gate, up, &mut got);
+            assert!(got.lines() == want.lines(), "{kind} on {}", level.name());
+        }
+    }
+}

@@ -5,9 +5,10 @@
 //! order, so products of them are the same to the bit whatever else is in the step.
 #![allow(clippy::inline_always)]
 
-use super::lines::Rows;
+use super::lines::{LANES, Line, Rows, Shared};
 use super::simd::{Kernel, Simd};
 use super::team::Machine;
+use super::tiled::Tiled;
 
 /// Numbers in a block.
 pub(super) const BLOCK: usize = 32;
@@ -34,6 +35,8 @@ pub(super) struct Quantised {
     blocks: Vec<Block>,
     /// Blocks of a row.
     stride: usize,
+    /// The same for products on tiles.
+    tiled: Tiled,
 }
 
 impl Quantised {
@@ -43,14 +46,39 @@ impl Quantised {
         self.stride = x.width() / BLOCK;
         self.blocks.resize(x.count() * self.stride, Block::ZERO);
         let stride = self.stride;
-        let rows = super::lines::Shared::new(&mut self.blocks);
+        let rows = Shared::new(&mut self.blocks);
         machine.for_ranges(x.count(), 4, |level, tokens| {
             for token in tokens {
                 // SAFETY: each token's blocks are written by the one task that has it.
                 let out = unsafe { rows.slice(token * stride, stride) };
-                level.run(Row { x: x.row(token), out });
+                level.run_floats(Row { x: &x.lines()[token * 2 * stride..(token + 1) * 2 * stride], out });
             }
         });
+    }
+
+    /// Takes the numbers of `x` for products on tiles.
+    pub(super) fn take_tiled(&mut self, machine: &mut Machine, x: &Rows) {
+        self.take(machine, x);
+        let stride = self.stride;
+        self.tiled.reshape(x.count(), stride);
+        let (blocks, tiles) = (&self.blocks, Shared::new(&mut self.tiled.tiles));
+        machine.for_ranges(x.count().div_ceil(LANES), 1, |_, range| {
+            for sixteen in range {
+                // SAFETY: each sixteen tokens' tiles are written by the one task that has them.
+                let tiles = unsafe { tiles.slice(sixteen * stride, stride) };
+                let blocks = blocks[sixteen * LANES * stride..].chunks_exact(stride).take(LANES);
+                for (lane, blocks) in blocks.enumerate() {
+                    for (tile, block) in tiles.iter_mut().zip(blocks) {
+                        tile.put(lane, block);
+                    }
+                }
+            }
+        });
+    }
+
+    /// What [`Quantised::take_tiled`] took.
+    pub(super) fn tiled(&self) -> &Tiled {
+        &self.tiled
     }
 
     /// Blocks of a row.
@@ -65,7 +93,8 @@ impl Quantised {
 }
 
 struct Row<'a> {
-    x: &'a [f32],
+    /// Two lines for each block.
+    x: &'a [Line],
     out: &'a mut [Block],
 }
 
@@ -73,34 +102,29 @@ impl Kernel for Row<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let (blocks, _) = self.x.as_chunks::<BLOCK>();
-        for (x, out) in blocks.iter().zip(self.out) {
-            *out = block(x);
+    fn run<S: Simd>(self, s: S) {
+        for (x, out) in self.x.as_chunks().0.iter().zip(self.out) {
+            block(s, x, out);
         }
     }
 }
 
-/// Plain Rust that the compiler vectorises for the instruction set that it is inlined into.
 #[inline(always)]
-fn block(x: &[f32; BLOCK]) -> Block {
+fn block<S: Simd>(s: S, [first, last]: &[Line; 2], out: &mut Block) {
     // Added to a number below 2^22 it leaves the nearest integer in the low bits, ties to even.
     const ROUNDER: f32 = 12_582_912.0;
-    // Magnitudes are ordered as their bits are; so NaN is the largest, and makes the scale NaN.
-    let largest = x.iter().fold(0, |m: u32, x| m.max(x.to_bits() & 0x7fff_ffff));
-    let largest = f32::from_bits(largest);
-    let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-    let mut block = Block { scale: largest / 127.0, ..Block::ZERO };
-    let mut halves = [0i32; 2];
-    for (code, x) in block.codes.iter_mut().zip(x) {
-        *code = (x * inverse + ROUNDER).to_bits() as u8 as i8;
+    let halves = [s.load(first), s.load(last)];
+    let largest = s.largest_magnitude(halves[0], halves[1]);
+    let inverse = s.splat(if largest == 0.0 { 0.0 } else { 127.0 / largest });
+    let rounder = s.splat(ROUNDER);
+    out.scale = largest / 127.0;
+    for half in 0..2 {
+        let rounded = s.add(s.mul(halves[half], inverse), rounder);
+        out.codes.as_chunks_mut().0[half] = s.low_bytes(rounded);
+        // Integers, of which every sum is exact.
+        out.negated_halves[half] = -(s.sum(s.sub(rounded, rounder)) as i32);
     }
-    for (sum, codes) in halves.iter_mut().zip(block.codes.chunks_exact(16)) {
-        *sum = -codes.iter().map(|code| i32::from(*code)).sum::<i32>();
-    }
-    block.negated_halves = halves;
-    block.negated_sum = halves[0] + halves[1];
-    block
+    out.negated_sum = out.negated_halves[0] + out.negated_halves[1];
 }
 
 #[cfg(test)]
@@ -108,11 +132,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::backend::cpu::lines::flat_mut;
     use crate::backend::cpu::simd::Level;
 
     fn quantise(level: Level, x: &[f32; BLOCK]) -> Block {
-        let mut out = [Block::ZERO];
-        level.run(Row { x, out: &mut out });
+        let (mut lines, mut out) = ([Line::ZERO; 2], [Block::ZERO]);
+        flat_mut(&mut lines).copy_from_slice(x);
+        level.run_floats(Row { x: &lines, out: &mut out });
         out[0]
     }
 

@@ -21,6 +21,10 @@ pub struct Roofline {
     pub bf16_gflop_per_s: Option<f64>,
     /// The same of int8 summed in int32; `None` where no instruction does it.
     pub int8_gop_per_s: Option<f64>,
+    /// The same of bf16 by AMX, a tile with a tile; `None` where there is none.
+    pub bf16_tiles_gflop_per_s: Option<f64>,
+    /// The same of int8 by AMX.
+    pub int8_tiles_gop_per_s: Option<f64>,
 }
 
 /// Of each thread's own buffer: well beyond its share of the last cache.
@@ -30,7 +34,7 @@ const TRIALS: usize = 5;
 const TRIAL: Duration = Duration::from_millis(150);
 /// Sums that do not wait for each other; more than an instruction's latency times its ports.
 const SUMS: usize = 12;
-const ROUNDS: u64 = 1 << 14;
+pub(super) const ROUNDS: u64 = 1 << 14;
 
 /// Measures for some seconds, with `threads` threads, at least 1, which take [`BUFFER`] bytes each.
 pub fn measure(threads: usize) -> Roofline {
@@ -40,11 +44,13 @@ pub fn measure(threads: usize) -> Roofline {
         f32_gflop_per_s: rate(threads, f32_kernel()),
         bf16_gflop_per_s: bf16_kernel().map(|kernel| rate(threads, kernel)),
         int8_gop_per_s: int8_kernel().map(|kernel| rate(threads, kernel)),
+        bf16_tiles_gflop_per_s: bf16_tiles_kernel().map(|kernel| rate(threads, kernel)),
+        int8_tiles_gop_per_s: int8_tiles_kernel().map(|kernel| rate(threads, kernel)),
     }
 }
 
 /// Does some work and says how many operations that was.
-type Kernel = fn() -> u64;
+pub(super) type Kernel = fn() -> u64;
 
 fn rate(threads: usize, kernel: Kernel) -> f64 {
     best(threads, || kernel)
@@ -115,6 +121,18 @@ fn int8_kernel() -> Option<Kernel> {
     None
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+fn bf16_tiles_kernel() -> Option<Kernel> {
+    None
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn int8_tiles_kernel() -> Option<Kernel> {
+    None
+}
+
+#[cfg(target_arch = "x86_64")]
+use super::amx::{bf16_tiles_kernel, int8_tiles_kernel};
 #[cfg(target_arch = "x86_64")]
 use x86::{bf16_kernel, f32_kernel, int8_kernel};
 

@@ -43,6 +43,11 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// All lanes' sum: lane i + 8 is added to lane i, then i + 4, i + 2, i + 1.
     fn sum(self, v: Self::V) -> f32;
 
+    /// The largest magnitude of all lanes, of which NaN is the largest.
+    fn largest_magnitude(self, a: Self::V, b: Self::V) -> f32;
+    /// The low byte of each lane's bits.
+    fn low_bytes(self, v: Self::V) -> [i8; LANES];
+
     /// Asks for bytes that will be read soon.
     fn prefetch(self, _bytes: &[u8]) {}
 
@@ -74,12 +79,17 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Sixteen bfloat16 numbers, little-endian.
     fn upper_halves(self, from: &[u8; 2 * LANES]) -> Self::V;
 
+    /// Half-precision numbers, rounded to the nearest, little-endian.
+    fn to_halves(self, v: Self::V) -> [u8; 2 * LANES];
+
     fn codes(self, from: &[u8; CODES]) -> Self::U;
     fn store_codes(self, to: &mut Line, u: Self::U);
     /// `(u >> SHIFT) & mask` of each byte, for a mask of at most `8 - SHIFT` bits.
     fn code_bits<const SHIFT: u32>(self, u: Self::U, mask: u8) -> Self::U;
     /// `low | high << SHIFT` of each byte, for a `high` that stays in its byte.
     fn code_join<const SHIFT: u32>(self, low: Self::U, high: Self::U) -> Self::U;
+    /// Each byte less `zero`, as a signed byte.
+    fn code_less(self, u: Self::U, zero: u8) -> Self::U;
     /// The same integer in every lane.
     fn integer(self, x: i32) -> Self::I;
     /// `x × 2^shift` in every lane.
@@ -113,6 +123,8 @@ pub(super) enum Level {
     Avx512(super::x86::Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(super::x86::Avx512<true>),
+    #[cfg(target_arch = "x86_64")]
+    Amx(super::amx::Amx),
 }
 
 impl Level {
@@ -129,6 +141,7 @@ impl Level {
             levels.extend(super::x86::Avx2::detect().map(Self::Avx2));
             levels.extend(super::x86::Avx512::<false>::detect().map(Self::Avx512));
             levels.extend(super::x86::Avx512::<true>::detect().map(Self::Avx512Vnni));
+            levels.extend(super::amx::Amx::detect().map(Self::Amx));
         }
         levels
     }
@@ -143,7 +156,24 @@ impl Level {
             Self::Avx512(_) => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "AVX-512 VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => "AMX",
         }
+    }
+
+    /// Tiles for products of bytes with so many tokens, where there are any and they are worth it.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn tiles(self, tokens: usize) -> Option<super::amx::Amx> {
+        match self {
+            Self::Amx(tiles) if tokens >= super::amx::LEAST_TOKENS => Some(tiles),
+            _ => None,
+        }
+    }
+
+    /// Tiles for products of bytes: not on this processor.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn tiles(self, _: usize) -> Option<std::convert::Infallible> {
+        None
     }
 
     /// Runs a kernel that multiplies no bytes: VNNI's is the plain AVX-512 one, which need not be built
@@ -153,6 +183,8 @@ impl Level {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(simd) => simd.without_vnni().run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(tiles) => tiles.simd().without_vnni().run(kernel),
             other => other.run(kernel),
         }
     }
@@ -168,6 +200,8 @@ impl Level {
             Self::Avx512(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(tiles) => tiles.simd().run(kernel),
         }
     }
 }
@@ -271,6 +305,16 @@ impl Simd for Portable {
         (four[0] + four[2]) + (four[1] + four[3])
     }
     #[inline(always)]
+    fn largest_magnitude(self, a: Line, b: Line) -> f32 {
+        // Magnitudes are ordered as their bits are.
+        let largest = |m: u32, x: &f32| m.max(x.to_bits() & 0x7fff_ffff);
+        f32::from_bits(a.0.iter().chain(&b.0).fold(0, largest))
+    }
+    #[inline(always)]
+    fn low_bytes(self, v: Line) -> [i8; LANES] {
+        v.0.map(|x| x.to_bits() as u8 as i8)
+    }
+    #[inline(always)]
     fn bytes(self, from: &[u8; LANES]) -> [u8; LANES] {
         *from
     }
@@ -315,6 +359,14 @@ impl Simd for Portable {
         }))
     }
     #[inline(always)]
+    fn to_halves(self, v: Line) -> [u8; 2 * LANES] {
+        let mut halves = [0; 2 * LANES];
+        for (to, x) in halves.as_chunks_mut().0.iter_mut().zip(v.0) {
+            *to = half::f16::from_f32(x).to_le_bytes();
+        }
+        halves
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; CODES]) -> [u8; CODES] {
         *from
     }
@@ -330,6 +382,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn code_join<const SHIFT: u32>(self, low: [u8; CODES], high: [u8; CODES]) -> [u8; CODES] {
         std::array::from_fn(|i| low[i] | high[i] << SHIFT)
+    }
+    #[inline(always)]
+    fn code_less(self, u: [u8; CODES], zero: u8) -> [u8; CODES] {
+        u.map(|u| u.wrapping_sub(zero))
     }
     #[inline(always)]
     fn integer(self, x: i32) -> [i32; LANES] {

@@ -63,6 +63,21 @@ impl<const VNNI: bool> Avx512<VNNI> {
     }
 }
 
+/// The largest of eight unsigned integers, as the bits of a float.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn largest_of_eight(v: __m256i) -> f32 {
+    // SAFETY: the caller vouches for AVX2, which implies SSE4.1.
+    unsafe {
+        let four = _mm_max_epu32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+        let two = _mm_max_epu32(four, _mm_shuffle_epi32::<0b10_11_10_11>(four));
+        let one = _mm_max_epu32(two, _mm_shuffle_epi32::<0b01_01_01_01>(two));
+        f32::from_bits(_mm_cvtsi128_si32(one) as u32)
+    }
+}
+
 /// Lanes 0 to 3 of a sum's last two steps: i + 2, then i + 1.
 #[inline(always)]
 fn sum_of_four(v: __m128) -> f32 {
@@ -167,6 +182,30 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn largest_magnitude(self, a: Self::V, b: Self::V) -> f32 {
+        // SAFETY: AVX2 was detected. Magnitudes are ordered as their bits are.
+        unsafe {
+            let mask = _mm256_set1_ps(f32::from_bits(0x7fff_ffff));
+            let [a, b] = [both!(_mm256_and_ps, a, [mask; 2]), both!(_mm256_and_ps, b, [mask; 2])];
+            let a = _mm256_max_epu32(_mm256_castps_si256(a[0]), _mm256_castps_si256(a[1]));
+            let b = _mm256_max_epu32(_mm256_castps_si256(b[0]), _mm256_castps_si256(b[1]));
+            largest_of_eight(_mm256_max_epu32(a, b))
+        }
+    }
+    #[inline(always)]
+    fn low_bytes(self, v: Self::V) -> [i8; LANES] {
+        // SAFETY: AVX2 was detected; both types are 16 bytes of which any are valid.
+        unsafe {
+            let byte = _mm256_set1_epi32(0xff);
+            let (low, high) = (_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1]));
+            // By halves of registers: 0 to 3, 8 to 11, 4 to 7, 12 to 15.
+            let pairs = _mm256_packus_epi32(_mm256_and_si256(low, byte), _mm256_and_si256(high, byte));
+            let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
+            let (low, high) = (_mm256_castsi256_si128(ordered), _mm256_extracti128_si256::<1>(ordered));
+            std::mem::transmute::<__m128i, [i8; LANES]>(_mm_packus_epi16(low, high))
+        }
+    }
+    #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
         prefetch(bytes);
     }
@@ -244,6 +283,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn to_halves(self, v: Self::V) -> [u8; 2 * LANES] {
+        // SAFETY: F16C was detected; both types are 32 bytes of which any are valid.
+        unsafe {
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]);
+            std::mem::transmute::<[__m128i; 2], [u8; 2 * LANES]>([low, high])
+        }
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; CODES]) -> Self::U {
         // SAFETY: both types are 64 bytes of which any are valid.
         unsafe { std::mem::transmute::<[u8; CODES], Self::U>(*from) }
@@ -271,6 +319,11 @@ impl Simd for Avx2 {
         std::array::from_fn(|i| unsafe {
             _mm256_or_si256(low[i], _mm256_sll_epi16(high[i], _mm_cvtsi32_si128(SHIFT as i32)))
         })
+    }
+    #[inline(always)]
+    fn code_less(self, u: Self::U, zero: u8) -> Self::U {
+        // SAFETY: AVX2 was detected.
+        u.map(|u| unsafe { _mm256_sub_epi8(u, _mm256_set1_epi8(zero as i8)) })
     }
     #[inline(always)]
     fn integer(self, x: i32) -> Self::I {
@@ -395,6 +448,22 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         })
     }
     #[inline(always)]
+    fn largest_magnitude(self, a: __m512, b: __m512) -> f32 {
+        // SAFETY: AVX-512 was detected. Magnitudes are ordered as their bits are.
+        unsafe {
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+            let larger = _mm512_max_epu32(_mm512_and_si512(a, mask), _mm512_and_si512(b, mask));
+            let (low, high) = (_mm512_castsi512_si256(larger), _mm512_extracti64x4_epi64::<1>(larger));
+            largest_of_eight(_mm256_max_epu32(low, high))
+        }
+    }
+    #[inline(always)]
+    fn low_bytes(self, v: __m512) -> [i8; LANES] {
+        // SAFETY: AVX-512 was detected; both types are 16 bytes of which any are valid.
+        unsafe { std::mem::transmute::<__m128i, [i8; LANES]>(_mm512_cvtepi32_epi8(_mm512_castps_si512(v))) }
+    }
+    #[inline(always)]
     fn prefetch(self, bytes: &[u8]) {
         prefetch(bytes);
     }
@@ -464,6 +533,14 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
+    fn to_halves(self, v: __m512) -> [u8; 2 * LANES] {
+        // SAFETY: AVX-512 was detected; both types are 32 bytes of which any are valid.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            std::mem::transmute::<__m256i, [u8; 2 * LANES]>(halves)
+        }
+    }
+    #[inline(always)]
     fn codes(self, from: &[u8; CODES]) -> __m512i {
         // SAFETY: both types are 64 bytes of which any are valid.
         unsafe { std::mem::transmute::<[u8; CODES], __m512i>(*from) }
@@ -485,6 +562,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     fn code_join<const SHIFT: u32>(self, low: __m512i, high: __m512i) -> __m512i {
         // SAFETY: AVX-512 was detected.
         unsafe { _mm512_or_si512(low, _mm512_slli_epi16::<SHIFT>(high)) }
+    }
+    #[inline(always)]
+    fn code_less(self, u: __m512i, zero: u8) -> __m512i {
+        // SAFETY: AVX-512 was detected.
+        unsafe { _mm512_sub_epi8(u, _mm512_set1_epi8(zero as i8)) }
     }
     #[inline(always)]
     fn integer(self, x: i32) -> __m512i {
