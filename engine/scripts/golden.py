@@ -3,11 +3,12 @@
 
     python engine/scripts/golden.py dequant            every quantisation, by gguf's own dequantise
     python engine/scripts/golden.py tiny [NAME…]       small random models, by transformers' own classes
+    python engine/scripts/golden.py lora               random adapters of some of these, by PEFT
     python engine/scripts/golden.py smollm2 MODEL.gguf the real model, by transformers in float32
     python engine/scripts/golden.py encoders           small random encoders, by transformers' own classes
     python engine/scripts/golden.py minilm FOLDER      the real encoder, by sentence-transformers in float32
 
-Needs torch, transformers, tokenizers, safetensors, gguf and numpy. Written to engine/tests/data/; the
+Needs torch, transformers, tokenizers, safetensors, gguf and numpy, and peft for adapters. Written to engine/tests/data/; the
 files are kept in the repository, so that testing needs none of those. Made with transformers 5.23 and
 torch 2.15. The same seeds give the same weights; logits may differ in the last bits between versions.
 """
@@ -133,6 +134,46 @@ def tiny(wanted):
             write(f"golden_{name}/golden_short.json", tiny_logits(model, tokens[:, :32], [0, 9, 31]))
         if name in GGUF_KEYS:
             write_gguf(name, folder, config)
+
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+# Of which golden model, and how: what PEFT's LoraConfig says, and the precision that it is saved in.
+ADAPTERS = {
+    "llama3": (dict(r=4, lora_alpha=8, target_modules=[*ATTENTION, "gate_proj", "up_proj", "down_proj"]), "bfloat16"),
+    # Its GGUF has the rows of queries and keys in another order, also in layers without positions.
+    "smollm3": (dict(r=9, lora_alpha=3, target_modules=ATTENTION, use_rslora=True), "float16"),
+    "phi3": (dict(r=5, lora_alpha=7, target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]), "float32"),
+    # In one of its layers only, named by a pattern.
+    "qwen3": (dict(r=1, lora_alpha=2, target_modules=r".*\.1\..*(q_proj|down_proj)"), "float32"),
+}
+
+
+def lora():
+    """A random adapter of some of the small models, saved as PEFT saves it, with its logits."""
+    import torch
+    import transformers as t
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    for seed, (name, (how, dtype)) in enumerate(ADAPTERS.items()):
+        base = lambda: t.AutoModelForCausalLM.from_pretrained(
+            DATA / f"golden_{name}", dtype=torch.float32, attn_implementation="eager").eval()
+        torch.manual_seed(100 + seed)
+        model = get_peft_model(base(), LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.1, **how))
+        with torch.no_grad():
+            for key, p in model.named_parameters():
+                if "lora_" in key:
+                    p.normal_(std=p.shape[-1] ** -0.5)
+                    p.copy_(p.to(getattr(torch, dtype)))
+        model.peft_config["default"].base_model_name_or_path = f"golden_{name}"
+        folder = DATA / f"golden_lora_{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        state = {k: p.to(getattr(torch, dtype)) for k, p in model.state_dict().items() if "lora_" in k}
+        model.save_pretrained(folder, state_dict=state)
+        (folder / "README.md").unlink()
+        # The reference runs on what was saved, in float32.
+        model = PeftModel.from_pretrained(base(), folder).eval()
+        tokens = torch.randint(0, model.config.vocab_size, (1, 60))
+        write(f"golden_lora_{name}/golden.json", tiny_logits(model, tokens, [0, 11, 59]))
 
 
 def tiny_logits(model, tokens, places):
@@ -418,6 +459,8 @@ if __name__ == "__main__":
             dequant()
         case ["tiny", *names]:
             tiny(names)
+        case ["lora"]:
+            lora()
         case ["encoders"]:
             encoders()
         case ["minilm", folder]:

@@ -10,6 +10,7 @@
 //! - `grammar`: what an answer may be, as masks over the tokens that may come next.
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
+//! - `lora`: adapters, small changes to the weights that single requests run with.
 //! - `embed`: the same for encoders, which make vectors of texts.
 //! - `events`: what the engine tells a router of its cache and its load.
 //! - `transfer`: blocks from one engine to another.
@@ -26,6 +27,7 @@ pub mod events;
 mod fuzz;
 pub mod gguf;
 pub mod grammar;
+pub mod lora;
 mod memory;
 pub mod model;
 mod options;

@@ -14,3 +14,4 @@ mod tests;
 pub(crate) use encoder::load as load_encoder;
 pub use error::CheckpointError;
 pub(crate) use model::load;
+pub(crate) use shards::Shards;

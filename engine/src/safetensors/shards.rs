@@ -15,7 +15,7 @@ use crate::model::load::LoadError;
 use crate::tensor::{Bytes, ParameterSource, Tensor, TensorKind};
 
 /// All tensors by name.
-pub(super) struct Shards {
+pub(crate) struct Shards {
     folder: PathBuf,
     tensors: BTreeMap<String, Place>,
 }
@@ -29,7 +29,7 @@ struct Place {
 
 struct Shard {
     path: PathBuf,
-    map: Arc<Mmap>,
+    data: Bytes,
 }
 
 #[derive(Deserialize)]
@@ -55,14 +55,27 @@ impl Shards {
         } else {
             map(&file).map_err(io)?
         };
+        let map = Arc::new(map);
+        let data = Bytes::mapped(&map, 0..map.len());
+        data.map_or(Ok(()), |data| self.add_bytes(path, data))
+    }
+
+    /// The tensors of one file that was read already; `path` is for messages.
+    pub(crate) fn of(path: PathBuf, data: Bytes) -> Result<Self, LoadError> {
+        let mut shards = Self { folder: path.clone(), tensors: BTreeMap::new() };
+        shards.add_bytes(path, data)?;
+        Ok(shards)
+    }
+
+    fn add_bytes(&mut self, path: PathBuf, data: Bytes) -> Result<(), LoadError> {
         let bad = |e: ::safetensors::SafeTensorError| LoadError::Checkpoint {
             path: path.clone(),
             source: e.into(),
         };
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(bad)?;
+        let (header, metadata) = SafeTensors::read_metadata(data.as_slice()).map_err(bad)?;
         // The header follows its length, eight bytes.
         let base = header + 8;
-        let shard = Arc::new(Shard { path: path.clone(), map: Arc::new(map) });
+        let shard = Arc::new(Shard { path: path.clone(), data });
         for (name, info) in metadata.tensors() {
             let (begin, end) = info.data_offsets;
             let place = Place {
@@ -84,7 +97,13 @@ impl Shards {
         })
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+    /// The names of all tensors, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The tensor of this name, which must have this shape.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let place = self.place(name)?;
         let bad = |problem| LoadError::Tensor { path: place.file.path.clone(), tensor: name.into(), problem };
         if place.shape != shape {
@@ -98,8 +117,10 @@ impl Shards {
                 return Err(bad(format!("is stored as {other:?}, only F32, F16 and BF16 are supported")));
             }
         };
-        let data = Bytes::mapped(&place.file.map, place.bytes.clone());
-        let data = data.ok_or_else(|| bad("lies outside its file".to_owned()))?;
+        if place.bytes.end > place.file.data.len() {
+            return Err(bad("lies outside its file".to_owned()));
+        }
+        let data = place.file.data.slice(place.bytes.clone());
         let (rows, cols) = match *shape {
             [rows, cols] => (rows, cols),
             [count, rows, cols] => (count * rows, cols),
