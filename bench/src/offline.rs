@@ -246,6 +246,7 @@ impl Offline {
                 keeps: false,
                 cache_salt: None,
                 priority: 0,
+                adapter: None,
             };
             open.push(self.engine.submit(request)?);
         }

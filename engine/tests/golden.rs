@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_engine::backend::cpu::{CacheType, CpuBackend, CpuOptions, Precision};
 use strata_engine::backend::{BLOCK_TOKENS, Backend, LogitRows, SequenceSpan, StepBatch};
+use strata_engine::lora::{self, AdapterId};
 use strata_engine::model::load::load;
 use strata_engine::model::spec::{ModelSpec, RopeLayout, Rotation};
 use strata_engine::tensor::{Bytes, Tensor, TensorKind};
@@ -39,6 +40,7 @@ struct Sequence {
     backend: CpuBackend,
     blocks: Arc<Vec<u32>>,
     context: usize,
+    adapter: Option<AdapterId>,
 }
 
 impl Sequence {
@@ -52,7 +54,17 @@ impl Sequence {
         let cache = if precision == Precision::Exact { CacheType::F32 } else { CacheType::F16 };
         let options = CpuOptions { threads: 2, kv_blocks, max_model_len: max_len, precision, cache };
         let backend = CpuBackend::new(model.spec, model.weights, options).unwrap();
-        Self { backend, blocks: Arc::new((0..kv_blocks as u32).rev().collect()), context: 0 }
+        Self { backend, blocks: Arc::new((0..kv_blocks as u32).rev().collect()), context: 0, adapter: None }
+    }
+
+    /// The same with the adapter in this folder.
+    fn adapted(model: &Path, max_len: usize, adapter: &Path) -> Self {
+        let mut sequence = Self::new(model, max_len);
+        let spec = load(model).unwrap().spec;
+        let weights = lora::read(adapter, lora::Read { spec: &spec, max_rank: 16, within: None }).unwrap();
+        sequence.backend.load_adapter(AdapterId(7), &weights).unwrap();
+        sequence.adapter = Some(AdapterId(7));
+        sequence
     }
 
     /// The logits after these tokens.
@@ -63,6 +75,7 @@ impl Sequence {
             context: self.context,
             blocks: Arc::clone(&self.blocks),
             logits: LogitRows::Last(1),
+            adapter: self.adapter,
         };
         self.context += tokens.len();
         self.backend.forward(&StepBatch { tokens: tokens.to_vec(), spans: vec![span] }).unwrap().data
@@ -114,7 +127,11 @@ struct Position {
 /// Compares a model with a golden file of its folder, in chunks that end where the file has logits.
 fn compare(model: &Path, golden: &str) {
     let golden: Tiny = read(golden);
-    let mut sequence = Sequence::new(model, golden.tokens.len());
+    let sequence = Sequence::new(model, golden.tokens.len());
+    compare_with(sequence, model, golden);
+}
+
+fn compare_with(mut sequence: Sequence, model: &Path, golden: Tiny) {
     for Position { position, logits: want } in golden.positions {
         let got = sequence.run(&golden.tokens[sequence.context..=position]);
         assert_eq!(got.len(), want.len());
@@ -212,6 +229,31 @@ fn mixtral_and_qwen3_moe() {
         let specs = compare_tiny(name);
         assert_eq!(specs.len(), files);
         assert!(specs.iter().all(|spec| spec.per_layer[1].experts && spec.experts.is_some()));
+    }
+}
+
+/// All modules; queries and keys of a GGUF, which has their rows in another order, by the square root of
+/// the rank; joined modules; one module of one layer.
+#[test]
+fn adapters_as_peft_computes_them() {
+    let models = [
+        ("llama3", "golden_llama3"),
+        ("smollm3", "golden_smollm3"),
+        ("smollm3", "golden_smollm3/model.gguf"),
+        ("phi3", "golden_phi3"),
+        ("phi3", "golden_phi3/model.gguf"),
+        ("qwen3", "golden_qwen3"),
+    ];
+    for (name, model) in models {
+        let (model, adapter) = (data(model), format!("golden_lora_{name}"));
+        let golden: Tiny = read(&format!("{adapter}/golden.json"));
+        // Without the adapter the reference is far.
+        let first = golden.positions[0].position;
+        let base = Sequence::new(&model, golden.tokens.len()).run(&golden.tokens[..=first]);
+        let difference = largest_difference(base, &golden.positions[0].logits);
+        assert!(difference > 1000.0 * TINY_TOLERANCE, "{name}: {difference}");
+        let sequence = Sequence::adapted(&model, golden.tokens.len(), &data(&adapter));
+        compare_with(sequence, &model, golden);
     }
 }
 

@@ -56,6 +56,9 @@ pub mod engine {
     pub const SPEC_ACCEPTED_PER_POSITION: &str = "vllm:spec_decode_num_accepted_tokens_per_pos";
     /// Gauge by `sleep_state` (`awake`, `weights_offloaded`, `discard_all`): 1 for the present one.
     pub const SLEEP_STATE: &str = "vllm:engine_sleep_state";
+    /// Gauge, its value a time in seconds: which adapters run and wait, in its labels (`max_lora`,
+    /// `running_lora_adapters`, `waiting_lora_adapters`; names parted by commas).
+    pub const LORA_REQUESTS: &str = "vllm:lora_requests_info";
     /// Histogram: time from the first step to the last token.
     pub const INFERENCE_TIME: &str = "vllm:request_inference_time_seconds";
     /// Histogram: answers that a request asks for.

@@ -9,6 +9,8 @@ pub mod cpu;
 
 use std::sync::Arc;
 
+use crate::lora::{AdapterId, LoraWeights};
+
 /// Tokens in one KV block, the same in every backend.
 pub const BLOCK_TOKENS: usize = strata_wire::defaults::BLOCK_TOKENS;
 
@@ -43,6 +45,8 @@ pub struct SequenceSpan {
     pub blocks: Arc<Vec<u32>>,
     /// Which of its tokens have their logits returned.
     pub logits: LogitRows,
+    /// The adapter that its tokens run with: one that [`Backend::load_adapter`] was given.
+    pub adapter: Option<AdapterId>,
 }
 
 /// Which of a span's tokens have their logits returned. Every row costs a product with the output
@@ -163,7 +167,17 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Matrix products that [`Backend::forward`] has executed so far: it grows by the same amount
-    /// for every step, however many sequences the step holds.
+    /// Takes an adapter, for spans that name it. What it adds to a token does not depend on what else
+    /// the step holds, with this adapter, others or none.
+    fn load_adapter(&mut self, _: AdapterId, _: &LoraWeights) -> Result<(), BackendError> {
+        let backend = self.info().name;
+        Err(BackendError::Device { backend, message: "it computes no adapters".into() })
+    }
+
+    /// Lets go of an adapter, which no later span names.
+    fn unload_adapter(&mut self, _: AdapterId) {}
+
+    /// Matrix products of the model's own weights that [`Backend::forward`] has executed so far: it grows
+    /// by the same amount for every step, however many sequences the step holds.
     fn matrix_products(&self) -> u64;
 }

@@ -1,6 +1,9 @@
 //! What happens to the findable blocks, as the tiers below the pool and the event streams are told.
 
+use std::sync::Arc;
+
 use super::{BLOCK_TOKENS, BlockHash};
+use crate::lora::AdapterKey;
 
 /// One change to which blocks the pool can find.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub enum Change {
         parent: Option<BlockHash>,
         /// The tokens whose keys and values it holds.
         tokens: [u32; BLOCK_TOKENS],
+        /// The adapter that they were computed with.
+        adapter: Option<Arc<AdapterKey>>,
     },
     /// A block was taken for something else. Its contents are in place until the next step runs.
     Removed {
@@ -26,10 +31,22 @@ pub enum Change {
 }
 
 impl Change {
-    pub(super) fn stored(block: u32, hash: BlockHash, parent: Option<BlockHash>, tokens: &[u32]) -> Self {
+    pub(super) fn stored(block: u32, hash: BlockHash, full: Full<'_>) -> Self {
+        let Full { parent, tokens, adapter } = full;
         debug_assert_eq!(tokens.len(), BLOCK_TOKENS);
         let mut own = [0; BLOCK_TOKENS];
         own.iter_mut().zip(tokens).for_each(|(to, from)| *to = *from);
-        Self::Stored { block, hash, parent, tokens: own }
+        Self::Stored { block, hash, parent, tokens: own, adapter: adapter.cloned() }
     }
+}
+
+/// What a full block holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Full<'a> {
+    /// The name of the block before it; none for a sequence's first.
+    pub parent: Option<BlockHash>,
+    /// The tokens whose keys and values it holds, 16 of them.
+    pub tokens: &'a [u32],
+    /// The adapter that they were computed with.
+    pub adapter: Option<&'a Arc<AdapterKey>>,
 }

@@ -3,6 +3,7 @@
 //! comparison of the tokens.
 
 use super::BLOCK_TOKENS;
+use crate::lora::AdapterKey;
 
 /// The name of one full block and of everything before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +18,16 @@ impl BlockHash {
             Some(salt) => hasher.update(&[1]).update(salt.as_bytes()),
             None => hasher.update(&[0]),
         };
+        Self(*hasher.finalize().as_bytes())
+    }
+
+    /// The same for sequences that run with an adapter. They share only with those of an adapter of the
+    /// same name and the same weights: one that is loaded again with others begins anew.
+    pub fn root_with(cache_salt: Option<&str>, adapter: Option<&AdapterKey>) -> Self {
+        let root = Self::root(cache_salt);
+        let Some(adapter) = adapter else { return root };
+        let mut hasher = blake3::Hasher::new_derive_key("strata engine kv block of an adapter v1");
+        hasher.update(&root.0).update(&adapter.digest).update(adapter.name.as_bytes());
         Self(*hasher.finalize().as_bytes())
     }
 
@@ -53,7 +64,12 @@ pub struct HashChain {
 impl HashChain {
     /// A chain of no blocks in this scope.
     pub fn new(cache_salt: Option<&str>) -> Self {
-        Self { root: BlockHash::root(cache_salt), hashes: Vec::new() }
+        Self::with(cache_salt, None)
+    }
+
+    /// The same for sequences that run with an adapter.
+    pub fn with(cache_salt: Option<&str>, adapter: Option<&AdapterKey>) -> Self {
+        Self { root: BlockHash::root_with(cache_salt, adapter), hashes: Vec::new() }
     }
 
     /// Hashes the full blocks of `tokens` that have no hash yet. `tokens` must only ever grow.
@@ -75,6 +91,7 @@ impl HashChain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lora::AdapterId;
 
     #[test]
     fn equal_prefixes_share_names_and_scopes_do_not() {
@@ -94,6 +111,22 @@ mod tests {
         assert_ne!(a[0], chain(Some("t1"), &tokens)[0]);
         assert_ne!(chain(Some("t2"), &tokens)[0], chain(Some("t1"), &tokens)[0]);
         assert_ne!(a[0], chain(Some(""), &tokens)[0]);
+    }
+
+    #[test]
+    fn an_adapter_shares_with_its_like_alone() {
+        let root = |salt, name: &str, digest: u8, id| {
+            let (id, name) = (AdapterId(id), name.into());
+            let key = AdapterKey { id, name, number: 1, digest: [digest; 32] };
+            BlockHash::root_with(salt, Some(&key))
+        };
+        let first = root(None, "a", 1, 1);
+        assert_eq!(first, root(None, "a", 1, 2), "loaded again, and the same");
+        for other in [root(None, "b", 1, 1), root(None, "a", 2, 1), root(Some(""), "a", 1, 1)] {
+            assert_ne!(first, other);
+        }
+        assert_ne!(first, BlockHash::root(None));
+        assert_eq!(BlockHash::root_with(Some("s"), None), BlockHash::root(Some("s")));
     }
 
     #[test]

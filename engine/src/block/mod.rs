@@ -12,7 +12,7 @@ mod recency;
 use std::collections::HashMap;
 
 pub use crate::backend::BLOCK_TOKENS;
-pub use change::Change;
+pub use change::{Change, Full};
 pub use hash::{BlockHash, HashChain};
 pub(crate) use recency::Recency;
 
@@ -104,15 +104,15 @@ impl BlockPool {
         Some(block)
     }
 
-    /// Names a held block whose contents, these tokens, are now complete; `parent` is the name of the
-    /// block before it. When another block has the name already, that one stays the one to be found.
-    pub fn name(&mut self, block: u32, hash: BlockHash, parent: Option<BlockHash>, tokens: &[u32]) {
+    /// Names a held block whose contents are now complete. When another block has the name already, that
+    /// one stays the one to be found.
+    pub fn name(&mut self, block: u32, hash: BlockHash, full: Full<'_>) {
         debug_assert!(self.holders(block) > 0);
         if self.prefix_cache && !self.cached.contains_key(&hash) {
             let previous = self.blocks[block as usize].hash.replace(hash);
             debug_assert!(previous.is_none());
             self.cached.insert(hash, block);
-            self.changes.push(Change::stored(block, hash, parent, tokens));
+            self.changes.push(Change::stored(block, hash, full));
         }
     }
 

@@ -16,7 +16,7 @@ fn take(pool: &mut BlockPool, hashes: &[BlockHash]) -> Option<Vec<u32>> {
     let mut blocks: Vec<u32> = hashes[..hit.blocks].iter().map(|h| pool.hold_cached(h).unwrap()).collect();
     for hash in &hashes[hit.blocks..] {
         let block = pool.allocate().unwrap();
-        pool.name(block, *hash, None, &[0; BLOCK_TOKENS]);
+        pool.name(block, *hash, Full { parent: None, tokens: &[0; BLOCK_TOKENS], adapter: None });
         blocks.push(block);
     }
     Some(blocks)

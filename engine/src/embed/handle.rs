@@ -132,7 +132,8 @@ impl Embedder {
         if config.max_len > spec.max_positions {
             return Err(StartError::BeyondModel { asked: config.max_len, model: spec.max_positions });
         }
-        let fixed = Fixed { max_sequences: config.max_sequences, total_blocks: 0, block_tokens: 0 };
+        let fixed =
+            Fixed { max_sequences: config.max_sequences, total_blocks: 0, block_tokens: 0, max_loras: None };
         let metrics = Arc::new(Metrics::new(&parts.card.name, fixed));
         let (jobs, receiver) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));

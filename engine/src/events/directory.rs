@@ -9,6 +9,7 @@ use strata_wire::prefix;
 
 use super::Claim;
 use crate::block::{BLOCK_TOKENS, BlockHash};
+use crate::lora::AdapterId;
 
 /// Byte blocks that one token block is known by. The same tokens seldom come of several texts.
 const MAX_NAMES: usize = 8;
@@ -27,6 +28,8 @@ struct Block {
     names: Vec<(prefix::BlockHash, u32)>,
     /// Requests that are about to compute it, or to use it.
     requests: u32,
+    /// The adapter that the names are of.
+    adapter: Option<AdapterId>,
 }
 
 impl Block {
@@ -36,12 +39,13 @@ impl Block {
 }
 
 impl Directory {
-    /// Notes what a request says of its prompt, whose full token blocks have these names. Returns those
-    /// of them that it speaks of, for [`Directory::forget`].
+    /// Notes what a request says of its prompt, whose full token blocks have these names, and which runs
+    /// with this adapter. Returns those of them that it speaks of, for [`Directory::forget`].
     pub fn claim(
         &mut self,
         claims: &[Claim],
         names: &[BlockHash],
+        adapter: Option<AdapterId>,
         changes: &mut BlockChanges,
     ) -> Vec<BlockHash> {
         let mut claimed: Vec<BlockHash> = Vec::new();
@@ -59,6 +63,7 @@ impl Directory {
                 continue;
             }
             block.names.push((claim.hash, tokens));
+            block.adapter = adapter;
             for (medium, _) in MEDIA.into_iter().zip(block.media).filter(|(_, there)| *there) {
                 say(&mut self.said, (claim.hash, medium), tokens, changes);
             }
@@ -74,6 +79,17 @@ impl Directory {
                 if block.get().is_idle() {
                     block.remove();
                 }
+            }
+        }
+    }
+
+    /// Notes that an adapter is no longer what its name stands for: a byte block, which knows the name
+    /// alone, no longer tells of what was computed with it.
+    pub fn retire(&mut self, adapter: AdapterId, changes: &mut BlockChanges) {
+        for block in self.blocks.values_mut().filter(|block| block.adapter == Some(adapter)) {
+            let names = std::mem::take(&mut block.names);
+            for (medium, _) in MEDIA.into_iter().zip(block.media).filter(|(_, there)| *there) {
+                names.iter().for_each(|(hash, _)| drop_one(&mut self.said, (*hash, medium), changes));
             }
         }
     }
@@ -96,12 +112,7 @@ impl Directory {
             return;
         }
         for (hash, _) in &entry.get().names {
-            let Entry::Occupied(mut said) = self.said.entry((*hash, medium)) else { continue };
-            said.get_mut().1 -= 1;
-            if said.get().1 == 0 {
-                said.remove();
-                unsay(*hash, medium, changes);
-            }
+            drop_one(&mut self.said, (*hash, medium), changes);
         }
         if entry.get().is_idle() {
             entry.remove();
@@ -135,6 +146,16 @@ fn say(said: &mut Said, key: (prefix::BlockHash, Medium), tokens: u32, changes: 
     }
 }
 
+/// One token block less holds a byte block.
+fn drop_one(said: &mut Said, key: (prefix::BlockHash, Medium), changes: &mut BlockChanges) {
+    let Entry::Occupied(mut entry) = said.entry(key) else { return };
+    entry.get_mut().1 -= 1;
+    if entry.get().1 == 0 {
+        entry.remove();
+        unsay(key.0, key.1, changes);
+    }
+}
+
 fn unsay(hash: prefix::BlockHash, medium: Medium, changes: &mut BlockChanges) {
     changes.stored.retain(|s| (s.hash, s.medium) != (hash, medium));
     changes.removed.push(Removed { hash, medium });
@@ -158,10 +179,34 @@ mod tests {
     }
 
     #[test]
+    fn what_an_adapter_that_is_gone_had_computed_is_no_longer_told() {
+        let (mut directory, own, other) = (Directory::default(), names(1, 2), names(2, 2));
+        let mut changes = BlockChanges::default();
+        let (gone, stays) = (Some(AdapterId(1)), Some(AdapterId(2)));
+        directory.claim(&[claim(1, 16), claim(2, 32)], &own, gone, &mut changes);
+        directory.claim(&[claim(2, 32)], &other, stays, &mut changes);
+        own.iter().chain(&other).for_each(|name| directory.stored(*name, Medium::Device, &mut changes));
+        let told = |directory: &Directory| {
+            let mut hashes: Vec<u64> = directory.snapshot().iter().map(|s| s.hash.0).collect();
+            hashes.sort_unstable();
+            hashes
+        };
+        assert_eq!(told(&directory), [1, 2]);
+        let mut changes = BlockChanges::default();
+        directory.retire(AdapterId(1), &mut changes);
+        assert_eq!(told(&directory), [2], "the other still holds it");
+        assert_eq!(changes.removed, [Removed { hash: prefix::BlockHash(1), medium: Medium::Device }]);
+        directory.removed(&own[0], Medium::Device, &mut changes);
+        directory.claim(&[claim(9, 32)], &own, stays, &mut changes);
+        assert_eq!(told(&directory), [2, 9], "the same weights, served again");
+    }
+
+    #[test]
     fn a_byte_block_is_stored_with_the_last_token_block_inside_it() {
         let (mut directory, names) = (Directory::default(), names(1, 3));
         let mut changes = BlockChanges::default();
-        let claimed = directory.claim(&[claim(1, 15), claim(2, 40), claim(3, 99)], &names, &mut changes);
+        let claimed =
+            directory.claim(&[claim(1, 15), claim(2, 40), claim(3, 99)], &names, None, &mut changes);
         assert_eq!(claimed, [names[1], names[2]], "15 tokens fill no block");
         directory.stored(names[0], Medium::Device, &mut changes);
         assert_eq!(changes, BlockChanges::default());
@@ -172,7 +217,7 @@ mod tests {
         assert_eq!(changes.stored[1], stored(3, 48, Medium::Disk));
         // A second text with the same tokens is told at once, and both go when the block goes.
         let mut changes = BlockChanges::default();
-        let other = directory.claim(&[claim(7, 33)], &names, &mut changes);
+        let other = directory.claim(&[claim(7, 33)], &names, None, &mut changes);
         assert_eq!(changes.stored, [stored(7, 32, Medium::Device)]);
         directory.removed(&names[1], Medium::Device, &mut changes);
         let removed = |hash| Removed { hash: prefix::BlockHash(hash), medium: Medium::Device };
@@ -214,7 +259,7 @@ mod tests {
                 match call {
                     Call::Claim(family, hash, tokens) => {
                         let claims = [claim(hash, tokens)];
-                        open.push(directory.claim(&claims, &names(family, 4), &mut changes));
+                        open.push(directory.claim(&claims, &names(family, 4), None, &mut changes));
                     }
                     Call::Forget(at) if !open.is_empty() => {
                         let claimed = open.remove(at % open.len());

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Claim, Directory};
 use crate::block::BlockHash;
+use crate::lora::AdapterId;
 
 /// Hashes in the messages that are kept: about 32 bytes each.
 const MAX_KEPT: usize = 65_536;
@@ -82,11 +83,16 @@ impl EventLog {
     }
 
     /// Notes what a request says of its prompt; see [`Directory::claim`].
-    pub(crate) fn claim(&self, claims: &[Claim], names: &[BlockHash]) -> Vec<BlockHash> {
+    pub(crate) fn claim(
+        &self,
+        claims: &[Claim],
+        names: &[BlockHash],
+        adapter: Option<AdapterId>,
+    ) -> Vec<BlockHash> {
         if claims.is_empty() {
             return Vec::new();
         }
-        self.change(|directory, changes| directory.claim(claims, names, changes))
+        self.change(|directory, changes| directory.claim(claims, names, adapter, changes))
     }
 
     /// Changes the load.
@@ -206,7 +212,7 @@ mod tests {
     fn store(log: &EventLog, n: u32) {
         log.change(|directory, changes| {
             let claim = Claim { hash: prefix::BlockHash(u64::from(n)), tokens: 16 };
-            directory.claim(&[claim], &[name(n)], changes);
+            directory.claim(&[claim], &[name(n)], None, changes);
             directory.stored(name(n), Medium::Device, changes);
         });
     }

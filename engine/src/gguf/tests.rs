@@ -189,7 +189,14 @@ fn logits(model: LoadedModel, tokens: &[u32]) -> Result<Vec<f32>, BackendError> 
     };
     let mut backend = CpuBackend::new(model.spec, model.weights, options)?;
     let blocks = Arc::new((0..8).collect::<Vec<u32>>());
-    let span = SequenceSpan { start: 0, len: tokens.len(), context: 0, blocks, logits: LogitRows::Last(1) };
+    let span = SequenceSpan {
+        start: 0,
+        len: tokens.len(),
+        context: 0,
+        blocks,
+        logits: LogitRows::Last(1),
+        adapter: None,
+    };
     Ok(backend.forward(&StepBatch { tokens: tokens.to_vec(), spans: vec![span] })?.data)
 }
 

@@ -10,6 +10,7 @@ use strata_wire::engine_events::Medium;
 use crate::backend::Backend;
 use crate::block::{BlockHash, Change};
 use crate::events::{Claim, EventLog, KvFeed};
+use crate::lora::AdapterId;
 use crate::step::{Load, Planner, SequenceId};
 use crate::tier::{TierEvent, Tiers};
 use crate::transfer::Kept;
@@ -41,6 +42,7 @@ impl BlockKeeper {
         planner: &mut Planner,
         id: SequenceId,
         claims: &[Claim],
+        adapter: Option<AdapterId>,
     ) -> Vec<BlockHash> {
         let names = planner.names(id).to_vec();
         for hash in &names {
@@ -56,7 +58,7 @@ impl BlockKeeper {
                 break;
             }
         }
-        self.log.claim(claims, &names)
+        self.log.claim(claims, &names, adapter)
     }
 
     /// Publishes changes from now on.

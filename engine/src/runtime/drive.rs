@@ -11,6 +11,7 @@ use strata_wire::chat::FinishReason;
 use strata_wire::engine_events::Load;
 use tokio::sync::{mpsc, oneshot};
 
+use super::adapters::LoadedAdapters;
 use super::blocks::BlockKeeper;
 use super::choice::{Choice, Place};
 use super::generation::{Event, Failure, GenerationRequest};
@@ -21,6 +22,7 @@ use super::watch::Watch;
 use crate::backend::{Backend, BackendError, Logits, SequenceSpan};
 use crate::block::BlockHash;
 use crate::events::KvFeed;
+use crate::lora::AdapterId;
 use crate::sampling::Sampler;
 use crate::step::{NewSequence, Part, Plan, Planner, SequenceId};
 use crate::telemetry::Metrics;
@@ -65,6 +67,8 @@ pub(super) struct Open {
     /// Whether its prompt's blocks are kept for another engine.
     keeps: bool,
     n: usize,
+    /// The adapter that it runs with.
+    adapter: Option<AdapterId>,
 }
 
 pub(super) struct Driver {
@@ -89,6 +93,7 @@ pub(super) struct Driver {
     /// Whether nothing can run until something is told.
     stands: bool,
     pub(super) speculation: Option<Speculation>,
+    pub(super) adapters: LoadedAdapters,
     /// The tokens chosen for one sequence; kept for its buffer.
     chosen: Vec<u32>,
 }
@@ -121,6 +126,7 @@ impl Driver {
             prefill_rate: 0.0,
             plan: Plan::default(),
             speculation: None,
+            adapters: LoadedAdapters::default(),
             chosen: Vec::new(),
         }
     }
@@ -128,6 +134,12 @@ impl Driver {
     /// Guesses tokens from now on.
     pub(super) fn speculate(&mut self, speculation: Option<Speculation>) {
         self.speculation = speculation;
+    }
+
+    /// Runs requests with these adapters, which the backend has.
+    pub(super) fn adapt(&mut self, adapters: LoadedAdapters, at_once: usize) {
+        self.planner.limit_adapters(at_once);
+        self.adapters = adapters;
     }
 
     /// Opens the model again by this after a deep sleep.
@@ -201,8 +213,24 @@ impl Driver {
             claimed: Vec::new(),
             keeps: request.keeps,
             n: request.n,
+            adapter: None,
         };
-        let mut refused = None;
+        let mut refused: Option<String> = None;
+        // Of an adapter that was unloaded since the request was read, nothing is told: its name is free.
+        let told = match &request.adapter {
+            None => true,
+            Some(adapter) => match self.adapters.enter(adapter, self.backend.as_mut()) {
+                Ok(serves) => {
+                    open.adapter = Some(adapter.key.id);
+                    serves
+                }
+                Err(error) => {
+                    refused = Some(error.to_string());
+                    false
+                }
+            },
+        };
+        let adapter = request.adapter.as_ref().map(|adapter| &adapter.key);
         for (at, prompt) in request.prompts.into_iter().enumerate() {
             for i in 0..request.n {
                 let new = NewSequence {
@@ -210,6 +238,7 @@ impl Driver {
                     priority: request.priority,
                     cache_salt: request.cache_salt.clone(),
                     scored: i == 0 && request.sampling.prompt_logprobs.is_some(),
+                    adapter: adapter.cloned(),
                 };
                 let scored = new.scored;
                 let place = Place { key, index: at * request.n + i, prompt_tokens: prompt.len(), arrived };
@@ -218,8 +247,9 @@ impl Driver {
                 match self.planner.add(new) {
                     Ok(id) => {
                         if i == 0 {
-                            let claims = if at == 0 { request.claims.as_slice() } else { &[] };
-                            open.claimed.extend(self.blocks.enter(&mut self.planner, id, claims));
+                            let claims = if at == 0 && told { request.claims.as_slice() } else { &[] };
+                            let entered = self.blocks.enter(&mut self.planner, id, claims, open.adapter);
+                            open.claimed.extend(entered);
                         }
                         let (rules, ends) = (rules.clone(), ends.clone());
                         let mut choice = Choice::new(place, sampler, rules, ends, structure.as_ref());
@@ -230,14 +260,22 @@ impl Driver {
                     }
                     Err(error) => {
                         self.queued.fetch_sub(1, Ordering::Relaxed);
-                        refused = Some(error);
+                        refused = Some(error.to_string());
                     }
                 }
             }
         }
         self.requests.insert(key, open);
         if let Some(error) = refused {
-            self.fail(key, &error.to_string());
+            self.fail(key, &error);
+        }
+    }
+
+    /// What every end of a request comes to.
+    fn leave(&mut self, open: &Open) {
+        self.blocks.leave(&open.claimed);
+        if let Some(adapter) = open.adapter {
+            self.adapters.leave(adapter, self.backend.as_mut());
         }
     }
 
@@ -262,12 +300,12 @@ impl Driver {
     /// Forgets a request and gives its blocks back.
     fn end(&mut self, key: u64, reason: &'static str) {
         let Some(open) = self.requests.remove(&key) else { return };
-        self.blocks.leave(&open.claimed);
-        for id in open.sequences {
-            if let Some(choice) = self.choices.remove(&id) {
-                self.finish(id, &choice, reason);
+        for id in &open.sequences {
+            if let Some(choice) = self.choices.remove(id) {
+                self.finish(*id, &choice, reason);
             }
         }
+        self.leave(&open);
     }
 
     /// What every end of a sequence comes to.
@@ -457,9 +495,10 @@ impl Driver {
                     self.blocks.give(&open.id, id, &self.planner, self.backend.as_ref());
                 }
                 open.sequences.retain(|other| *other != id);
-                if open.sequences.is_empty() {
-                    self.blocks.leave(&open.claimed);
-                    self.requests.remove(&key);
+                if open.sequences.is_empty()
+                    && let Some(open) = self.requests.remove(&key)
+                {
+                    self.leave(&open);
                 }
                 if let Some(choice) = self.choices.remove(&id) {
                     let reason = if reason == FinishReason::Length { "length" } else { "stop" };
@@ -516,6 +555,9 @@ impl Driver {
         m.waiting.set(state.waiting as i64);
         m.waiting_tokens.set(state.waiting_tokens as i64);
         m.kv_usage.set(1.0 - state.free_blocks as f64 / state.total_blocks as f64);
+        if let Some(lora) = &m.lora {
+            lora.set(&self.planner.adapters());
+        }
         self.blocks.log().load(|load| {
             *load = Load {
                 running: state.running as u64,

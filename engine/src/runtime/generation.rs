@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::drive::Command;
 use super::structured::Structure;
 use crate::events::Claim;
+use crate::lora::Adapter;
 use crate::sampling::{SamplingParams, ScoredToken, TokenLogprobs};
 
 /// One request: some prompts, some answers to each.
@@ -33,6 +34,8 @@ pub struct GenerationRequest {
     pub cache_salt: Option<String>,
     /// Lower runs first.
     pub priority: i64,
+    /// The adapter that all of it runs with.
+    pub adapter: Option<Arc<Adapter>>,
 }
 
 /// When an answer ends and what of it is text.

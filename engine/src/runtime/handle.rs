@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::adapters::LoadedAdapters;
 use super::blocks::BlockKeeper;
 use super::drive::{Command, Driver, Submission};
 use super::generation::{Generation, GenerationRequest};
@@ -15,6 +16,7 @@ use super::watch::Watch;
 use crate::backend::{BLOCK_TOKENS, Backend};
 use crate::events::{EventLog, KvPublisher};
 use crate::grammar::Grammars;
+use crate::lora::Adapters;
 use crate::step::{Planner, StepLimits};
 use crate::telemetry::{Fixed, Metrics};
 use crate::template::ChatTemplate;
@@ -43,6 +45,8 @@ pub struct EngineParts {
     pub speculation: Option<Speculation>,
     /// Opens the model again after a sleep without weights; without it there is none.
     pub reopen: Option<Reopen>,
+    /// The adapters that requests may run with, if any may.
+    pub adapters: Option<Adapters>,
 }
 
 /// What `GET /v1/models` says of the model.
@@ -116,6 +120,14 @@ pub enum StartError {
     /// The system gave no thread.
     #[error("cannot start the engine's thread: {0}")]
     Thread(String),
+    /// The device refuses an adapter.
+    #[error("the adapter `{name}` cannot be used: {message}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// What the device said.
+        message: String,
+    },
 }
 
 /// Why a request was not accepted.
@@ -166,6 +178,7 @@ pub struct Engine {
     events: Arc<EventLog>,
     transfer: Option<Arc<Transfer>>,
     watch: Arc<Watch>,
+    adapters: Option<Adapters>,
     description: serde_json::Value,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
@@ -203,10 +216,13 @@ impl Engine {
             return Err(StartError::StepTooSmall { tokens, sequences });
         }
         let max_model_len = context(config.max_model_len, info.max_model_len, info.total_blocks)?;
-        let metrics = Arc::new(Metrics::new(
-            &parts.card.name,
-            Fixed { max_sequences: sequences, total_blocks: info.total_blocks, block_tokens: BLOCK_TOKENS },
-        ));
+        let fixed = Fixed {
+            max_sequences: sequences,
+            total_blocks: info.total_blocks,
+            block_tokens: BLOCK_TOKENS,
+            max_loras: parts.adapters.as_ref().map(Adapters::at_once),
+        };
+        let metrics = Arc::new(Metrics::new(&parts.card.name, fixed));
         let events = Arc::new(EventLog::new(uuid::Uuid::now_v7().to_string()));
         let tokenizer = Arc::new(parts.tokenizer);
         let grammars = Arc::new(Grammars::new(tokenizer.clone(), info.vocab));
@@ -225,8 +241,16 @@ impl Engine {
             disk.start(tell).map_err(|e| StartError::Thread(e.to_string()))?;
         }
         let queued = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let mut backend = parts.backend;
+        let mut loaded = LoadedAdapters::default();
+        for adapter in parts.adapters.iter().flat_map(Adapters::all) {
+            loaded.load(&adapter, backend.as_mut()).map_err(|error| {
+                let (name, message) = (adapter.key.name.to_string(), error.to_string());
+                StartError::Adapter { name, message }
+            })?;
+        }
         let mut driver = Driver::new(
-            parts.backend,
+            backend,
             Planner::new(config.step, info.total_blocks, config.prefix_cache),
             receiver,
             tokenizer.clone(),
@@ -236,6 +260,7 @@ impl Engine {
         );
         driver.speculate(parts.speculation.map(|speculation| speculation.within(max_model_len)));
         driver.reopen_by(parts.reopen);
+        driver.adapt(loaded, parts.adapters.as_ref().map_or(usize::MAX, Adapters::at_once));
         std::thread::Builder::new()
             .name("engine".into())
             // It walks grammars, which recurse.
@@ -251,6 +276,7 @@ impl Engine {
             events,
             transfer: parts.transfer,
             watch,
+            adapters: parts.adapters,
             description,
             tokenizer,
             template: parts.template,
@@ -389,6 +415,11 @@ impl Engine {
     pub fn publish(&self, publisher: KvPublisher) {
         // An engine that has stopped changes nothing.
         let _ = self.commands.send(Command::Feed(publisher.start()));
+    }
+
+    /// The adapters that requests may run with, if any may.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
     }
 
     /// The tokenizer.

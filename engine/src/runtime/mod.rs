@@ -1,6 +1,7 @@
 //! The engine at run time: one thread owns the backend and runs step after step; requests reach it
 //! over a channel and get their tokens over another.
 
+mod adapters;
 mod blocks;
 mod choice;
 mod drive;

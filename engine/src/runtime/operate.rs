@@ -1,11 +1,14 @@
 //! What an operator asks of a running engine: pause, sleep, forget the cache. Carried out by the
 //! engine's thread between two steps.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use super::drive::Driver;
 use super::watch::Condition;
 use crate::backend::{Backend, BackendError, BackendInfo, Logits, StepBatch};
+use crate::lora::{Adapter, AdapterId, LoraWeights};
 
 /// What becomes of open requests when the engine pauses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,15 @@ pub(super) enum Operation {
     Wake(oneshot::Sender<Result<(), String>>),
     ForgetCache(oneshot::Sender<()>),
     AbortAll(oneshot::Sender<usize>),
+    LoadAdapter {
+        adapter: Arc<Adapter>,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// New requests no longer run with it.
+    RetireAdapter {
+        adapter: AdapterId,
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// Whether steps are run.
@@ -81,6 +93,15 @@ impl Driver {
             }
             Operation::AbortAll(reply) => {
                 let _ = reply.send(self.abort_all());
+            }
+            Operation::LoadAdapter { adapter, reply } => {
+                let loaded = self.adapters.load(&adapter, self.backend.as_mut());
+                let _ = reply.send(loaded.map_err(|e| e.to_string()));
+            }
+            Operation::RetireAdapter { adapter, reply } => {
+                self.adapters.retire(adapter, self.backend.as_mut());
+                self.blocks.log().change(|directory, told| directory.retire(adapter, told));
+                let _ = reply.send(());
             }
         }
     }
@@ -179,11 +200,12 @@ impl Driver {
             Condition::AsleepWithWeights => self.backend.restore_cache().map_err(|e| e.to_string())?,
             Condition::AsleepWithout => {
                 let Some(reopen) = &self.reopen else { return Err("there is nothing to open".into()) };
-                let backend = reopen()?;
+                let mut backend = reopen()?;
                 let (was, is) = (self.backend.info(), backend.info());
                 if (was.vocab, was.total_blocks) != (is.vocab, is.total_blocks) {
                     return Err("the model's files have changed; restart the engine".into());
                 }
+                self.adapters.load_all(backend.as_mut()).map_err(|e| e.to_string())?;
                 self.backend = backend;
             }
         }
@@ -216,6 +238,11 @@ impl Backend for Asleep {
 
     fn import_block(&mut self, _: u32, _: &[u8]) -> Result<(), BackendError> {
         Err(BackendError::Device { backend: self.0.name, message: "it sleeps".into() })
+    }
+
+    /// It has them all again on waking.
+    fn load_adapter(&mut self, _: AdapterId, _: &LoraWeights) -> Result<(), BackendError> {
+        Ok(())
     }
 
     fn matrix_products(&self) -> u64 {

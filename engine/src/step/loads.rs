@@ -129,9 +129,13 @@ impl Planner {
             (self.places(), self.holding().count(), self.reserved());
         let mut begun: Vec<(Order, usize)> = Vec::new();
         let mut passed: Vec<&Sequence> = Vec::new();
+        let mut adapters = self.admitting();
         for (order, sequence) in self.waiting.iter().take(WINDOW) {
             if places == 0 {
                 break;
+            }
+            if !adapters.admits(sequence.adapter.as_deref()) {
+                continue;
             }
             let hit = self.pool.peek(sequence.reusable());
             let rest = &sequence.reusable()[hit.blocks..];

@@ -7,6 +7,7 @@
 //! last in order starts over later. What lies in a tier below the pool is fetched first, and others
 //! run meanwhile. Nobody waits for ever: see [`Planner`].
 
+mod adapters;
 mod cost;
 mod loads;
 mod order;
@@ -15,6 +16,7 @@ mod planner;
 mod prompts;
 mod sequence;
 
+pub use adapters::AdapterNames;
 pub use cost::StepCost;
 pub use loads::{Load, LoadId};
 pub use plan::{Admission, NewSequence, Part, Plan, PlannerState, Refused, StepLimits};

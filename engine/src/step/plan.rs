@@ -1,8 +1,11 @@
 //! What goes into a planner and what comes out.
 
+use std::sync::Arc;
+
 use super::loads::Load;
 use super::sequence::SequenceId;
 use crate::backend::StepBatch;
+use crate::lora::AdapterKey;
 
 /// How much one step may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct NewSequence {
     pub cache_salt: Option<String>,
     /// Whether the logits of all prompt tokens are wanted, so that no prefix can be reused.
     pub scored: bool,
+    /// The adapter that it runs with.
+    pub adapter: Option<Arc<AdapterKey>>,
 }
 
 /// Why a sequence can never run.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::adapters::AdapterPlaces;
 use super::cost::StepCost;
 use super::order::Order;
 use super::plan::{NewSequence, Part, Plan, PlannerState, Refused, StepLimits};
@@ -15,7 +16,8 @@ use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, Change, blocks_for};
 /// Sequences have an order ([`Order`]: priority with age), and the first in order always gets on: when
 /// it runs it is never preempted and has a part of every step, at least half of what the step takes of
 /// prompts; when it waits, nobody behind it is admitted before it, unless it waits for a prefix that a
-/// running sequence is computing. Since only a bounded number of later arrivals can go before a
+/// running sequence is computing, or needs no adapter while the first waits for one of its places
+/// ([`Planner::limit_adapters`]). Since only a bounded number of later arrivals can go before a
 /// sequence, each becomes the first after a bounded number of steps, whatever else arrives.
 ///
 /// Planning takes time by the sequences that run and are admitted, not by those that wait.
@@ -40,6 +42,7 @@ pub struct Planner {
     pub(super) cost: StepCost,
     /// Whether nothing is admitted.
     pub(super) held: bool,
+    pub(super) adapters: AdapterPlaces,
     draft: Draft,
 }
 
@@ -79,8 +82,14 @@ impl Planner {
             steps: 0,
             cost: StepCost::default(),
             held: false,
+            adapters: AdapterPlaces::default(),
             draft: Draft::default(),
         }
+    }
+
+    /// From now on a step holds at most so many different adapters.
+    pub fn limit_adapters(&mut self, most: usize) {
+        self.adapters.limit(most);
     }
 
     /// Queues a sequence.
@@ -96,11 +105,7 @@ impl Planner {
         self.next_id += 1;
         let order = Order::new(new.priority, self.steps, id);
         self.orders.insert(id, order);
-        let mut sequence = Sequence::new(new.tokens, new.cache_salt.as_deref(), self.prefix_cache);
-        if new.scored {
-            sequence.scored = sequence.tokens.len();
-        }
-        self.enqueue(order, sequence);
+        self.enqueue(order, Sequence::new(new, self.prefix_cache));
         Ok(id)
     }
 
@@ -293,12 +298,14 @@ impl Planner {
 
     fn enqueue(&mut self, order: Order, sequence: Sequence) {
         self.waiting_tokens += sequence.tokens.len();
+        self.adapters.wait(sequence.adapter.as_ref());
         self.waiting.insert(order, sequence);
     }
 
     pub(super) fn dequeue(&mut self, order: Order) -> Option<Sequence> {
         let sequence = self.waiting.remove(&order)?;
         self.waiting_tokens -= sequence.tokens.len();
+        self.adapters.wait_no_longer(sequence.adapter.as_ref());
         Some(sequence)
     }
 
@@ -324,6 +331,7 @@ impl Planner {
                 context: sequence.computed,
                 blocks: sequence.blocks.clone(),
                 logits: rows,
+                adapter: sequence.adapter.as_ref().map(|adapter| adapter.id),
             });
             plan.batch.tokens.extend(&sequence.tokens[sequence.computed..sequence.computed + certain]);
             plan.batch.tokens.extend(&sequence.drafts[..piece.drafted]);

@@ -90,6 +90,7 @@ impl Machine {
             priority,
             cache_salt: salt.map(str::to_owned),
             scored: false,
+            adapter: None,
         };
         let id = self.planner.add(new).unwrap();
         self.wanted.insert(id, (count, Vec::new()));
@@ -340,7 +341,13 @@ fn a_load_whose_sequence_is_gone_is_not_expected() {
 #[test]
 fn what_can_never_fit_is_refused() {
     let mut planner = Planner::new(WIDE, 4, true);
-    let new = |tokens| NewSequence { tokens: vec![0; tokens], priority: 0, cache_salt: None, scored: false };
+    let new = |tokens| NewSequence {
+        tokens: vec![0; tokens],
+        priority: 0,
+        cache_salt: None,
+        scored: false,
+        adapter: None,
+    };
     assert_eq!(planner.add(new(0)), Err(Refused::Empty));
     assert_eq!(planner.add(new(65)), Err(Refused::TooLong { tokens: 65, needed: 5, total: 4 }));
     assert!(planner.add(new(64)).is_ok());
@@ -566,7 +573,13 @@ mod histories {
 fn a_scored_prompt_is_computed_whole_with_all_its_logits_in_bounded_chunks() {
     let limits = StepLimits { tokens: 256, sequences: 4 };
     let mut planner = Planner::new(limits, 64, true);
-    let new = |scored| NewSequence { tokens: (0..200).collect(), priority: 0, cache_salt: None, scored };
+    let new = |scored| NewSequence {
+        tokens: (0..200).collect(),
+        priority: 0,
+        cache_salt: None,
+        scored,
+        adapter: None,
+    };
     for scored in [false, true, true] {
         let id = planner.add(new(scored)).unwrap();
         let mut rows = Vec::new();

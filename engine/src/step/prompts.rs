@@ -69,9 +69,13 @@ impl Planner {
         // otherwise it would soon be preempted, or preempt.
         let mut growing = self.holding().count();
         let mut reserved = self.reserved();
+        let mut adapters = self.admitting();
         for (order, sequence) in self.waiting.iter().take(WINDOW) {
             if places == 0 {
                 break;
+            }
+            if !adapters.admits(sequence.adapter.as_deref()) {
+                continue;
             }
             let hit = self.pool.peek(sequence.reusable());
             // Another sequence is computing this very prefix: its blocks are worth the wait, and

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::loads::Awaited;
-use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, HashChain};
+use super::plan::NewSequence;
+use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, Full, HashChain};
+use crate::lora::AdapterKey;
 
 /// A sequence's identity inside one planner, never used twice; later sequences have larger ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,18 +30,30 @@ pub(super) struct Sequence {
     pub(super) admitted: bool,
     /// Blocks that are on their way from below the pool.
     pub(super) awaited: Awaited,
+    /// The adapter that it runs with.
+    pub(super) adapter: Option<Arc<AdapterKey>>,
     chain: HashChain,
 }
 
 impl Sequence {
-    pub(super) fn new(tokens: Vec<u32>, cache_salt: Option<&str>, prefix_cache: bool) -> Self {
-        let mut chain = HashChain::new(cache_salt);
+    pub(super) fn new(new: NewSequence, prefix_cache: bool) -> Self {
+        let NewSequence { tokens, cache_salt, scored, adapter, priority: _ } = new;
+        let mut chain = HashChain::with(cache_salt.as_deref(), adapter.as_deref());
         if prefix_cache {
             chain.extend(&tokens);
         }
-        let (blocks, drafts) = (Arc::default(), Vec::new());
-        let awaited = Awaited::default();
-        Self { tokens, computed: 0, blocks, drafts, named: 0, scored: 0, admitted: false, awaited, chain }
+        Self {
+            computed: 0,
+            blocks: Arc::default(),
+            drafts: Vec::new(),
+            named: 0,
+            scored: if scored { tokens.len() } else { 0 },
+            admitted: false,
+            awaited: Awaited::default(),
+            adapter,
+            chain,
+            tokens,
+        }
     }
 
     /// Tokens that must be run before the next one can be sampled: never zero.
@@ -120,7 +134,8 @@ impl Sequence {
             for i in self.named..full {
                 let parent = i.checked_sub(1).map(|before| hashes[before]);
                 let tokens = &self.tokens[i * BLOCK_TOKENS..(i + 1) * BLOCK_TOKENS];
-                pool.name(self.blocks[i], hashes[i], parent, tokens);
+                let full = Full { parent, tokens, adapter: self.adapter.as_ref() };
+                pool.name(self.blocks[i], hashes[i], full);
             }
             self.named = full;
         }

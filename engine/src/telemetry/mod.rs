@@ -1,5 +1,6 @@
 //! The engine's metrics, under vLLM's names, so that dashboards and scalers made for it work.
 
+mod lora;
 mod sleep;
 mod speculation;
 
@@ -13,6 +14,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use strata_wire::metrics::engine as names;
 
+pub use lora::LoraMetrics;
 pub use sleep::SleepMetrics;
 pub use speculation::SpeculationMetrics;
 
@@ -84,6 +86,8 @@ pub struct Metrics {
     pub sleep: SleepMetrics,
     /// Guessed tokens.
     pub speculation: SpeculationMetrics,
+    /// Adapters; none where there cannot be any.
+    pub lora: Option<LoraMetrics>,
 }
 
 /// Seconds, from one millisecond to a quarter of an hour.
@@ -106,6 +110,8 @@ pub struct Fixed {
     pub total_blocks: usize,
     /// Tokens of a block.
     pub block_tokens: usize,
+    /// Different adapters that a step holds at most; none where there are none.
+    pub max_loras: Option<usize>,
 }
 
 impl Metrics {
@@ -144,6 +150,7 @@ impl Metrics {
             ),
             sleep: SleepMetrics::new(r),
             speculation: SpeculationMetrics::new(r),
+            lora: fixed.max_loras.map(|most| LoraMetrics::new(r, most)),
             running: gauge(r, names::RUNNING, "Sequences in the running batch"),
             waiting: gauge(r, names::WAITING, "Sequences that wait to be scheduled"),
             waiting_tokens: gauge(r, names::WAITING_TOKENS, "Tokens of the sequences that wait"),

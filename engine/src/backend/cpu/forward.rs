@@ -5,6 +5,7 @@ use super::cache::Cache;
 use super::experts::Mixture;
 use super::layer::{FeedForward, Layer, Projection};
 use super::lines::{Line, Rows};
+use super::lora::{LoraRuns, Loras};
 use super::pointwise::{Rotation, add_rows, gate_rows, norm_rows, padded};
 use super::product::{multiply, multiply_gated};
 use super::quantise::Quantised;
@@ -12,6 +13,7 @@ use super::simd::{Kernel, Simd};
 use super::tanh::{cap_rows, scale_rows};
 use super::team::Machine;
 use crate::backend::{BLOCK_TOKENS, Logits, StepBatch};
+use crate::lora::{AdapterId, LoraWeights, Target};
 use crate::model::spec::{self, ModelSpec};
 use crate::tensor::{Linear, Tensor, Weights, dequantise};
 
@@ -27,6 +29,7 @@ pub(super) struct Model {
     output_norm: Box<[Line]>,
     head: Projection,
     cache: Cache,
+    loras: Loras,
 }
 
 /// Everything between the layers' parameters, kept from step to step.
@@ -35,6 +38,7 @@ pub(super) struct Activations {
     local_rotation: Option<Rotation>,
     positions: Vec<u32>,
     slots: Vec<(u32, u32)>,
+    lora_runs: LoraRuns,
     /// The residual stream.
     stream: Rows,
     normed: Rows,
@@ -59,6 +63,7 @@ impl Activations {
             local_rotation: spec.local_rope.as_ref().map(rotation),
             positions: Vec::new(),
             slots: Vec::new(),
+            lora_runs: LoraRuns::default(),
             stream: Rows::default(),
             normed: Rows::default(),
             quantised: Quantised::default(),
@@ -78,6 +83,7 @@ impl Activations {
     fn place(&mut self, step: &StepBatch) {
         self.positions.clear();
         self.slots.clear();
+        self.lora_runs.place(&step.spans);
         for span in &step.spans {
             for position in span.context..span.context + span.len {
                 self.positions.push(position as u32);
@@ -123,7 +129,25 @@ impl Model {
             output_norm: padded(&weights.output_norm),
             spec,
             cache,
+            loras: Loras::default(),
         })
+    }
+
+    /// The adapters that it has.
+    pub(super) fn loras(&self) -> &Loras {
+        &self.loras
+    }
+
+    /// Takes an adapter over, or says how its shape differs.
+    pub(super) fn load_adapter(&mut self, id: AdapterId, weights: &LoraWeights) -> Result<(), String> {
+        weights.check(&self.spec)?;
+        self.loras.load(id, weights);
+        Ok(())
+    }
+
+    /// Lets go of an adapter.
+    pub(super) fn unload_adapter(&mut self, id: AdapterId) {
+        self.loras.unload(id);
     }
 
     /// The cache, for whole blocks in and out.
@@ -150,7 +174,7 @@ impl Model {
         a: &mut Activations,
         step: &StepBatch,
     ) -> (Logits, u64) {
-        let Self { spec, embedding, layers, output_norm, head, cache } = self;
+        let Self { spec, embedding, layers, output_norm, head, cache, loras } = self;
         let eps = spec.norm_eps;
         let shape = Shape {
             head_dim: spec.head_dim,
@@ -173,6 +197,9 @@ impl Model {
             let projections =
                 [layer.query.to(&mut a.queries), layer.key.to(&mut a.keys), layer.value.to(&mut a.values)];
             multiply(machine, &a.normed, &mut a.quantised, projections);
+            let outputs =
+                [(Target::Query, &mut a.queries), (Target::Key, &mut a.keys), (Target::Value, &mut a.values)];
+            loras.add(machine, &a.lora_runs, index, &a.normed, outputs);
             let rotation = match spec.per_layer[index].rotation {
                 spec::Rotation::Global => Some(&a.rotation),
                 spec::Rotation::Local => a.local_rotation.as_ref(),
@@ -190,6 +217,8 @@ impl Model {
             );
             let projection = [layer.attention_output.to(&mut a.projected)];
             multiply(machine, &a.attended, &mut a.quantised, projection);
+            let outputs = [(Target::Output, &mut a.projected)];
+            loras.add(machine, &a.lora_runs, index, &a.attended, outputs);
             a.add_projected(machine, layer.attention_post_norm.as_deref(), eps);
 
             norm_rows(machine, &a.stream, &layer.feed_forward_norm, eps, &mut a.normed);
@@ -197,15 +226,20 @@ impl Model {
             products += match (&layer.feed_forward, spec.experts) {
                 (FeedForward::Dense(dense), _) => {
                     let (activation, quantised) = (spec.activation, &mut a.quantised);
-                    if step.tokens.len() < MANY_TOKENS {
+                    // An adapter's part comes between the products and the gate.
+                    if step.tokens.len() < MANY_TOKENS || !a.lora_runs.is_empty() {
                         let projections = [dense.gate.to(&mut a.gate), dense.up.to(&mut a.up)];
                         multiply(machine, &a.normed, quantised, projections);
+                        let outputs = [(Target::Gate, &mut a.gate), (Target::Up, &mut a.up)];
+                        loras.add(machine, &a.lora_runs, index, &a.normed, outputs);
                         gate_rows(machine, activation, &mut a.gate, &a.up);
                     } else {
                         let (gate, up) = (dense.gate.factor(), dense.up.factor());
                         multiply_gated(machine, &a.normed, quantised, activation, gate, up, &mut a.gate);
                     }
                     multiply(machine, &a.gate, &mut a.quantised, [dense.down.to(&mut a.projected)]);
+                    let outputs = [(Target::Down, &mut a.projected)];
+                    loras.add(machine, &a.lora_runs, index, &a.gate, outputs);
                     3
                 }
                 (FeedForward::Experts(experts), shape) => {

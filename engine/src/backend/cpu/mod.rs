@@ -19,6 +19,7 @@ mod forward;
 mod integer;
 mod layer;
 mod lines;
+mod lora;
 mod pack;
 mod pointwise;
 mod product;
@@ -44,6 +45,7 @@ use self::forward::{Activations, Model};
 use self::simd::Level;
 use self::team::Machine;
 use super::{Backend, BackendError, BackendInfo, Logits, StepBatch};
+use crate::lora::{AdapterId, LoraWeights};
 use crate::model::spec::ModelSpec;
 use crate::tensor::Weights;
 
@@ -144,7 +146,7 @@ impl Backend for CpuBackend {
     }
 
     fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError> {
-        validate::check(step, &self.info)?;
+        validate::check(step, &self.info, self.model.loras())?;
         let (logits, executed) = self.model.forward(&mut self.machine, &mut self.activations, step);
         self.products += executed;
         Ok(logits)
@@ -179,6 +181,16 @@ impl Backend for CpuBackend {
         }
         let message = format!("no memory for the KV cache of {blocks} blocks");
         Err(BackendError::Device { backend: "cpu", message })
+    }
+
+    fn load_adapter(&mut self, id: AdapterId, weights: &LoraWeights) -> Result<(), BackendError> {
+        self.model
+            .load_adapter(id, weights)
+            .map_err(|message| BackendError::Device { backend: "cpu", message })
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        self.model.unload_adapter(id);
     }
 
     fn matrix_products(&self) -> u64 {

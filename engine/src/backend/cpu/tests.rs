@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::simd::Level;
 use super::{CacheType, CpuBackend, CpuOptions, Precision};
 use crate::backend::{BLOCK_TOKENS, Backend, BackendError, LogitRows, SequenceSpan, StepBatch};
+use crate::lora::{AdapterId, tests as lora};
 use crate::model::spec::{Activation, ExpertsSpec, LayerSpec, ModelSpec, Rope, RopeLayout, Rotation};
 use crate::tensor::Weights;
 
@@ -44,6 +45,7 @@ fn span(step: &mut StepBatch, sequence: &[u32], from: usize, to: usize, blocks: 
         context: from,
         blocks: blocks.to_vec().into(),
         logits: LogitRows::Last(1),
+        adapter: None,
     });
     step.tokens.extend(&sequence[from..to]);
 }
@@ -225,6 +227,80 @@ fn every_instruction_set_and_thread_count_computes_the_same_bits() {
     }
 }
 
+/// Sequences of adapters and of none, in one step and in chunks, are each what they are alone.
+#[test]
+fn adapters_do_not_depend_on_what_runs_beside_them() {
+    let sequences: Vec<(Vec<u32>, Option<AdapterId>)> =
+        [(3u32, None), (40, Some(1)), (17, Some(2)), (1, Some(1)), (9, None), (2, Some(1)), (21, Some(2))]
+            .iter()
+            .enumerate()
+            .map(|(i, (len, adapter))| {
+                let tokens = (0..*len).map(|t| (t * 13 + i as u32 * 29) % VOCAB as u32).collect();
+                (tokens, adapter.map(AdapterId))
+            })
+            .collect();
+    for spec in shapes() {
+        let load = |backend: &mut CpuBackend| {
+            for (id, rank) in [(1, 5), (2, 16)] {
+                backend.load_adapter(AdapterId(id), &lora::random(&spec, rank, id)).unwrap();
+            }
+        };
+        let run = |backend: &mut CpuBackend, chunk: usize, together: bool| {
+            let mut last = vec![Vec::new(); sequences.len()];
+            let groups: Vec<Vec<usize>> = if together {
+                vec![(0..sequences.len()).collect()]
+            } else {
+                (0..sequences.len()).map(|i| vec![i]).collect()
+            };
+            for group in groups {
+                for from in (0..40).step_by(chunk) {
+                    let (mut step, mut members) = (StepBatch::default(), Vec::new());
+                    for &i in &group {
+                        let (tokens, adapter) = &sequences[i];
+                        if from < tokens.len() {
+                            let to = tokens.len().min(from + chunk);
+                            span(&mut step, tokens, from, to, &blocks(8 + i as u32 * 4, 4));
+                            step.spans.last_mut().unwrap().adapter = *adapter;
+                            members.push(i);
+                        }
+                    }
+                    let logits = backend.forward(&step).unwrap();
+                    for (row, i) in members.into_iter().enumerate() {
+                        last[i] = to_bits(logits.row(row));
+                    }
+                }
+            }
+            last
+        };
+        let mut plain = backend(&spec);
+        let mut adapted = backend(&spec);
+        load(&mut adapted);
+        let alone = run(&mut adapted, 40, false);
+        for (i, (tokens, adapter)) in sequences.iter().enumerate() {
+            let base = super::tests::run(&mut plain, tokens, 40, &blocks(0, 4));
+            assert_eq!(alone[i] == base, adapter.is_none(), "an adapter alone changes answers: {spec:?}");
+        }
+        for level in Level::available() {
+            for (threads, chunk) in [(1, 40), (3, 7)] {
+                let mut backend = backend_on(&spec, options(threads, CacheType::F32), level);
+                load(&mut backend);
+                let products = backend.matrix_products();
+                assert_eq!(run(&mut backend, chunk, true), alone, "{} in {spec:?}", level.name());
+                assert!(backend.matrix_products() > products);
+            }
+        }
+        adapted.unload_adapter(AdapterId(2));
+        let mut step = StepBatch::default();
+        span(&mut step, &[1], 0, 1, &[0]);
+        step.spans[0].adapter = Some(AdapterId(2));
+        let error = adapted.forward(&step).unwrap_err().to_string();
+        assert_eq!(error, "span 0 of the step names an adapter that is not loaded");
+        let other = ModelSpec { intermediate: spec.intermediate + 16, ..spec.clone() };
+        let error = adapted.load_adapter(AdapterId(3), &lora::random(&other, 2, 1));
+        assert_eq!(error.is_err(), spec.per_layer.iter().any(|layer| !layer.experts));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -270,8 +346,14 @@ proptest! {
 #[test]
 fn a_step_that_does_not_fit_is_refused() {
     let mut backend = backend(&ModelSpec::tiny(VOCAB));
-    let good =
-        SequenceSpan { start: 0, len: 2, context: 0, blocks: Arc::new(vec![0]), logits: LogitRows::Last(1) };
+    let good = SequenceSpan {
+        start: 0,
+        len: 2,
+        context: 0,
+        blocks: Arc::new(vec![0]),
+        logits: LogitRows::Last(1),
+        adapter: None,
+    };
     let mut message = |tokens: &[u32], span: SequenceSpan| {
         let step = StepBatch { tokens: tokens.to_vec(), spans: vec![span] };
         backend.forward(&step).unwrap_err().to_string()

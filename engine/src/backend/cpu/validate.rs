@@ -1,10 +1,11 @@
 //! Checks a step before anything is touched, so that the kernels may rely on it.
 
+use super::lora::Loras;
 use crate::backend::{BLOCK_TOKENS, BackendError, BackendInfo, StepBatch};
 
 /// An error unless every token is in the vocabulary, the spans follow one another over all tokens, and
-/// every position has a block that exists.
-pub(super) fn check(step: &StepBatch, info: &BackendInfo) -> Result<(), BackendError> {
+/// every position has a block that exists, and every adapter is there.
+pub(super) fn check(step: &StepBatch, info: &BackendInfo, loras: &Loras) -> Result<(), BackendError> {
     if let Some(&token) = step.tokens.iter().find(|token| **token as usize >= info.vocab) {
         return Err(BackendError::TokenOutOfRange { token, vocab: info.vocab });
     }
@@ -27,6 +28,9 @@ pub(super) fn check(step: &StepBatch, info: &BackendInfo) -> Result<(), BackendE
         let needed = end.div_ceil(BLOCK_TOKENS);
         if span.blocks.len() < needed {
             return Err(bad(format!("has {} blocks, but {end} tokens need {needed}", span.blocks.len())));
+        }
+        if span.adapter.is_some_and(|adapter| !loras.has(adapter)) {
+            return Err(bad("names an adapter that is not loaded".to_owned()));
         }
         if let Some(block) = span.blocks.iter().find(|block| **block as usize >= info.total_blocks) {
             return Err(bad(format!("names block {block} of {}", info.total_blocks)));

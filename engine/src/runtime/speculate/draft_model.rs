@@ -63,6 +63,8 @@ impl DraftModel {
             context: from,
             blocks: held.blocks.clone(),
             logits: rows,
+            // The draft model has none: with it, guesses are of the base, and fewer come true.
+            adapter: None,
         });
         self.batch.tokens.extend_from_slice(tokens);
         true
