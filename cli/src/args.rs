@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use strata_engine::events::KvEventsConfig;
+use strata_engine::lora::{LoraModule, LoraOptions, RuntimeLora};
 use strata_operator::cluster::ClusterSite;
 use strata_wire::defaults;
 
@@ -253,12 +254,53 @@ pub(crate) struct Engine {
     /// them up in the prompt, {"method":"draft_model","model":"URI"} asks a smaller model
     #[arg(long, value_name = "JSON")]
     pub(crate) speculative_config: Option<strata_engine::SpeculativeConfig>,
+    #[command(flatten)]
+    pub(crate) lora: Lora,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_grace: u64,
     /// Seconds that a step may take before /health fails; one for each of its tokens, if that is more
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) step_timeout: u64,
+}
+
+/// Which adapters requests may run with.
+#[derive(ClapArgs, Clone, Debug)]
+pub(crate) struct Lora {
+    /// Serve LoRA adapters, each asked for by its name as `model`
+    #[arg(long)]
+    pub(crate) enable_lora: bool,
+    /// Adapters served from the start: NAME=FOLDER, or JSON with name, path and base_model_name
+    #[arg(long, value_name = "ADAPTER", num_args = 1.., requires = "enable_lora")]
+    pub(crate) lora_modules: Vec<LoraModule>,
+    /// Different adapters in one step; requests for more wait
+    #[arg(long, value_name = "N", default_value_t = LoraOptions::default().max_loras)]
+    pub(crate) max_loras: usize,
+    /// Largest rank of an adapter, up to 512
+    #[arg(long, value_name = "N", default_value_t = LoraOptions::default().max_lora_rank)]
+    pub(crate) max_lora_rank: usize,
+    /// Adapters served at the same time; loading more is refused [default: 32, or as many as are named]
+    #[arg(long, value_name = "N", requires = "enable_lora")]
+    pub(crate) max_cpu_loras: Option<usize>,
+    /// Answer /v1/load_lora_adapter and /v1/unload_lora_adapter, to the layer above alone
+    #[arg(long, requires_all = ["enable_lora", "lora_folder"])]
+    pub(crate) allow_runtime_lora_updating: bool,
+    /// Folder below which adapters must lie that are loaded so; a relative lora_path begins there
+    #[arg(long, value_name = "FOLDER", requires = "allow_runtime_lora_updating")]
+    pub(crate) lora_folder: Option<PathBuf>,
+}
+
+impl Lora {
+    /// What they say together; none when adapters are not enabled.
+    pub(crate) fn options(self) -> Option<LoraOptions> {
+        self.enable_lora.then_some(LoraOptions {
+            modules: self.lora_modules,
+            max_loras: self.max_loras,
+            max_lora_rank: self.max_lora_rank,
+            max_cpu_loras: self.max_cpu_loras,
+            runtime: self.lora_folder.map(|folder| RuntimeLora { folder }),
+        })
+    }
 }
 
 /// vLLM's settings of block events.

@@ -11,6 +11,7 @@ use strata_wire::chat::Message;
 use crate::EngineError;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{BLOCK_TOKENS, Backend};
+use crate::lora::Adapters;
 use crate::memory;
 use crate::model::load::{LoadedModel, load};
 use crate::options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
@@ -59,6 +60,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
         precision: options.precision,
         cache: options.kv_cache_dtype,
     };
+    let shape = options.lora.is_some().then(|| spec.clone());
     let backend = CpuBackend::new(spec, weights, cpu)?;
     let file = path.clone();
     let reopen: Reopen = Box::new(move || {
@@ -92,6 +94,12 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
             Some(Speculation::new(config, draft).map_err(EngineError::Speculative)?)
         }
     };
+    let adapters = match (&options.lora, shape) {
+        (Some(lora), Some(spec)) => {
+            Some(Adapters::open(spec, &card.name, lora.clone(), now).map_err(EngineError::Lora)?)
+        }
+        _ => None,
+    };
     let parts = EngineParts {
         backend: Box::new(backend),
         tokenizer,
@@ -101,6 +109,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
         transfer,
         speculation,
         reopen: Some(reopen),
+        adapters,
     };
     let engine = Engine::start(
         parts,

@@ -8,6 +8,7 @@ use strata_wire::defaults;
 
 use crate::backend::cpu::{CacheType, Precision};
 use crate::events::KvEventsConfig;
+use crate::lora::LoraOptions;
 use crate::runtime::SpeculativeConfig;
 use crate::tier::KvDisk;
 use crate::transfer::KvTransfer;
@@ -65,6 +66,9 @@ pub struct EngineOptions {
     /// How tokens are guessed; without it none are.
     #[serde(default)]
     pub speculative: Option<SpeculativeConfig>,
+    /// Adapters that requests may run with; without it there are none.
+    #[serde(default)]
+    pub lora: Option<LoraOptions>,
     /// Sequences that may wait for a place in a step; more are refused with 503.
     #[serde(default = "max_waiting")]
     pub max_waiting: usize,
@@ -183,6 +187,7 @@ impl EngineOptions {
             kv_events_config: None,
             kv_transfer: None,
             speculative: None,
+            lora: None,
             max_waiting: max_waiting(),
             tool_call_parser: ToolCallParser::default(),
             reasoning_parser: ReasoningParser::default(),

@@ -56,6 +56,9 @@ pub enum EngineError {
     /// Tokens cannot be guessed in this way.
     #[error("speculative: {0}")]
     Speculative(String),
+    /// Adapters cannot be served in this way.
+    #[error("lora: {0}")]
+    Lora(String),
     /// The limits do not fit together.
     #[error(transparent)]
     Start(#[from] StartError),

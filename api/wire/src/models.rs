@@ -25,6 +25,9 @@ pub struct Model {
     /// Tokens of prompt and output together that it can hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_model_len: Option<u64>,
+    /// The model that this one is an adapter of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// Prompt tokens that the chat template can add to the bytes of a body, published by the
     /// engine so that the gateway can bound a prompt without reading it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +50,7 @@ impl Model {
             created,
             owned_by: "strata".to_owned(),
             max_model_len: None,
+            parent: None,
             template_overhead: None,
         }
     }

@@ -35,6 +35,11 @@ pub(crate) fn assemble(
     if options.served_model_name.as_ref().is_some_and(|name| name.trim().is_empty()) {
         return Err(EngineError::ServedName);
     }
+    if options.lora.is_some() {
+        let message =
+            "adapters are for models that generate, and this is an encoder; leave --enable-lora out";
+        return Err(EngineError::Lora(message.into()));
+    }
     let positions = spec.max_positions;
     let max_len = match options.max_model_len {
         Some(asked) if asked > positions => {

@@ -20,6 +20,7 @@ use strata_wire::chat::Message;
 use tower::ServiceExt;
 
 use self::mutate::{Random, mutate};
+use crate::lora::{LoraOptions, Read, RuntimeLora, read, tests as lora};
 use crate::model::load::load;
 use crate::options::{EngineOptions, KvCache};
 use crate::runtime::Engine;
@@ -152,6 +153,23 @@ fn safetensors_and_configuration() {
 }
 
 #[test]
+fn adapters() {
+    let (spec, folder) = (lora::spec(), lora::folder());
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        let path = folder.path().join(file);
+        let whole = std::fs::read(&path).unwrap();
+        fuzz(file, std::slice::from_ref(&whole), |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            let how = Read { spec: &spec, max_rank: 8, within: None };
+            // What is taken can be run.
+            read(folder.path(), how)
+                .is_ok_and(|weights| weights.check(&spec).map(|()| weights.digest()).is_ok())
+        });
+        std::fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
 fn templates() {
     fuzz("template", &[TEMPLATE.into()], |bytes| renders(&String::from_utf8_lossy(bytes)));
 }
@@ -182,6 +200,10 @@ fn requests() {
         kv_cache: KvCache::Blocks(32),
         threads: 1,
         served_model_name: Some("m".into()),
+        lora: Some(LoraOptions {
+            runtime: Some(RuntimeLora { folder: folder.path().into() }),
+            ..LoraOptions::default()
+        }),
         ..EngineOptions::new(folder.path().display().to_string())
     };
     let engine = crate::assemble(&options, 0).unwrap();
@@ -199,6 +221,8 @@ fn requests() {
         ("/tokenize", tokenize),
         ("/detokenize", r#"{"model":"m","tokens":[1,2,5]}"#),
         ("/abort_requests", r#"{"request_ids":["a","b"]}"#),
+        ("/v1/load_lora_adapter", r#"{"lora_name":"l","lora_path":"a","load_inplace":true}"#),
+        ("/v1/unload_lora_adapter", r#"{"lora_name":"l"}"#),
     ];
     for (path, whole) in cases {
         fuzz(path.trim_matches('/').replace('/', "-").as_str(), &[whole.into()], |body| {

@@ -32,7 +32,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, Fault> {
     let members = Members::read(body).await?;
-    submit::check_model(&members, &engine, true)?;
+    let adapter = submit::check_model(&members, &engine, true)?;
     let messages = messages::read(&members)?;
     let tools = messages::tools(&members)?;
     let mut options =
@@ -62,7 +62,7 @@ pub(super) async fn create(
     let head = Head {
         id: format!("chatcmpl-{id}"),
         created: submit::now(),
-        model: engine.card().name.clone(),
+        model: submit::answers_as(&engine, adapter.as_deref()),
         n: options.n,
         logprobs: options.sampling.logprobs.is_some(),
         speech,
@@ -71,7 +71,7 @@ pub(super) async fn create(
     };
     let meter = Meter { prompt: prompt.len(), ..Meter::default() };
     let streaming = options.stream;
-    let mut generation = submit::submit(&engine, id, vec![prompt], claims, options)?;
+    let mut generation = submit::submit(&engine, id, vec![prompt], claims, options, adapter)?;
     let begun = submit::begin(&mut generation).await?;
     if let Some(how) = streaming {
         return Ok(answer::stream(ChatStream::new(head, how, meter, engine, generation, begun).events()));

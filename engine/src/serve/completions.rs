@@ -31,7 +31,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Response, Fault> {
     let members = Members::read(body).await?;
-    submit::check_model(&members, &engine, true)?;
+    let adapter = submit::check_model(&members, &engine, true)?;
     let logprobs = members.whole("logprobs", 0..=5)?.map(|top| top as usize);
     let mut options = options::read(&members, engine.tokenizer(), engine.max_model_len(), logprobs)?;
     members.unbuilt("suffix", |v| v == "", "remove it")?;
@@ -71,7 +71,7 @@ pub(super) async fn create(
     let head = Head {
         id: format!("cmpl-{id}"),
         created: submit::now(),
-        model: engine.card().name.clone(),
+        model: submit::answers_as(&engine, adapter.as_deref()),
         n: options.n,
         echoed,
         keep,
@@ -82,7 +82,7 @@ pub(super) async fn create(
     };
     let meter = Meter { prompt: prompts.iter().map(Vec::len).sum(), ..Meter::default() };
     let streaming = options.stream;
-    let mut generation = submit::submit(&engine, id, prompts, claims, options)?;
+    let mut generation = submit::submit(&engine, id, prompts, claims, options, adapter)?;
     let begun = submit::begin(&mut generation).await?;
     if let Some(how) = streaming {
         return Ok(answer::stream(

@@ -3,6 +3,7 @@
 //! Everything a client sends is checked here, by name and range, before the engine sees it; what is
 //! not built is refused, never ignored.
 
+mod adapters;
 mod answer;
 mod chat;
 mod chat_stream;
@@ -50,6 +51,8 @@ pub fn router(engine: Arc<Engine>, above: Above) -> Router {
         .route("/internal/v1/abort/{id}", post(operate::abort))
         .route("/internal/v1/events", get(events::follow))
         .route("/internal/v1/kv/{id}", get(operate::blocks))
+        .route("/v1/load_lora_adapter", post(adapters::load))
+        .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/sleep", post(control::sleep))
         .route("/wake_up", post(control::wake_up))
         .route("/is_sleeping", get(control::is_sleeping))

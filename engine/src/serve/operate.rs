@@ -13,6 +13,7 @@ use strata_wire::ErrorKind;
 use strata_wire::models::{Model, ModelList};
 
 use super::submit;
+use crate::lora::{Adapter, Adapters};
 use crate::runtime::{Condition, Engine};
 use crate::telemetry;
 
@@ -25,9 +26,21 @@ fn card(engine: &Engine) -> Model {
     }
 }
 
-/// The one model that is served.
+/// An adapter, which is asked for as a model.
+fn adapter_card(engine: &Engine, adapter: &Adapter) -> Model {
+    Model {
+        id: adapter.key.name.to_string(),
+        created: adapter.created,
+        parent: Some(engine.card().name.clone()),
+        ..card(engine)
+    }
+}
+
+/// The model that is served, and its adapters.
 pub(super) async fn models(State(engine): State<Arc<Engine>>) -> Json<ModelList> {
-    Json(ModelList::new(vec![card(&engine)]))
+    let adapters = engine.adapters().map(Adapters::all).unwrap_or_default();
+    let adapters = adapters.iter().map(|adapter| adapter_card(&engine, adapter));
+    Json(ModelList::new(std::iter::once(card(&engine)).chain(adapters).collect()))
 }
 
 /// The model of this name.
@@ -35,10 +48,9 @@ pub(super) async fn model(
     State(engine): State<Arc<Engine>>,
     Path(id): Path<String>,
 ) -> Result<Json<Model>, Fault> {
-    if id == engine.card().name {
-        Ok(Json(card(&engine)))
-    } else {
-        Err(submit::no_such_model(&id, &engine.card().name))
+    match submit::served(&engine, &id)? {
+        None => Ok(Json(card(&engine))),
+        Some(adapter) => Ok(Json(adapter_card(&engine, &adapter))),
     }
 }
 

@@ -10,6 +10,7 @@ use strata_wire::{ErrorKind, headers};
 use super::members::Members;
 use super::options::Options;
 use crate::events::{self, Claim};
+use crate::lora::Adapter;
 use crate::runtime::{Engine, Event, Failure, Generation, GenerationRequest, MAX_TEXT_BYTES, SubmitError};
 
 /// The id of this call: the one minted above, or a new one.
@@ -33,17 +34,36 @@ pub(super) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
-/// Checks that the request asks for the model that is served here.
-pub(super) fn check_model(members: &Members, engine: &Engine, required: bool) -> Result<(), Fault> {
-    let name = &engine.card().name;
+/// Checks that the request asks for what is served here; returns the adapter that it asks for.
+pub(super) fn check_model(
+    members: &Members,
+    engine: &Engine,
+    required: bool,
+) -> Result<Option<Arc<Adapter>>, Fault> {
     match members.text("model")? {
-        Some(asked) if asked == name => Ok(()),
-        Some(asked) => Err(no_such_model(asked, name)),
+        Some(asked) => served(engine, asked),
         None if required => {
+            let name = &engine.card().name;
             Err(Fault::invalid_param("model", format!("`model` is missing: here it is `{name}`")))
         }
-        None => Ok(()),
+        None => Ok(None),
     }
+}
+
+/// What is served under a name: the model, or one of its adapters.
+pub(super) fn served(engine: &Engine, name: &str) -> Result<Option<Arc<Adapter>>, Fault> {
+    if name == engine.card().name {
+        return Ok(None);
+    }
+    match engine.adapters().and_then(|adapters| adapters.get(name)) {
+        Some(adapter) => Ok(Some(adapter)),
+        None => Err(no_such_model(name, &engine.card().name)),
+    }
+}
+
+/// What an answer says that it is of.
+pub(super) fn answers_as(engine: &Engine, adapter: Option<&Adapter>) -> String {
+    adapter.map_or_else(|| engine.card().name.clone(), |adapter| adapter.key.name.to_string())
 }
 
 /// 404 for a model that is not served here.
@@ -180,6 +200,7 @@ pub(super) fn submit(
     prompts: Vec<Vec<u32>>,
     claims: Vec<Claim>,
     options: Options,
+    adapter: Option<Arc<Adapter>>,
 ) -> Result<Generation, Fault> {
     let Options { n, sampling, rules, structure, cache_salt, priority, transfer, stream: _, tokens: _ } =
         options;
@@ -190,8 +211,19 @@ pub(super) fn submit(
     }
     // Of several prompts none is kept, and nothing is said.
     let keeps = transfer.do_remote_decode && prompts.len() == 1;
-    let request =
-        GenerationRequest { id, prompts, n, sampling, rules, structure, claims, keeps, cache_salt, priority };
+    let request = GenerationRequest {
+        id,
+        prompts,
+        n,
+        sampling,
+        rules,
+        structure,
+        claims,
+        keeps,
+        cache_salt,
+        priority,
+        adapter,
+    };
     engine.submit(request).map_err(refused)
 }
 

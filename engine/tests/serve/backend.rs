@@ -1,9 +1,12 @@
 //! Backends that no model is behind.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use strata_engine::backend::{BLOCK_TOKENS, Backend, BackendError, BackendInfo, Logits, StepBatch};
+
+use strata_engine::lora::{AdapterId, LoraWeights};
 
 use crate::support::{IM_END, VOCAB};
 
@@ -15,6 +18,7 @@ pub(crate) struct Remote {
     fail_next: Arc<AtomicBool>,
     panic_next: Arc<AtomicBool>,
     batches: Arc<Mutex<Vec<StepBatch>>>,
+    adapters: Arc<Mutex<BTreeMap<AdapterId, [u8; 32]>>>,
 }
 
 impl Remote {
@@ -36,6 +40,11 @@ impl Remote {
     /// Makes the next step panic.
     pub(crate) fn panic_next(&self) {
         self.panic_next.store(true, Ordering::SeqCst);
+    }
+
+    /// The adapters that it has.
+    pub(crate) fn adapters(&self) -> Vec<AdapterId> {
+        self.adapters.lock().unwrap().keys().copied().collect()
     }
 
     /// Everything that was run.
@@ -148,7 +157,12 @@ impl Backend for FakeBackend {
             let held: Vec<u32> = (0..len)
                 .map(|at| self.cache[span.blocks[at / BLOCK_TOKENS] as usize][at % BLOCK_TOKENS])
                 .collect();
-            let likely = self.next(&held);
+            let mut likely = self.next(&held);
+            if let Some(adapter) = &span.adapter {
+                // Absent only by a mistake of the engine's.
+                let digest = self.remote.adapters.lock().unwrap()[adapter];
+                likely = 32 + (likely - 32 + 1 + u32::from(digest[0]) % 90) % 95;
+            }
             // A second choice and a slope, so that sampling has something to choose from.
             let row = (0..VOCAB as u32).map(|t| match t {
                 _ if t == likely => 8.0,
@@ -177,6 +191,15 @@ impl Backend for FakeBackend {
             *to = u32::from_le_bytes(*from);
         }
         Ok(())
+    }
+
+    fn load_adapter(&mut self, id: AdapterId, weights: &LoraWeights) -> Result<(), BackendError> {
+        self.remote.adapters.lock().unwrap().insert(id, weights.digest());
+        Ok(())
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        self.remote.adapters.lock().unwrap().remove(&id);
     }
 
     fn matrix_products(&self) -> u64 {

@@ -15,7 +15,7 @@ use crate::client::{Answer, DEADLINE, get, post, send};
 use crate::support::{blocks_of, config, engine};
 
 /// A router's view of one engine, as the stream tells it.
-struct Follower {
+pub(crate) struct Follower {
     stream: Answer,
     engine: String,
     sequence: u64,
@@ -25,7 +25,7 @@ struct Follower {
 }
 
 impl Follower {
-    async fn new(router: &Router, query: &str) -> Self {
+    pub(crate) async fn new(router: &Router, query: &str) -> Self {
         let stream = get(router, &format!("/internal/v1/events{query}")).await;
         assert_eq!(stream.status, 200);
         let (engine, stored) = (String::new(), HashMap::new());
@@ -59,7 +59,7 @@ impl Follower {
     }
 
     /// Reads on until something is so.
-    async fn until(&mut self, mut so: impl FnMut(&Self) -> bool) {
+    pub(crate) async fn until(&mut self, mut so: impl FnMut(&Self) -> bool) {
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while !so(self) {
             assert!(tokio::time::Instant::now() < deadline, "it was not told in time");
@@ -68,7 +68,7 @@ impl Follower {
     }
 
     /// What the engine has of this body, as a router finds it: the deepest of its blocks that is stored.
-    fn cached(&self, body: &Value) -> u32 {
+    pub(crate) fn cached(&self, body: &Value) -> u32 {
         let prefix = prefix::of_body("", body.to_string().as_bytes()).unwrap();
         prefix.blocks.iter().rev().find_map(|hash| self.stored.get(hash).copied()).unwrap_or(0)
     }

@@ -2,6 +2,7 @@
 // The tests' own helpers are tests too, which the lints do not see.
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
+mod adapters;
 mod backend;
 mod client;
 mod control;

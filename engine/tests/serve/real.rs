@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 use strata_engine::backend::cpu::{CacheType, Precision};
+use strata_engine::lora::{LoraOptions, Target};
+use strata_engine::model::load::load;
 use strata_engine::runtime::Engine;
 use strata_engine::serve::router;
 use strata_engine::{EngineOptions, KvCache, assemble};
@@ -13,7 +15,12 @@ use crate::client::{metric, post, streamed_text};
 use crate::support::real_model;
 
 fn start() -> Option<Arc<Engine>> {
+    start_with(None)
+}
+
+fn start_with(lora: Option<LoraOptions>) -> Option<Arc<Engine>> {
     let options = EngineOptions {
+        lora,
         served_model_name: Some("smollm2".into()),
         kv_cache: KvCache::Blocks(128),
         // "The" and "L" are as likely as each other after the question below, so what follows is a
@@ -74,4 +81,61 @@ async fn two_requests_that_share_384_tokens_share_their_blocks() {
         (metric(&router, "vllm:kv_cache_usage_perc").await).abs() < 1e-9,
         "all blocks are free afterwards"
     );
+}
+
+/// Writes a random adapter of all modules for a model, as PEFT would save it.
+fn adapter(folder: &std::path::Path, model: &std::path::Path, rank: usize) {
+    use safetensors::tensor::{Dtype, TensorView};
+    let spec = load(model).unwrap().spec;
+    let modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut tensors = Vec::new();
+    for layer in 0..spec.layers {
+        for (module, target) in modules.iter().zip(Target::ALL) {
+            let (rows, cols) = target.shape(&spec);
+            let inside = if target.is_feed_forward() { "mlp" } else { "self_attn" };
+            for (half, shape) in [("A", [rank, cols]), ("B", [rows, rank])] {
+                let name =
+                    format!("base_model.model.model.layers.{layer}.{inside}.{module}.lora_{half}.weight");
+                let bytes: Vec<u8> = (0..shape[0] * shape[1])
+                    .flat_map(|_| {
+                        state ^= state << 13;
+                        state ^= state >> 7;
+                        state ^= state << 17;
+                        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0).to_le_bytes()
+                    })
+                    .collect();
+                tensors.push((name, shape, bytes));
+            }
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        (name.as_str(), TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
+    });
+    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap())
+        .unwrap();
+    let config = json!({"peft_type": "LORA", "r": rank, "lora_alpha": 0.2, "target_modules": modules});
+    std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn an_adapter_answers_otherwise_and_the_model_as_ever() {
+    let Some(model) = real_model() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    adapter(folder.path(), &model, 8);
+    let module = format!("random={}", folder.path().display()).parse().unwrap();
+    let lora = LoraOptions { modules: vec![module], ..LoraOptions::default() };
+    let (plain, adapted) = (start().unwrap(), start_with(Some(lora)).unwrap());
+    let question = json!([{"role": "user", "content": "What is the capital of France?"}]);
+    let ask = |model: &str| json!({"model": model, "messages": question, "temperature": 0, "max_tokens": 24});
+    let text = async |engine: &Arc<Engine>, body: serde_json::Value| {
+        let router = router(engine.clone(), Above::default());
+        let answer = post(&router, "/v1/chat/completions", &body).await.json().await;
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let base = text(&plain, ask("smollm2")).await;
+    let (mixed, random) = tokio::join!(text(&adapted, ask("smollm2")), text(&adapted, ask("random")));
+    assert_eq!(mixed, base, "beside the adapter's");
+    assert_ne!(random, base);
+    assert_eq!(text(&adapted, ask("random")).await, random, "alone, and on a cached prefix");
 }

@@ -25,6 +25,7 @@ pub(crate) fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams)
         keeps: false,
         cache_salt: None,
         priority: 0,
+        adapter: None,
     }
 }
 

@@ -29,6 +29,7 @@ fn serve(backend: FakeBackend, change: impl FnOnce(ChatTemplate) -> ChatTemplate
         tiers: Tiers::default(),
         transfer: None,
         reopen: None,
+        adapters: None,
         speculation: None,
     };
     let engine: Arc<Engine> = Engine::start(parts, config()).unwrap();

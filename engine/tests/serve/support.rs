@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use strata_engine::backend::{BLOCK_TOKENS, Backend};
+use strata_engine::lora::Adapters;
 use strata_engine::model::load::{GgufTokenizer, SpecialTokens, TokenizerSource};
 use strata_engine::runtime::{Engine, EngineConfig, EngineParts, ModelCard, Speculation};
 use strata_engine::step::StepLimits;
@@ -88,7 +89,7 @@ pub(crate) fn with_transfer(
     tiers: Tiers,
     transfer: Option<Arc<Transfer>>,
 ) -> Arc<Engine> {
-    whole(backend, config, tiers, transfer, None)
+    whole(backend, config, tiers, transfer, None, None)
 }
 
 /// The same with guesses.
@@ -97,7 +98,17 @@ pub(crate) fn guessing(
     config: EngineConfig,
     speculation: Option<Speculation>,
 ) -> Arc<Engine> {
-    whole(backend, config, Tiers::default(), None, speculation)
+    whole(backend, config, Tiers::default(), None, speculation, None)
+}
+
+/// The same with adapters, and perhaps with guesses.
+pub(crate) fn adapting(
+    backend: impl Backend + 'static,
+    config: EngineConfig,
+    speculation: Option<Speculation>,
+    adapters: Adapters,
+) -> Arc<Engine> {
+    whole(backend, config, Tiers::default(), None, speculation, Some(adapters))
 }
 
 fn whole(
@@ -106,6 +117,7 @@ fn whole(
     tiers: Tiers,
     transfer: Option<Arc<Transfer>>,
     speculation: Option<Speculation>,
+    adapters: Option<Adapters>,
 ) -> Arc<Engine> {
     let parts = EngineParts {
         backend: Box::new(backend),
@@ -116,6 +128,7 @@ fn whole(
         transfer,
         speculation,
         reopen: None,
+        adapters,
     };
     Engine::start(parts, config).unwrap()
 }
