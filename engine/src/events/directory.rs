@@ -89,7 +89,9 @@ impl Directory {
         for block in self.blocks.values_mut().filter(|block| block.adapter == Some(adapter)) {
             let names = std::mem::take(&mut block.names);
             for (medium, _) in MEDIA.into_iter().zip(block.media).filter(|(_, there)| *there) {
-                names.iter().for_each(|(hash, _)| drop_one(&mut self.said, (*hash, medium), changes));
+                for (hash, _) in &names {
+                    drop_one(&mut self.said, (*hash, medium), changes);
+                }
             }
         }
     }

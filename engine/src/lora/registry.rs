@@ -185,13 +185,11 @@ impl Adapters {
         })?;
         let mut served = self.served_mut();
         served.loadings += 1;
-        let number = match served.by_name.get(name) {
-            Some(before) => before.key.number,
-            None => {
-                served.names += 1;
-                served.names
-            }
-        };
+        let before = served.by_name.get(name).map(|before| before.key.number);
+        let number = before.unwrap_or_else(|| {
+            served.names += 1;
+            served.names
+        });
         let (id, digest) = (AdapterId(served.loadings), weights.digest());
         let key = Arc::new(AdapterKey { id, name: name.into(), number, digest });
         Ok(Adapter { key, weights, created: now })

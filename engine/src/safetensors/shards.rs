@@ -57,25 +57,23 @@ impl Shards {
         };
         let map = Arc::new(map);
         let data = Bytes::mapped(&map, 0..map.len());
-        data.map_or(Ok(()), |data| self.add_bytes(path, data))
+        data.map_or(Ok(()), |data| self.add_bytes(&path, data))
     }
 
     /// The tensors of one file that was read already; `path` is for messages.
     pub(crate) fn of(path: PathBuf, data: Bytes) -> Result<Self, LoadError> {
         let mut shards = Self { folder: path.clone(), tensors: BTreeMap::new() };
-        shards.add_bytes(path, data)?;
+        shards.add_bytes(&path, data)?;
         Ok(shards)
     }
 
-    fn add_bytes(&mut self, path: PathBuf, data: Bytes) -> Result<(), LoadError> {
-        let bad = |e: ::safetensors::SafeTensorError| LoadError::Checkpoint {
-            path: path.clone(),
-            source: e.into(),
-        };
+    fn add_bytes(&mut self, path: &Path, data: Bytes) -> Result<(), LoadError> {
+        let bad =
+            |e: ::safetensors::SafeTensorError| LoadError::Checkpoint { path: path.into(), source: e.into() };
         let (header, metadata) = SafeTensors::read_metadata(data.as_slice()).map_err(bad)?;
         // The header follows its length, eight bytes.
         let base = header + 8;
-        let shard = Arc::new(Shard { path: path.clone(), data });
+        let shard = Arc::new(Shard { path: path.into(), data });
         for (name, info) in metadata.tensors() {
             let (begin, end) = info.data_offsets;
             let place = Place {
