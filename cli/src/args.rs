@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// Print the custom resource definitions, for kubectl apply -f -
     Crds,
     /// Run one model replica: an OpenAI-compatible server
-    Engine(Engine),
+    Engine(Box<Engine>),
     /// Run the data plane: route each request to the best replica
     Scheduler(Scheduler),
     /// Run the control plane: keys, quotas, usage and audit
@@ -255,7 +255,7 @@ pub(crate) struct Engine {
     #[arg(long, value_name = "JSON")]
     pub(crate) speculative_config: Option<strata_engine::SpeculativeConfig>,
     #[command(flatten)]
-    pub(crate) lora: Lora,
+    pub(crate) adapters: Adapters,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "SECONDS", env = "STRATA_DRAIN_GRACE", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_grace: u64,
@@ -266,7 +266,7 @@ pub(crate) struct Engine {
 
 /// Which adapters requests may run with.
 #[derive(ClapArgs, Clone, Debug)]
-pub(crate) struct Lora {
+pub(crate) struct Adapters {
     /// Serve LoRA adapters, each asked for by its name as `model`
     #[arg(long)]
     pub(crate) enable_lora: bool,
@@ -290,7 +290,7 @@ pub(crate) struct Lora {
     pub(crate) lora_folder: Option<PathBuf>,
 }
 
-impl Lora {
+impl Adapters {
     /// What they say together; none when adapters are not enabled.
     pub(crate) fn options(self) -> Option<LoraOptions> {
         self.enable_lora.then_some(LoraOptions {

@@ -18,7 +18,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(args.action),
         Command::Usage(args) => usage::run(&args),
         Command::Crds => layers::crds(),
-        Command::Engine(args) => layers::engine(args),
+        Command::Engine(args) => layers::engine(*args),
         Command::Scheduler(args) => layers::scheduler(args),
         Command::Gateway(args) => layers::gateway(args),
         Command::Platform(args) => layers::platform(args),

@@ -99,7 +99,7 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             args::Reasoning::DeepseekR1 => ReasoningParser::DeepseekR1,
         },
         speculative: args.speculative_config,
-        lora: args.lora.options(),
+        lora: args.adapters.options(),
         drain_grace: Duration::from_secs(args.drain_grace),
         step_timeout: Duration::from_secs(args.step_timeout),
         ..EngineOptions::new(args.model)

@@ -95,7 +95,7 @@ pub fn read(folder: &Path, how: Read<'_>) -> Result<LoraWeights, LoraError> {
         let bytes = std::fs::metadata(&weights_path).map_or(0, |meta| meta.len());
         return Err(LoraError::TooLarge { path: weights_path, bytes, rank: how.max_rank, most });
     };
-    let shards = Shards::of(weights_path.clone(), Bytes::from(bytes))?;
+    let shards = Shards::of(&weights_path, Bytes::from(bytes))?;
     assemble(&config, &shards, how.spec, &weights_path, &config_path)
 }
 

@@ -61,9 +61,9 @@ impl Shards {
     }
 
     /// The tensors of one file that was read already; `path` is for messages.
-    pub(crate) fn of(path: PathBuf, data: Bytes) -> Result<Self, LoadError> {
-        let mut shards = Self { folder: path.clone(), tensors: BTreeMap::new() };
-        shards.add_bytes(&path, data)?;
+    pub(crate) fn of(path: &Path, data: Bytes) -> Result<Self, LoadError> {
+        let mut shards = Self { folder: path.into(), tensors: BTreeMap::new() };
+        shards.add_bytes(path, data)?;
         Ok(shards)
     }
 
