@@ -243,8 +243,11 @@ fn score<S: Simd, E: Element, const TILE: usize>(
         let next = head.part(table[(b + 1).min(len - 1)]).keys.as_ptr();
         let mut sums = [s.splat(0.0); TILE];
         for (d, key) in keys.iter().enumerate() {
-            // A block is a page or less, beyond which the processor does not look ahead by itself.
-            s.prefetch_at(next.wrapping_add(d).cast());
+            // A block is a page or less, beyond which the processor does not look ahead by itself. Many
+            // queries of one sequence find it in a near cache.
+            if TILE <= NARROW {
+                s.prefetch_at(next.wrapping_add(d).cast());
+            }
             let key = E::load(s, key);
             for (sum, query) in sums.iter_mut().zip(tile) {
                 // SAFETY: d < keys.len(), which is dims, which is the length of every q, both checked.
@@ -385,7 +388,9 @@ fn add_columns<S: Simd, E: Element, const Q: usize, const C: usize>(
         let next = head.part(table[(block + 1).min(table.len() - 1)]).values.as_ptr();
         for position in at..end {
             let row = position % BLOCK_TOKENS * width + column;
-            s.prefetch_at(next.wrapping_add(row).cast());
+            if Q <= NARROW {
+                s.prefetch_at(next.wrapping_add(row).cast());
+            }
             let values = &values[row..row + C];
             // No closure: one that is not inlined would be compiled without the wider instructions.
             let mut splats = [s.splat(0.0); Q];
