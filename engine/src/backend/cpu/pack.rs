@@ -1,5 +1,7 @@
 //! Quantised matrices in the layout of [`codes`](super::codes), made once when a model is opened.
 
+use std::ops::Range;
+
 use super::codes::{
     Codes, Eight, Five, Floats, Four, Plain, SUPER_TILES, Scales, Seven, Six, Super, Three, Two, VECTORS,
     Vector, WithMinima,
@@ -107,9 +109,7 @@ impl Packed {
             for group in groups {
                 // SAFETY: each group is written by the one task that has it.
                 let out = bytes_mut(unsafe { shared.slice(group * group_lines, group_lines) });
-                for (lane, row) in (group * GROUP..rows.min((group + 1) * GROUP)).enumerate() {
-                    pack_row(tensor.kind(), tensor.row(row), &layout, lane, out);
-                }
+                pack(tensor, group * GROUP..rows.min((group + 1) * GROUP), &layout, out);
             }
         });
         Ok(Some(Self { kind: tensor.kind(), rows, cols, layout, lines }))
@@ -186,43 +186,78 @@ pub(super) trait Visitor {
     fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) -> Self::Output;
 }
 
-/// Writes one row of a matrix into its lane of a group.
-fn pack_row(kind: TensorKind, row: &[u8], layout: &Layout, lane: usize, group: &mut [u8]) {
-    let form = layout.form;
-    for tile in 0..layout.tiles {
-        let StoredTile { codes, scales, minima, scale_of_scales, scale_of_minima } =
-            stored_tile(kind, row, tile);
-        let low_mask = (1u16 << form.low_bits) - 1;
-        for (input, &code) in codes.iter().enumerate() {
-            let (vector, byte) = (input / 4, 4 * lane + input % 4);
-            let mut put = |start: usize, bits: usize, code: u8| {
-                // A code of `bits` bits: fields of vector v lie in byte vectors v mod `bits`.
-                let at = start + (tile * bits + vector % bits) * CODES + byte;
-                group[at] |= code << (vector / bits * bits);
+/// Writes up to sixteen rows of a matrix into the lanes of a group.
+fn pack(tensor: &Tensor, rows: Range<usize>, layout: &Layout, group: &mut [u8]) {
+    let Layout { tiles, form, .. } = *layout;
+    let kind = tensor.kind();
+    let rows: Vec<&[u8]> = rows.map(|row| tensor.row(row)).collect();
+    for tile in 0..tiles {
+        for (lane, row) in rows.iter().enumerate() {
+            let StoredTile { codes, scales, minima, scale_of_scales, scale_of_minima } =
+                stored_tile(kind, row, tile);
+            put_codes(codes, form, [0, layout.high], (tile, lane), group);
+            let mut put_scales = |start: usize, scales: &[[u8; 2]; 2]| {
+                for (part, scale) in scales.iter().take(form.parts).enumerate() {
+                    let at = start + ((tile * form.parts + part) * LANES + lane) * form.scale_bytes;
+                    group[at..at + form.scale_bytes].copy_from_slice(&scale[..form.scale_bytes]);
+                }
             };
-            put(0, form.low_bits, code & low_mask as u8);
-            if form.high_bits > 0 {
-                put(layout.high, form.high_bits, code >> form.low_bits);
-            }
-        }
-        let mut put_scales = |start: usize, scales: &[[u8; 2]; 2]| {
-            for (part, scale) in scales.iter().take(form.parts).enumerate() {
-                let at = start + ((tile * form.parts + part) * LANES + lane) * form.scale_bytes;
-                group[at..at + form.scale_bytes].copy_from_slice(&scale[..form.scale_bytes]);
-            }
-        };
-        put_scales(layout.scales, &scales);
-        if form.minima {
-            put_scales(layout.minima, &minima);
-        }
-        if form.scale_bytes == 1 && tile.is_multiple_of(SUPER_TILES) {
-            let at = (tile / SUPER_TILES * LANES + lane) * 2;
-            group[layout.scale_of_scales + at..][..2].copy_from_slice(&scale_of_scales);
+            put_scales(layout.scales, &scales);
             if form.minima {
-                group[layout.scale_of_minima + at..][..2].copy_from_slice(&scale_of_minima);
+                put_scales(layout.minima, &minima);
+            }
+            if form.scale_bytes == 1 && tile.is_multiple_of(SUPER_TILES) {
+                let at = (tile / SUPER_TILES * LANES + lane) * 2;
+                group[layout.scale_of_scales + at..][..2].copy_from_slice(&scale_of_scales);
+                if form.minima {
+                    group[layout.scale_of_minima + at..][..2].copy_from_slice(&scale_of_minima);
+                }
             }
         }
     }
+}
+
+/// Writes a row's codes of a tile to its lane, the lower bits from `starts[0]` of the group on, the upper
+/// from `starts[1]`.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn put_codes(
+    words: [u32; VECTORS],
+    form: Form,
+    starts: [usize; 2],
+    (tile, lane): (usize, usize),
+    group: &mut [u8],
+) {
+    macro_rules! put {
+        ($bits:literal, $start:expr, $from:expr) => {
+            for (vector, word) in fields::<$bits>(words, $from as u32).into_iter().enumerate() {
+                let at = $start + (tile * $bits + vector) * CODES + 4 * lane;
+                group[at..at + 4].copy_from_slice(&word.to_le_bytes());
+            }
+        };
+    }
+    match form.low_bits {
+        2 => put!(2, starts[0], 0),
+        4 => put!(4, starts[0], 0),
+        _ => put!(8, starts[0], 0),
+    }
+    match form.high_bits {
+        0 => {}
+        1 => put!(1, starts[1], form.low_bits),
+        _ => put!(2, starts[1], form.low_bits),
+    }
+}
+
+/// `BITS` bits of each code from bit `from` on: those of word `i + BITS × n` in field `n` of word `i`, for
+/// all four codes of a word at once.
+#[inline(always)]
+#[allow(clippy::inline_always)]
+fn fields<const BITS: usize>(words: [u32; VECTORS], from: u32) -> [u32; BITS] {
+    let mask = 0x0101_0101 * ((1 << BITS) - 1);
+    std::array::from_fn(|i| {
+        let field = |n: usize| ((words[i + BITS * n] >> from) & mask) << (BITS * n);
+        (0..VECTORS / BITS).map(field).fold(0, |word, field| word | field)
+    })
 }
 
 /// A group unpacked for many tokens: its codes as bytes, its scales as floats.
@@ -292,3 +327,7 @@ impl Unpacked {
         Floats(&self.scales, &self.minima)
     }
 }
+
+#[cfg(test)]
+#[path = "pack_tests.rs"]
+mod tests;
