@@ -30,12 +30,12 @@ pub(crate) struct Names {
     pub(super) norm_offset: f32,
 }
 
-/// How the matrices of a layer's experts lie in a file.
-pub(super) enum ExpertNames {
+/// How the matrices of a layer's experts lie in a file: gate, up and down projections.
+pub(super) struct ExpertNames {
     /// All experts' in one tensor of three dimensions.
-    Stacked { gate: &'static str, up: &'static str, down: &'static str },
-    /// Each by itself, as `{prefix}.{expert}.{name}`.
-    Each { prefix: &'static str, gate: &'static str, up: &'static str, down: &'static str },
+    pub(super) stacked: Option<[&'static str; 3]>,
+    /// Each by itself: what stands before and after `.{expert}`.
+    pub(super) each: [(&'static str, &'static str); 3],
 }
 
 /// GGUF's names.
@@ -61,7 +61,11 @@ pub(crate) const GGUF: Names = Names {
     gate_up: "ffn_up",
     down: "ffn_down",
     router: "ffn_gate_inp",
-    experts: ExpertNames::Stacked { gate: "ffn_gate_exps", up: "ffn_up_exps", down: "ffn_down_exps" },
+    experts: ExpertNames {
+        stacked: Some(["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"]),
+        // The first files of Mixtral.
+        each: [("ffn_gate", ""), ("ffn_up", ""), ("ffn_down", "")],
+    },
     // Its converters add Gemma's one themselves.
     norm_offset: 0.0,
 };
@@ -88,7 +92,10 @@ pub(crate) const HUGGING_FACE: Names = Names {
     gate_up: "mlp.gate_up_proj",
     down: "mlp.down_proj",
     router: "mlp.gate",
-    experts: ExpertNames::Each { prefix: "mlp.experts", gate: "gate_proj", up: "up_proj", down: "down_proj" },
+    experts: ExpertNames {
+        stacked: None,
+        each: [("mlp.experts", ".gate_proj"), ("mlp.experts", ".up_proj"), ("mlp.experts", ".down_proj")],
+    },
     norm_offset: 0.0,
 };
 
@@ -104,6 +111,13 @@ pub(crate) const HUGGING_FACE_GEMMA: Names = Names {
 /// Those of Mixtral.
 pub(crate) const HUGGING_FACE_MIXTRAL: Names = Names {
     router: "block_sparse_moe.gate",
-    experts: ExpertNames::Each { prefix: "block_sparse_moe.experts", gate: "w1", up: "w3", down: "w2" },
+    experts: ExpertNames {
+        stacked: None,
+        each: [
+            ("block_sparse_moe.experts", ".w1"),
+            ("block_sparse_moe.experts", ".w3"),
+            ("block_sparse_moe.experts", ".w2"),
+        ],
+    },
     ..HUGGING_FACE
 };

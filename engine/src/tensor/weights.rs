@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Tensor;
-use super::names::{ExpertNames, Names};
+use super::names::Names;
 use crate::model::spec::{ExpertsSpec, ModelSpec};
 
 /// The parameters of a [`ModelSpec`].
@@ -248,27 +248,25 @@ fn mixture<S: ParameterSource>(
     full: impl Fn(&str) -> String,
 ) -> Result<Experts, S::Error> {
     let inner = spec.intermediate;
-    let plain = |weight| Linear { weight, bias: None };
-    let gated = |(gate, (up, down))| Gated { gate: plain(gate), up: plain(up), down: plain(down) };
-    let experts = match names.experts {
-        ExpertNames::Stacked { gate, up, down } => {
-            let stack = |name: &str, rows, cols| {
-                source.stack(&format!("{}.weight", full(name)), spec.count, rows, cols)
-            };
-            let up_and_down = stack(up, inner, hidden)?.into_iter().zip(stack(down, hidden, inner)?);
-            stack(gate, inner, hidden)?.into_iter().zip(up_and_down).map(gated).collect()
-        }
-        ExpertNames::Each { prefix, gate, up, down } => {
-            let one = |expert: usize| {
-                let matrix = |name: &str, rows, cols| {
-                    source.matrix(&full(&format!("{prefix}.{expert}.{name}.weight")), rows, cols)
-                };
-                let up_and_down = (matrix(up, inner, hidden)?, matrix(down, hidden, inner)?);
-                Ok(gated((matrix(gate, inner, hidden)?, up_and_down)))
-            };
-            (0..spec.count).map(one).collect::<Result<_, _>>()?
+    let shapes = [(inner, hidden), (inner, hidden), (hidden, inner)];
+    let each = |part: usize, expert: usize| {
+        let (before, after) = names.experts.each[part];
+        full(&format!("{before}.{expert}{after}.weight"))
+    };
+    let stack = |name: &str| format!("{}.weight", full(name));
+    // A file with neither is told of the form that is written today.
+    let stacked =
+        names.experts.stacked.filter(|[gate, ..]| source.has(&stack(gate)) || !source.has(&each(0, 0)));
+    let part = |part: usize| {
+        let (rows, cols) = shapes[part];
+        match stacked {
+            Some(stacked) => source.stack(&stack(stacked[part]), spec.count, rows, cols),
+            None => (0..spec.count).map(|i| source.matrix(&each(part, i), rows, cols)).collect(),
         }
     };
+    let plain = |weight| Linear { weight, bias: None };
+    let gated = |((gate, up), down)| Gated { gate: plain(gate), up: plain(up), down: plain(down) };
+    let experts = part(0)?.into_iter().zip(part(1)?).zip(part(2)?).map(gated).collect();
     Ok(Experts { router: linear(source, &full(names.router), spec.count, hidden, false)?, experts })
 }
 
