@@ -181,12 +181,16 @@ pub(crate) struct Usage {
 Examples:
   strata engine --model file:///models/smollm2.gguf --listen 127.0.0.1:8001
   strata engine --model /models/llama-3-8b --served-model-name llama --max-model-len 4096
+  strata engine --model /models/e5-mistral-7b --task embed
 
 The model is a GGUF file, or a folder with config.json, tokenizer.json and safetensors.")]
 pub(crate) struct Engine {
     /// The model: file:// and an absolute path, or a path
     #[arg(long, value_name = "URI")]
     pub(crate) model: String,
+    /// What the model is opened for
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) task: Task,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8000")]
     pub(crate) listen: String,
@@ -317,6 +321,18 @@ fn gib(text: &str) -> Result<u64, String> {
     } else {
         Err("expected a number of GiB above 0".to_owned())
     }
+}
+
+/// What a model is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Task {
+    /// What its checkpoint was made for
+    #[default]
+    Auto,
+    /// To write text
+    Generate,
+    /// To read text: a vector for each, or scores of its classes
+    Embed,
 }
 
 /// How a model writes tool calls.

@@ -6,6 +6,8 @@
     python engine/scripts/golden.py lora               random adapters of some of these, by PEFT
     python engine/scripts/golden.py smollm2 MODEL.gguf the real model, by transformers in float32
     python engine/scripts/golden.py encoders           small random encoders, by transformers' own classes
+    python engine/scripts/golden.py decoders           small random decoders that read, likewise
+    python engine/scripts/golden.py reads MODEL.gguf   the real model's texts as vectors, in float32
     python engine/scripts/golden.py minilm FOLDER      the real encoder, by sentence-transformers in float32
 
 Needs torch, transformers, tokenizers, safetensors, gguf and numpy, and peft for adapters. Written to engine/tests/data/; the
@@ -105,6 +107,15 @@ def tiny(wanted):
             **small, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=False,
             mlp_only_layers=[0]), torch.float16, "10MB"),
         "yarn": (t.Qwen3ForCausalLM, t.Qwen3Config(**small, rope_parameters=yarn), torch.float16, "10MB"),
+        # A decoder inside a model that sees images.
+        "gemma3_vision": (t.Gemma3ForConditionalGeneration, t.Gemma3Config(
+            text_config=t.Gemma3TextConfig(
+                **small | dict(num_hidden_layers=3), sliding_window=8, query_pre_attn_scalar=16, rope_parameters=both,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+            vision_config=dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                               image_size=28, patch_size=14),
+            mm_tokens_per_image=4, image_token_index=150, boi_token_index=151, eoi_token_index=152),
+            torch.float16, "10MB"),
     }
     for seed, (name, (cls, config, dtype, shard)) in enumerate(models.items()):
         if wanted and name not in wanted:
@@ -127,7 +138,8 @@ def tiny(wanted):
         model.to(dtype).save_pretrained(folder, max_shard_size=shard)
         # The reference runs on what was saved, in float32.
         model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-        tokens = torch.randint(0, config.vocab_size, (1, 100))
+        # Without the tokens that stand for images.
+        tokens = torch.randint(0, 150 if "vision" in name else config.vocab_size, (1, 100))
         write(f"golden_{name}/golden.json", tiny_logits(model, tokens, [0, 9, 40, 99]))
         if name == "phi3":
             # Within its first context, where the other factors apply.
@@ -295,6 +307,52 @@ PROMPTS = [
 
 def smollm2(path):
     """The real model's logits, and what it writes when always taking the likeliest token."""
+    import torch
+
+    model, tokenizer = smollm2_model(path)
+    rng = np.random.default_rng(11)
+    sample = sorted(rng.choice(model.config.vocab_size, 64, replace=False).tolist())
+    prompts = []
+    for text in PROMPTS:
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        with torch.no_grad():
+            out = model(torch.tensor([tokens]), use_cache=True)
+            logits = out.logits[0, -1]
+            top = torch.topk(logits, 64).indices.tolist()
+            greedy, row = [], logits
+            for _ in range(32):
+                best = torch.topk(row, 2)
+                token = int(best.indices[0])
+                greedy.append({"token": token, "margin": round(float(best.values[0] - best.values[1]), 4)})
+                out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
+                row = out.logits[0, -1]
+        ids = top + sample
+        prompts.append({
+            "text": text, "tokens": tokens, "ids": ids,
+            "logits": rounded(logits[ids].numpy()), "greedy": greedy,
+            "greedy_text": tokenizer.decode([g["token"] for g in greedy], skip_special_tokens=False),
+        })
+        print(len(tokens), repr(prompts[-1]["greedy_text"]))
+    write("golden_smollm2.json", {"model": Path(path).name, "prompts": prompts})
+
+
+def smollm2_reads(path):
+    """The last row of each text, of length one."""
+    import torch
+
+    model, tokenizer = smollm2_model(path)
+    cases = []
+    for text in PROMPTS:
+        tokens = tokenizer.encode(text, add_special_tokens=False).ids
+        with torch.no_grad():
+            row = model.model(torch.tensor([tokens])).last_hidden_state[0, -1]
+        vector = torch.nn.functional.normalize(row, dim=0)
+        cases.append({"text": text, "tokens": tokens, "vector": rounded(vector.numpy())})
+    write("golden_smollm2_reads.json", {"cases": cases})
+
+
+def smollm2_model(path):
+    """The GGUF's weights in transformers' own class in float32, and its tokenizer."""
     import gguf
     import torch
     import transformers as t
@@ -335,30 +393,7 @@ def smollm2(path):
 
     tokenizer = bpe(field("tokenizer.ggml.tokens"), field("tokenizer.ggml.merges"),
                     field("tokenizer.ggml.token_type"))
-    rng = np.random.default_rng(11)
-    sample = sorted(rng.choice(config.vocab_size, 64, replace=False).tolist())
-    prompts = []
-    for text in PROMPTS:
-        tokens = tokenizer.encode(text, add_special_tokens=False).ids
-        with torch.no_grad():
-            out = model(torch.tensor([tokens]), use_cache=True)
-            logits = out.logits[0, -1]
-            top = torch.topk(logits, 64).indices.tolist()
-            greedy, row = [], logits
-            for _ in range(32):
-                best = torch.topk(row, 2)
-                token = int(best.indices[0])
-                greedy.append({"token": token, "margin": round(float(best.values[0] - best.values[1]), 4)})
-                out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
-                row = out.logits[0, -1]
-        ids = top + sample
-        prompts.append({
-            "text": text, "tokens": tokens, "ids": ids,
-            "logits": rounded(logits[ids].numpy()), "greedy": greedy,
-            "greedy_text": tokenizer.decode([g["token"] for g in greedy], skip_special_tokens=False),
-        })
-        print(len(tokens), repr(prompts[-1]["greedy_text"]))
-    write("golden_smollm2.json", {"model": Path(path).name, "prompts": prompts})
+    return model, tokenizer
 
 
 def bpe(tokens, merges, kinds):
@@ -428,6 +463,74 @@ def encoders():
         write(f"golden_{name}/golden.json", {"cases": cases})
 
 
+def decoders():
+    """A random decoder of each ending, with a byte-level tokenizer that ends every text."""
+    import torch
+    import transformers as t
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["<|pad|>", "<|end|>", *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|pad|>", "<|end|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", pair="$A $B:1 <|end|>:1", special_tokens=[("<|end|>", 1)])
+    shape = dict(vocab_size=len(alphabet) + 2, hidden_size=48, intermediate_size=48, num_hidden_layers=2,
+                 num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+                 bos_token_id=None, eos_token_id=1, pad_token_id=0)
+    labels = dict(id2label={0: "calm", 1: "angry", 2: "glad"}, label2id={"calm": 0, "angry": 1, "glad": 2})
+    kinds = {
+        # As Qwen3-Embedding: a class that generates, and modules that say otherwise.
+        "reader_last": (t.Qwen3ForCausalLM, t.Qwen3Config(**shape, tie_word_embeddings=True), ("lasttoken", True)),
+        "reader_mean": (t.MistralModel, t.MistralConfig(**shape, sliding_window=16), ("mean_tokens", False)),
+        "reader_plain": (t.LlamaModel, t.LlamaConfig(**shape), None),
+        "reader_rank": (t.Qwen3ForSequenceClassification, t.Qwen3Config(**shape, num_labels=1), None),
+        "reader_classes": (t.LlamaForSequenceClassification, t.LlamaConfig(**shape, **labels), None),
+    }
+    texts = ["what is the capital of france", "paris", "the cats sat on the mat under the blue sky; " * 4]
+    pairs = [["what is the capital of france", "the capital of france is paris"], ["who ran", "a dog sat"]]
+    for seed, (name, (cls, config, modules)) in enumerate(kinds.items()):
+        torch.manual_seed(200 + seed)
+        config._attn_implementation = "eager"
+        model = cls(config).eval()
+        with torch.no_grad():
+            for key, p in model.named_parameters():
+                if p.dim() == 2:
+                    p.normal_(std=1.0 if "embed" in key else p.shape[-1] ** -0.5)
+                else:
+                    p.uniform_(0.6, 1.4)
+        folder = DATA / f"golden_{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        model.to(torch.float16).save_pretrained(folder)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        if modules:
+            kind = lambda name: f"sentence_transformers.models.{name}"
+            listed = [dict(idx=0, name="0", path="", type=kind("Transformer")),
+                      dict(idx=1, name="1", path="1_Pooling", type=kind("Pooling"))]
+            listed += [dict(idx=2, name="2", path="2_Normalize", type=kind("Normalize"))] * modules[1]
+            write(f"golden_{name}/modules.json", listed)
+            modes = ["cls_token", "mean_tokens", "lasttoken"]
+            write(f"golden_{name}/1_Pooling/config.json",
+                  {"word_embedding_dimension": 48} | {f"pooling_mode_{m}": m == modules[0] for m in modes})
+        model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        cases = []
+        for text in [*texts, *pairs]:
+            tokens = tokenizer.encode(*(text if isinstance(text, list) else [text])).ids
+            with torch.no_grad():
+                ids = torch.tensor([tokens])
+                rows = getattr(model, "model", model)(input_ids=ids).last_hidden_state[0]
+                scores = model(input_ids=ids).logits[0] if hasattr(model, "score") else None
+            if scores is not None:
+                vector = scores
+            else:
+                pooling, normalise = modules or ("lasttoken", True)
+                vector = rows.mean(0) if pooling == "mean_tokens" else rows[-1]
+                vector = torch.nn.functional.normalize(vector, dim=0) if normalise else vector
+            cases.append({"text": text, "tokens": tokens, "vector": rounded(vector.numpy())})
+        write(f"golden_{name}/golden.json", {"cases": cases})
+
+
 def minilm(folder):
     """The real encoder's embeddings: short, long, cut, other scripts."""
     from sentence_transformers import SentenceTransformer
@@ -463,6 +566,10 @@ if __name__ == "__main__":
             lora()
         case ["encoders"]:
             encoders()
+        case ["decoders"]:
+            decoders()
+        case ["reads", path]:
+            smollm2_reads(path)
         case ["minilm", folder]:
             minilm(folder)
         case ["smollm2", path]:

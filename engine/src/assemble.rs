@@ -11,9 +11,10 @@ use strata_wire::chat::Message;
 use crate::EngineError;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::backend::{BLOCK_TOKENS, Backend};
+use crate::embed;
 use crate::lora::Adapters;
 use crate::memory;
-use crate::model::load::{LoadedModel, load};
+use crate::model::load::{LoadedModel, SpecialTokens, load};
 use crate::options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
 use crate::runtime::{
     Engine, EngineConfig, EngineParts, ModelCard, Reopen, Speculation, SpeculativeConfig, StartError,
@@ -24,10 +25,22 @@ use crate::tier::{Disk, KvDisk, RamTier, Tiers, fingerprint};
 use crate::tokenizer::Tokenizer;
 use crate::transfer::Transfer;
 
-/// Opens the model and starts its engine. Takes time and blocks: not for a server's thread. `now` is
-/// in seconds since 1970.
+/// Opens the model and starts its engine, which generates. Takes time and blocks: not for a server's
+/// thread. `now` is in seconds since 1970.
 pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, EngineError> {
     let path = local_path(&options.model)?;
+    check(options)?;
+    let model = load(&path)?;
+    if embed::reads(options.task, &model).map_err(EngineError::Task)?.is_some() {
+        let message = "only a model that generates can be opened here, and by its checkpoint or `task` this one \
+                       embeds; set `task` to generate";
+        return Err(EngineError::Task(message.to_owned()));
+    }
+    assemble_loaded(options, &path, model, now)
+}
+
+/// Refuses what no model could be opened with.
+pub(crate) fn check(options: &EngineOptions) -> Result<(), EngineError> {
     // Said before the cache is sized by them, which would blame the cache.
     for (name, value) in
         [("max_sequences", options.max_sequences), ("max_model_len", options.max_model_len.unwrap_or(1))]
@@ -39,7 +52,19 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     if options.served_model_name.as_ref().is_some_and(|name| name.trim().is_empty()) {
         return Err(EngineError::ServedName);
     }
-    let LoadedModel { spec, weights, tokenizer_source, chat_template, special, name } = load(&path)?;
+    Ok(())
+}
+
+/// The engine of a model that was opened from `path`.
+pub(crate) fn assemble_loaded(
+    options: &EngineOptions,
+    path: &Path,
+    model: LoadedModel,
+    now: i64,
+) -> Result<Arc<Engine>, EngineError> {
+    let LoadedModel { spec, weights, tokenizer_source, chat_template, special, name, .. } = model;
+    // A text that goes on has no end.
+    let special = SpecialTokens { add_eos: false, ..special };
     let tokenizer = Tokenizer::build(&tokenizer_source, &special)?;
     let token = |id: Option<u32>| id.map(|id| tokenizer.written(id)).unwrap_or_default();
     let template = chat_template
@@ -62,7 +87,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     };
     let shape = options.lora.is_some().then(|| spec.clone());
     let backend = CpuBackend::new(spec, weights, cpu)?;
-    let file = path.clone();
+    let file = path.to_owned();
     let reopen: Reopen = Box::new(move || {
         let LoadedModel { spec, weights, .. } = load(&file).map_err(|e| e.to_string())?;
         let backend = CpuBackend::new(spec, weights, cpu).map_err(|e| e.to_string())?;
@@ -70,7 +95,7 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
     });
     let info = crate::backend::Backend::info(&backend).clone();
     let card = ModelCard {
-        name: served_name(options, name, &path),
+        name: served_name(options, name, path),
         created: now,
         template_overhead: template.as_ref().map_or(0, |t| template_overhead(t, &tokenizer)),
     };
@@ -85,8 +110,8 @@ pub fn assemble(options: &EngineOptions, now: i64) -> Result<Arc<Engine>, Engine
         "model opened"
     );
     let name = OnceCell::new();
-    let tiers = tiers(options, &path, &backend, &name)?;
-    let transfer = transfer(options, &path, &backend, &name)?;
+    let tiers = tiers(options, path, &backend, &name)?;
+    let transfer = transfer(options, path, &backend, &name)?;
     let speculation = match &options.speculative {
         None => None,
         Some(config) => {
@@ -274,13 +299,13 @@ fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-fn served_name(options: &EngineOptions, own: Option<String>, path: &Path) -> String {
+pub(crate) fn served_name(options: &EngineOptions, own: Option<String>, path: &Path) -> String {
     let stem = || path.file_stem().map(|s| s.to_string_lossy().into_owned());
     options.served_model_name.clone().or(own).or_else(stem).unwrap_or_else(|| "model".to_owned())
 }
 
 /// Blocks of the KV cache. `most` is what can be in use at once; `available` tells the free memory.
-fn blocks(
+pub(crate) fn blocks(
     wanted: KvCache,
     block_bytes: usize,
     most: usize,

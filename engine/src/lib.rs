@@ -11,7 +11,7 @@
 //! - `step`: the pure planner of steps (continuous batching, chunked prefill), and `block`, the paged
 //!   KV cache's book-keeping with prefix reuse.
 //! - `lora`: adapters, small changes to the weights that single requests run with.
-//! - `embed`: the same for encoders, which make vectors of texts.
+//! - `embed`: the same for encoders and decoders that read: vectors of texts.
 //! - `events`: what the engine tells a router of its cache and its load.
 //! - `transfer`: blocks from one engine to another.
 //! - `tier`: host memory and disk below the KV cache.
@@ -45,6 +45,6 @@ pub mod tokenizer;
 pub mod transfer;
 
 pub use assemble::{assemble, local_path};
-pub use options::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
+pub use options::{EngineOptions, KvCache, ReasoningParser, Task, ToolCallParser};
 pub use run::{EngineError, run, run_on};
 pub use runtime::SpeculativeConfig;

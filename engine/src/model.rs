@@ -5,3 +5,4 @@ pub mod load;
 pub(crate) mod rope;
 pub mod source;
 pub mod spec;
+pub mod vectors;

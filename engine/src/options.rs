@@ -20,6 +20,9 @@ pub struct EngineOptions {
     /// The model: `file://` and an absolute path, or a path; to a GGUF file, or a folder with
     /// `config.json`, `tokenizer.json` and safetensors.
     pub model: String,
+    /// What it is opened for.
+    #[serde(default)]
+    pub task: Task,
     /// The name by which requests ask for it. Without one, the file's own name for the model.
     #[serde(default)]
     pub served_model_name: Option<String>,
@@ -109,6 +112,19 @@ pub enum KvCache {
     Fraction(f64),
 }
 
+/// What a model is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// What its checkpoint was made for.
+    #[default]
+    Auto,
+    /// To write text.
+    Generate,
+    /// To read text: one vector for each, or the scores of its classes.
+    Embed,
+}
+
 /// How the model writes tool calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -172,6 +188,7 @@ impl EngineOptions {
     pub fn new(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),
+            task: Task::default(),
             served_model_name: None,
             listen: listen(),
             threads: 0,

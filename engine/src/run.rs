@@ -6,11 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use strata_hop::{Above, Bound, ListenError};
 use tokio_util::sync::CancellationToken;
 
-use crate::assemble::{assemble, local_path};
+use crate::assemble::{assemble_loaded, check, local_path};
 use crate::backend::BackendError;
 use crate::embed::{self, Embedder};
 use crate::events::{KvPublisher, PublishError};
-use crate::model::load::LoadError;
+use crate::model::load::{LoadError, load};
 use crate::options::EngineOptions;
 use crate::runtime::{Engine, ModelCard, StartError};
 use crate::serve;
@@ -32,6 +32,9 @@ pub enum EngineError {
     /// The name that requests are to ask for is none.
     #[error("served_model_name is empty: give the name that requests ask for, or leave it out")]
     ServedName,
+    /// The model cannot do what it is opened for.
+    #[error("task: {0}")]
+    Task(String),
     /// The checkpoint cannot be opened.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -135,9 +138,14 @@ enum Served {
 impl Served {
     fn assemble(options: &EngineOptions, now: i64) -> Result<Self, EngineError> {
         let path = local_path(&options.model)?;
-        match embed::assemble(options, &path, now)? {
-            Some(embedder) => Ok(Self::Vectors(embedder)),
-            None => assemble(options, now).map(Self::Text),
+        check(options)?;
+        if let Some(encoder) = embed::assemble(options, &path, now)? {
+            return Ok(Self::Vectors(encoder));
+        }
+        let model = load(&path)?;
+        match embed::reads(options.task, &model).map_err(EngineError::Task)? {
+            Some(output) => embed::assemble_decoder(options, &path, model, output, now).map(Self::Vectors),
+            None => assemble_loaded(options, &path, model, now).map(Self::Text),
         }
     }
 
@@ -155,14 +163,16 @@ impl Served {
         }
     }
 
-    /// An encoder keeps no blocks, so there is nothing of it to publish.
+    /// A model that reads keeps no blocks, so there is nothing of it to publish.
     fn publish(&self, publisher: KvPublisher) {
         match self {
             Self::Text(engine) => {
                 tracing::warn!("block events are published, with the token ids of all prompts");
                 engine.publish(publisher);
             }
-            Self::Vectors(_) => tracing::warn!("an encoder has no KV cache; no block events are published"),
+            Self::Vectors(_) => {
+                tracing::warn!("a model that embeds keeps no blocks; no block events are published")
+            }
         }
     }
 

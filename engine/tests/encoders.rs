@@ -11,7 +11,8 @@ use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use strata_engine::backend::cpu::encoder::{CpuEncoder, EncoderInput};
+use strata_engine::backend::cpu::encoder::CpuEncoder;
+use strata_engine::backend::vectors::{TextInput, VectorBackend};
 use strata_engine::embed::{EmbedConfig, Embedder, EmbedderParts};
 use strata_engine::model::encoder;
 use strata_engine::runtime::ModelCard;
@@ -53,13 +54,11 @@ fn compare(folder: &Path, file: &str) {
     let (mut inputs, mut alone) = (Vec::new(), Vec::new());
     for case in golden(file).cases {
         let input = match &case.text {
-            Value::String(text) => {
-                EncoderInput { tokens: tokenizer.encode(text, true).unwrap(), second: None }
-            }
+            Value::String(text) => TextInput { tokens: tokenizer.encode(text, true).unwrap(), second: None },
             pair => {
                 let (tokens, begin) =
                     tokenizer.encode_pair(pair[0].as_str().unwrap(), pair[1].as_str().unwrap()).unwrap();
-                EncoderInput { tokens, second: Some(begin) }
+                TextInput { tokens, second: Some(begin) }
             }
         };
         assert_eq!(input.tokens, case.tokens, "{}", case.text);
@@ -96,7 +95,7 @@ fn start(name: &str, max_waiting: usize) -> (Arc<Embedder>, Router) {
     let model = encoder::load(&data(name)).unwrap().unwrap();
     let parts = EmbedderParts {
         tokenizer: Tokenizer::build(&model.tokenizer_source, &model.special).unwrap(),
-        encoder: CpuEncoder::new(model.spec, model.weights, 1).unwrap(),
+        model: Box::new(CpuEncoder::new(model.spec, model.weights, 1).unwrap()),
         card: ModelCard { name: "small".into(), created: 1_700_000_000, template_overhead: 0 },
     };
     let config = EmbedConfig { max_len: 40, batch_tokens: 64, max_sequences: 8, max_waiting };
@@ -238,14 +237,14 @@ async fn what_cannot_be_served_says_so() {
 #[tokio::test]
 async fn who_leaves_and_who_is_aborted_is_not_worked_on() {
     let (embedder, _router) = start("golden_bert", 2000);
-    let inputs = vec![EncoderInput { tokens: vec![2; 40], second: None }; 1000];
+    let inputs = vec![TextInput { tokens: vec![2; 40], second: None }; 1000];
     drop(embedder.submit("left".into(), inputs.clone()).unwrap());
     assert!(!embedder.abort("left"));
     let aborted = embedder.submit("aborted".into(), inputs).unwrap();
     assert!(embedder.abort("aborted"));
     assert_eq!(aborted.wait().await.unwrap_err().to_string(), "the request was aborted");
     // All of them are out of the queue, so that as many fit again.
-    let one = EncoderInput { tokens: vec![2, 5, 3], second: None };
+    let one = TextInput { tokens: vec![2, 5, 3], second: None };
     let served = embedder.submit("served".into(), vec![one]).unwrap().wait().await.unwrap();
     assert_eq!(served.len(), 1);
     let metrics = embedder.metrics().render();

@@ -205,6 +205,12 @@ fn gemma3_with_another_rotation_in_its_sliding_layers() {
     }
 }
 
+#[test]
+fn gemma3_within_a_model_that_sees_images() {
+    let specs = compare_tiny("golden_gemma3_vision");
+    assert!(specs[0].tied_embeddings && specs[0].post_norms && specs[0].local_rope.is_some());
+}
+
 /// Beyond its first context, and in an engine that serves no longer one.
 #[test]
 fn phi3_with_long_rope_and_joined_projections() {

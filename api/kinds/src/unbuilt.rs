@@ -51,7 +51,7 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
     r.0
 }
 
-/// Strata's engine sees in the checkpoint whether it is to generate or to embed; others would need flags.
+/// Strata's engine is told to embed, or sees it in the checkpoint; others would need flags.
 fn task(r: &mut Refusals, spec: &ModelDeploymentSpec) {
     match (spec.task.unwrap_or_default(), spec.runtime()) {
         (Task::Generate, _) | (Task::Embed, Runtime::Native) => {}

@@ -7,7 +7,7 @@ use anyhow::Context;
 use strata_engine::backend::cpu::{CacheType, Precision};
 use strata_engine::tier::KvDisk;
 use strata_engine::transfer::KvTransfer;
-use strata_engine::{EngineOptions, KvCache, ReasoningParser, ToolCallParser};
+use strata_engine::{EngineOptions, KvCache, ReasoningParser, Task, ToolCallParser};
 use strata_gateway::{Cluster, GatewayOptions, Source};
 use strata_hop::{Component, HopToken, Mtls, process};
 use strata_kinds::crd;
@@ -52,6 +52,11 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
     let listen = args.listen.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     let port = args.kv_transfer_port.or(listen).unwrap_or_default();
     EngineOptions {
+        task: match args.task {
+            args::Task::Auto => Task::Auto,
+            args::Task::Generate => Task::Generate,
+            args::Task::Embed => Task::Embed,
+        },
         served_model_name: args.served_model_name,
         listen: args.listen,
         threads: args.threads.unwrap_or(0),

@@ -6,6 +6,7 @@
 //! [`StepBatch`].
 
 pub mod cpu;
+pub mod vectors;
 
 use std::sync::Arc;
 
@@ -85,7 +86,8 @@ impl StepBatch {
     }
 }
 
-/// Rows of logits in the order of the tokens that were asked for, each [`BackendInfo::vocab`] long.
+/// Rows of logits in the order of the tokens that were asked for, each [`BackendInfo::vocab`] long; from a
+/// model that reads, its rows or its classes' scores.
 #[derive(Clone, Debug, Default)]
 pub struct Logits {
     /// The rows, one after the other.

@@ -1,4 +1,4 @@
-//! The engine of an encoder as the server sees it.
+//! The engine of a model that reads texts, as the server sees it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,16 +9,15 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::batch::Budget;
 use super::worker::{Job, Worker};
-use crate::backend::cpu::encoder::{CpuEncoder, EncoderInput};
-use crate::model::encoder::EncoderSpec;
+use crate::backend::vectors::{TextInput, VectorBackend, VectorInfo};
 use crate::runtime::{MAX_TEXT_BYTES, ModelCard, StartError};
 use crate::telemetry::{Fixed, Metrics};
 use crate::tokenizer::Tokenizer;
 
-/// What the engine of an encoder is made of.
+/// What the engine is made of.
 pub struct EmbedderParts {
     /// Runs the batches.
-    pub encoder: CpuEncoder,
+    pub model: Box<dyn VectorBackend>,
     /// Text to tokens.
     pub tokenizer: Tokenizer,
     /// What the model is called.
@@ -95,7 +94,7 @@ impl Cancelled {
     }
 }
 
-/// A running engine of an encoder. Dropping the last handle stops it after what it is working on.
+/// A running engine. Dropping the last handle stops it after what it is working on.
 pub struct Embedder {
     jobs: mpsc::UnboundedSender<Job>,
     queued: Arc<AtomicUsize>,
@@ -104,7 +103,7 @@ pub struct Embedder {
     metrics: Arc<Metrics>,
     tokenizer: Arc<Tokenizer>,
     card: ModelCard,
-    spec: EncoderSpec,
+    info: VectorInfo,
     config: EmbedConfig,
     text_room: Arc<Semaphore>,
 }
@@ -128,9 +127,9 @@ impl Embedder {
                 return Err(StartError::Zero { name });
             }
         }
-        let spec = parts.encoder.spec().clone();
-        if config.max_len > spec.max_positions {
-            return Err(StartError::BeyondModel { asked: config.max_len, model: spec.max_positions });
+        let info = parts.model.info().clone();
+        if config.max_len > info.max_tokens {
+            return Err(StartError::BeyondModel { asked: config.max_len, model: info.max_tokens });
         }
         let fixed =
             Fixed { max_sequences: config.max_sequences, total_blocks: 0, block_tokens: 0, max_loras: None };
@@ -138,7 +137,7 @@ impl Embedder {
         let (jobs, receiver) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicUsize::new(0));
         let worker = Worker {
-            encoder: parts.encoder,
+            model: parts.model,
             jobs: receiver,
             queued: queued.clone(),
             metrics: metrics.clone(),
@@ -156,14 +155,14 @@ impl Embedder {
             metrics,
             tokenizer: Arc::new(parts.tokenizer),
             card: parts.card,
-            spec,
+            info,
             config,
             text_room: Arc::new(Semaphore::new(MAX_TEXT_BYTES)),
         }))
     }
 
     /// Accepts a request of this minted id. Dropping what is returned takes it back.
-    pub fn submit(&self, id: String, inputs: Vec<EncoderInput>) -> Result<Pending, EmbedError> {
+    pub fn submit(&self, id: String, inputs: Vec<TextInput>) -> Result<Pending, EmbedError> {
         if self.is_draining() {
             return Err(EmbedError::Draining);
         }
@@ -195,8 +194,8 @@ impl Embedder {
         Ok(pending)
     }
 
-    fn check(&self, input: &EncoderInput) -> Result<(), String> {
-        let (len, most, vocab) = (input.tokens.len(), self.config.max_len, self.spec.vocab);
+    fn check(&self, input: &TextInput) -> Result<(), String> {
+        let (len, most, vocab) = (input.tokens.len(), self.config.max_len, self.info.vocab);
         if len == 0 {
             return Err("has no tokens".to_owned());
         }
@@ -259,9 +258,9 @@ impl Embedder {
         &self.card
     }
 
-    /// The model's shape.
-    pub fn spec(&self) -> &EncoderSpec {
-        &self.spec
+    /// What the model is.
+    pub fn info(&self) -> &VectorInfo {
+        &self.info
     }
 
     /// Tokens of one text.

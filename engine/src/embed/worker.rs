@@ -9,19 +9,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::batch::{self, Budget};
 use super::handle::{Cancelled, EmbedError};
-use crate::backend::cpu::encoder::{CpuEncoder, EncoderInput};
+use crate::backend::vectors::{TextInput, VectorBackend};
 use crate::telemetry::Metrics;
 
 /// One text that waits for its vector.
 pub(super) struct Job {
-    pub(super) input: EncoderInput,
+    pub(super) input: TextInput,
     pub(super) reply: oneshot::Sender<Result<Vec<f32>, EmbedError>>,
     pub(super) cancelled: Arc<Cancelled>,
     pub(super) arrived: Instant,
 }
 
 pub(super) struct Worker {
-    pub(super) encoder: CpuEncoder,
+    pub(super) model: Box<dyn VectorBackend>,
     pub(super) jobs: mpsc::UnboundedReceiver<Job>,
     pub(super) queued: Arc<AtomicUsize>,
     pub(super) metrics: Arc<Metrics>,
@@ -73,7 +73,7 @@ impl Worker {
         let (inputs, replies): (Vec<_>, Vec<_>) =
             jobs.into_iter().map(|job| (job.input, (job.reply, job.arrived))).unzip();
         let tokens: usize = inputs.iter().map(|input| input.tokens.len()).sum();
-        let outcome = self.encoder.run(&inputs);
+        let outcome = self.model.run(&inputs);
         self.metrics.running.set(0);
         self.metrics.iteration_tokens.observe(tokens as f64);
         match outcome {

@@ -112,7 +112,7 @@ mod tests {
         token_types.push(3);
         let (model, pre) = ("gpt2".into(), "gpt-2".into());
         let source = GgufTokenizer { model, pre, tokens, token_types, ..GgufTokenizer::default() };
-        let special = SpecialTokens { bos: Some(256), eos: vec![], add_bos: true };
+        let special = SpecialTokens { bos: Some(256), eos: vec![], add_bos: true, add_eos: false };
         Tokenizer::build(&TokenizerSource::Gguf(source), &special).unwrap()
     }
 

@@ -63,7 +63,13 @@ impl Keys {
         let add_bos = self.optional("tokenizer.ggml.add_bos_token", "true or false", Value::as_bool)?;
         // SentencePiece models begin with it unless they say otherwise.
         let sentence_piece = self.0.get("tokenizer.ggml.model").and_then(Value::as_str) == Some("llama");
-        Ok(SpecialTokens { bos, eos, add_bos: bos.is_some() && add_bos.unwrap_or(sentence_piece) })
+        let add_eos = self.optional("tokenizer.ggml.add_eos_token", "true or false", Value::as_bool)?;
+        Ok(SpecialTokens {
+            bos,
+            add_bos: bos.is_some() && add_bos.unwrap_or(sentence_piece),
+            add_eos: !eos.is_empty() && add_eos.unwrap_or(false),
+            eos,
+        })
     }
 
     /// Moves the vocabulary out of the metadata.

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 
 use super::keys::Keys;
 use super::{GgufError, Header, TensorInfo, Value};
-use crate::model::load::{LoadError, LoadedModel, TokenizerSource};
+use crate::model::load::{Head, LoadError, LoadedModel, TokenizerSource};
 use crate::tensor::{self, Bytes, ParameterSource, Tensor};
 
 /// Opens the GGUF file at `path`.
@@ -48,6 +48,7 @@ pub(super) struct Opened<'a> {
 impl Opened<'_> {
     fn into_model(mut self) -> Result<LoadedModel, LoadError> {
         let spec = self.spec()?;
+        let embedding = self.embedding(&spec.architecture)?;
         let weights = tensor::assemble(&spec, &tensor::GGUF, &self)?;
         let bad = |source| LoadError::Gguf { path: self.path.into(), source };
         let special = self.keys.special().map_err(bad)?;
@@ -61,6 +62,9 @@ impl Opened<'_> {
             chat_template: chat_template.map(str::to_owned),
             name: name.map(str::to_owned),
             tokenizer_source: TokenizerSource::Gguf(tokenizer),
+            head: Head::Tokens,
+            embedding,
+            longest_text: None,
         })
     }
 

@@ -7,6 +7,7 @@ use crate::model::rope::{LongRope, Yarn};
 use crate::model::spec::{
     Activation, ExpertsSpec, LayerSpec, MAX_HEAD_DIM, MAX_LAYERS, ModelSpec, Rope, RopeLayout, Rotation,
 };
+use crate::model::vectors::{Embedding, Pooling};
 use crate::tensor::ParameterSource;
 
 /// The values of `general.architecture` that can be run.
@@ -95,6 +96,24 @@ impl Opened<'_> {
         };
         spec.check().map_err(|reason| self.unsupported(reason))?;
         Ok(spec)
+    }
+
+    /// How the rows become a text's vector, in a file that is meant for that.
+    pub(super) fn embedding(&self, architecture: &str) -> Result<Option<Embedding>, LoadError> {
+        let key = "pooling_type";
+        let pooling = match (Scoped { file: self, architecture }).optional_size(key)? {
+            None | Some(0) => return Ok(None),
+            Some(1) => Pooling::Mean,
+            Some(2) => Pooling::First,
+            Some(3) => Pooling::Last,
+            Some(other) => {
+                return Err(self.unsupported(format!(
+                    "`{architecture}.{key}` is {other}; 1 (mean), 2 (first) and 3 (last) are supported, ranking \
+                     heads only in safetensors"
+                )));
+            }
+        };
+        Ok(Some(Embedding { pooling, normalise: true }))
     }
 
     fn bad(&self, source: GgufError) -> LoadError {

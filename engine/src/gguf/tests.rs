@@ -9,8 +9,10 @@ use super::Header;
 use crate::backend::cpu::{CacheType, CpuBackend, CpuOptions, Precision};
 use crate::backend::{Backend, BackendError, LogitRows, SequenceSpan, StepBatch};
 use crate::model::load::{LoadedModel, TokenizerSource, load};
-use crate::model::spec::{ModelSpec, RopeLayout};
-use crate::tensor::{Linear, Tensor, TensorKind, Weights};
+use crate::model::spec::{ExpertsSpec, ModelSpec, RopeLayout};
+use crate::model::vectors::Pooling;
+use crate::tensor::{Experts, FeedForward, Gated, Linear, Tensor, TensorKind, Weights};
+use crate::tokenizer::Tokenizer;
 
 /// A GGUF file in the making.
 #[derive(Clone, Default)]
@@ -95,6 +97,11 @@ impl Writer {
 
 /// A model as llama.cpp's converter writes it.
 fn write_model(architecture: &str, spec: &ModelSpec, weights: &Weights) -> Writer {
+    write_model_with(architecture, spec, weights, true)
+}
+
+/// The same with all experts' matrices in one tensor, or each by itself as the first files have them.
+fn write_model_with(architecture: &str, spec: &ModelSpec, weights: &Weights, stacked: bool) -> Writer {
     let mut w = Writer::default();
     let key = |name: &str| format!("{architecture}.{name}");
     w.text("general.architecture", architecture)
@@ -135,10 +142,7 @@ fn write_model(architecture: &str, spec: &ModelSpec, weights: &Weights) -> Write
             .matrix(&name("attn_v"), &layer.value.weight)
             .matrix(&name("attn_output"), &layer.attention_output.weight)
             .vector(&name("ffn_norm"), &layer.feed_forward_norm);
-        let gated = &layer.feed_forward.gated()[0];
-        w.matrix(&name("ffn_gate"), &gated.gate.weight)
-            .matrix(&name("ffn_up"), &gated.up.weight)
-            .matrix(&name("ffn_down"), &gated.down.weight);
+        write_feed_forward(&mut w, i, &layer.feed_forward, stacked);
         for (part, norm) in [("attn_q_norm", &layer.query_norm), ("attn_k_norm", &layer.key_norm)] {
             if let Some(norm) = norm {
                 w.vector(&name(part), norm);
@@ -151,6 +155,31 @@ fn write_model(architecture: &str, spec: &ModelSpec, weights: &Weights) -> Write
         }
     }
     w
+}
+
+fn write_feed_forward(w: &mut Writer, layer: usize, feed_forward: &FeedForward, stacked: bool) {
+    let parts: [(&str, fn(&Gated) -> &Tensor); 3] =
+        [("gate", |g| &g.gate.weight), ("up", |g| &g.up.weight), ("down", |g| &g.down.weight)];
+    for (part, of) in parts {
+        let name = |rest: &str| format!("blk.{layer}.ffn_{part}{rest}.weight");
+        match feed_forward {
+            FeedForward::Dense(gated) => drop(w.matrix(&name(""), of(gated))),
+            FeedForward::Experts(Experts { experts, .. }) if stacked => {
+                let (first, count) = (of(&experts[0]), experts.len());
+                let rows = |expert| (0..first.rows()).flat_map(move |row| of(expert).row(row).to_vec());
+                let bytes = experts.iter().flat_map(rows).collect();
+                w.tensor(&name("_exps"), &[first.cols(), first.rows(), count], first.kind(), bytes);
+            }
+            FeedForward::Experts(Experts { experts, .. }) => {
+                for (i, expert) in experts.iter().enumerate() {
+                    w.matrix(&name(&format!(".{i}")), of(expert));
+                }
+            }
+        }
+    }
+    if let FeedForward::Experts(experts) = feed_forward {
+        w.matrix(&format!("blk.{layer}.ffn_gate_inp.weight"), &experts.router.weight);
+    }
 }
 
 /// Rows moved from (0, d/2) pairs to (0, 1) pairs, as the converter does for `llama`.
@@ -227,6 +256,49 @@ fn each_architecture_computes_the_same_from_a_gguf() {
             assert_eq!(got, want, "{folder}");
         }
     }
+}
+
+/// Mixtral's first files have each expert's matrices by themselves.
+#[test]
+fn experts_by_themselves_compute_what_stacked_ones_do() {
+    let experts = ExpertsSpec { count: 4, used: 2, intermediate: 32, normalise: true };
+    let mut spec = ModelSpec { experts: Some(experts), intermediate: 32, ..ModelSpec::tiny(32) };
+    spec.per_layer.iter_mut().for_each(|layer| layer.experts = true);
+    let weights = Weights::random(&spec, 5);
+    let tokens: Vec<u32> = (0..40).map(|i| i * 7 % 32).collect();
+    let computed = |stacked, remove: &str| {
+        let mut writer = write_model_with("llama", &spec, &weights, stacked);
+        writer.u32("llama.expert_count", 4).u32("llama.expert_used_count", 2);
+        writer.tensors.retain(|(name, ..)| name != remove);
+        load_bytes(&writer.bytes()).map(|model| {
+            assert!(model.spec.per_layer.iter().all(|layer| layer.experts));
+            logits(model, &tokens).unwrap()
+        })
+    };
+    assert_eq!(computed(false, "").unwrap(), computed(true, "").unwrap());
+    let messages = [
+        computed(false, "blk.1.ffn_up.3.weight").unwrap_err(),
+        computed(true, "blk.1.ffn_gate_exps.weight").unwrap_err(),
+    ];
+    insta::assert_snapshot!(messages.join("\n"), @r"
+    model.gguf: tensor `blk.1.ffn_up.3.weight` is missing
+    model.gguf: tensor `blk.1.ffn_gate_exps.weight` is missing
+    ");
+}
+
+#[test]
+fn a_file_says_how_its_texts_become_vectors() {
+    let with = |pooling| load_bytes(&tiny().u32("llama.pooling_type", pooling).bytes());
+    let embedding = |pooling| with(pooling).unwrap().embedding.map(|embedding| embedding.pooling);
+    assert_eq!(
+        [0, 1, 2, 3].map(embedding),
+        [None, Some(Pooling::Mean), Some(Pooling::First), Some(Pooling::Last)]
+    );
+    insta::assert_snapshot!(with(4).unwrap_err(), @"model.gguf: `llama.pooling_type` is 4; 1 (mean), 2 (first) and 3 (last) are supported, ranking heads only in safetensors");
+    let ends = load_bytes(&tiny().set("tokenizer.ggml.add_eos_token", 7, [1]).bytes()).unwrap();
+    let tokenizer = Tokenizer::build(&ends.tokenizer_source, &ends.special).unwrap();
+    assert_eq!(tokenizer.encode("b", true).unwrap(), [1, 1, 2][1..]);
+    assert_eq!(tokenizer.encode("a", true).unwrap(), [1, 0, 2]);
 }
 
 #[test]

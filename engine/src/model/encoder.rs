@@ -2,6 +2,7 @@
 //! turns a text into one vector, or into scores of classes.
 
 use super::load::{LoadError, SpecialTokens, TokenizerSource};
+use super::vectors::VectorOutput;
 use crate::safetensors;
 use crate::tensor::{Linear, Tensor};
 use std::path::Path;
@@ -29,42 +30,13 @@ pub struct EncoderSpec {
     /// Kinds of text that have an embedding: the first of a pair, the second.
     pub types: usize,
     /// What becomes of the last layer's rows.
-    pub output: EncoderOutput,
-}
-
-/// What becomes of the last layer's rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EncoderOutput {
-    /// One vector for a text.
-    Embedding {
-        /// How the rows become one.
-        pooling: Pooling,
-        /// Whether it is scaled to the length one.
-        normalise: bool,
-    },
-    /// A score for each class.
-    Classes {
-        /// Their names, in order.
-        labels: Vec<String>,
-    },
-}
-
-/// How a text's rows become one vector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// Their mean.
-    Mean,
-    /// The first.
-    First,
+    pub output: VectorOutput,
 }
 
 impl EncoderSpec {
     /// Length of the vector that one text gives.
     pub fn outputs(&self) -> usize {
-        match &self.output {
-            EncoderOutput::Embedding { .. } => self.hidden,
-            EncoderOutput::Classes { labels } => labels.len(),
-        }
+        self.output.width(self.hidden)
     }
 
     /// Says in words what about the shape cannot be run.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 pub use super::source::{GgufTokenizer, SpecialTokens, TokenizerSource};
 use super::spec::ModelSpec;
+use super::vectors::Embedding;
 use crate::gguf::{self, GgufError};
 use crate::safetensors::{self, CheckpointError};
-use crate::tensor::Weights;
+use crate::tensor::{Linear, Weights};
 
 /// A checkpoint, opened. The weights are mapped, not read: opening costs no time that grows with them.
 #[derive(Debug)]
@@ -24,6 +25,28 @@ pub struct LoadedModel {
     pub special: SpecialTokens,
     /// The name that the file gives the model.
     pub name: Option<String>,
+    /// What follows its last layer.
+    pub head: Head,
+    /// How its rows become a text's vector, where the checkpoint says so.
+    pub embedding: Option<Embedding>,
+    /// The longest text that it was made to read, where that is less than its context.
+    pub longest_text: Option<usize>,
+}
+
+/// What follows a decoder's last layer.
+#[derive(Clone, Debug)]
+pub enum Head {
+    /// The next token's logits, by [`Weights::output`].
+    Tokens,
+    /// Nothing: the checkpoint is of a class without a head.
+    Nothing,
+    /// Scores of classes, from a text's last row.
+    Classes {
+        /// The classes' names, in order.
+        labels: Vec<String>,
+        /// Their scores, `labels` by `hidden`.
+        scores: Linear,
+    },
 }
 
 /// Why a checkpoint cannot be opened.

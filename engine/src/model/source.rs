@@ -47,4 +47,6 @@ pub struct SpecialTokens {
     pub eos: Vec<u32>,
     /// Whether plain text (not a chat template's output) gets `bos` put before it.
     pub add_bos: bool,
+    /// Whether text that is read, not continued, gets the first of `eos` put after it.
+    pub add_eos: bool,
 }

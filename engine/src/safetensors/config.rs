@@ -1,10 +1,13 @@
 //! `config.json`: from the parameters of a transformers class to a [`ModelSpec`].
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::CheckpointError;
-use super::family::Family;
+use super::family::{Ending, Family};
+use super::pooling;
 use super::rope::{self, Contexts, RopeParameters};
 use crate::model::spec::{Activation, ExpertsSpec, MAX_LAYERS, ModelSpec, Rope};
 
@@ -71,6 +74,8 @@ pub(super) struct Config {
     quantization_config: Option<Value>,
     pub(super) bos_token_id: Option<u32>,
     pub(super) eos_token_id: Option<OneOrMany>,
+    id2label: Option<BTreeMap<String, String>>,
+    num_labels: Option<usize>,
 }
 
 /// Absent and null differ: the first is the class's default.
@@ -114,10 +119,15 @@ impl OneOrMany {
 }
 
 impl Config {
-    /// Which classes it is of.
-    pub(super) fn family(&self) -> Result<Family, Refusal> {
+    /// Which classes it is of, and what follows the last layer.
+    pub(super) fn family(&self) -> Result<(Family, Ending), Refusal> {
         let architecture = self.architectures.first().map_or("", String::as_str);
         Family::of(architecture).ok_or_else(|| Refusal::Architecture(architecture.to_owned()))
+    }
+
+    /// The names of the classes that it scores.
+    pub(super) fn labels(&self) -> Result<Vec<String>, Refusal> {
+        pooling::labels(self.id2label.as_ref(), self.num_labels).map_err(Refusal::Unsupported)
     }
 
     /// The network's shape.

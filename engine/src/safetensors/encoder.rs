@@ -1,16 +1,16 @@
 //! Opens a Hugging Face checkpoint of an encoder, with what sentence-transformers says about pooling.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::model::read_json;
+use super::pooling;
 use super::shards::Shards;
-use crate::model::encoder::{
-    EncoderLayer, EncoderOutput, EncoderSpec, EncoderWeights, LayerNorm, LoadedEncoder, Pooling,
-};
+use crate::model::encoder::{EncoderLayer, EncoderSpec, EncoderWeights, LayerNorm, LoadedEncoder};
 use crate::model::load::{LoadError, SpecialTokens, TokenizerSource};
+use crate::model::vectors::{Embedding, Pooling, VectorOutput};
 use crate::tensor::{Linear, ParameterSource};
 
 const PLAIN: &str = "BertModel";
@@ -34,15 +34,6 @@ struct Config {
     id2label: Option<std::collections::BTreeMap<String, String>>,
 }
 
-/// One entry of sentence-transformers' `modules.json`.
-#[derive(Deserialize)]
-struct Module {
-    #[serde(default)]
-    path: String,
-    #[serde(rename = "type")]
-    class: String,
-}
-
 /// Opens the checkpoint in `folder`; none when it is not an encoder.
 pub(crate) fn load(folder: &Path) -> Result<Option<LoadedEncoder>, LoadError> {
     let path = folder.join("config.json");
@@ -57,8 +48,7 @@ pub(crate) fn load(folder: &Path) -> Result<Option<LoadedEncoder>, LoadError> {
     let spec = spec(&config, folder).map_err(unsupported)?;
     spec.check().map_err(unsupported)?;
     let weights = weights(&spec, &Shards::open(folder, None)?)?;
-    let said: Value = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or(Value::Null);
-    let max_len = said["max_seq_length"].as_u64().map_or(usize::MAX, |n| n as usize);
+    let max_len = pooling::longest(folder).map_err(unsupported)?.unwrap_or(usize::MAX);
     Ok(Some(LoadedEncoder {
         max_len: max_len.min(spec.max_positions),
         spec,
@@ -80,7 +70,13 @@ fn spec(config: &Config, folder: &Path) -> Result<EncoderSpec, String> {
         return Err(format!("positions of the type `{kind}` are not supported, only `absolute`"));
     }
     let architecture = config.architectures.first().cloned().unwrap_or_default();
-    let output = if architecture == CLASSIFIER { classes(config)? } else { pooling(folder)? };
+    let output = if architecture == CLASSIFIER {
+        VectorOutput::Classes { labels: pooling::labels(config.id2label.as_ref(), config.num_labels)? }
+    } else {
+        // Without `modules.json` as BERT's own classes have it.
+        let first = Embedding { pooling: Pooling::First, normalise: true };
+        VectorOutput::Embedding(pooling::pooling(folder)?.unwrap_or(first))
+    };
     Ok(EncoderSpec {
         architecture,
         vocab: config.vocab_size,
@@ -93,60 +89,6 @@ fn spec(config: &Config, folder: &Path) -> Result<EncoderSpec, String> {
         types: config.type_vocab_size.unwrap_or(2),
         output,
     })
-}
-
-fn classes(config: &Config) -> Result<EncoderOutput, String> {
-    const MOST: usize = 65_536;
-    let named = config.id2label.as_ref();
-    // Without names there are two classes.
-    let count = named.map(std::collections::BTreeMap::len).or(config.num_labels).unwrap_or(2);
-    if count == 0 || count > MOST {
-        return Err(format!("the number of classes is {count}, expected 1 to {MOST}"));
-    }
-    let label = |i: usize| {
-        let own = named.and_then(|labels| labels.get(&i.to_string()).cloned());
-        own.unwrap_or_else(|| format!("LABEL_{i}"))
-    };
-    Ok(EncoderOutput::Classes { labels: (0..count).map(label).collect() })
-}
-
-/// What `modules.json` says; without it, the first row, normalised, as BERT's own classes have it.
-fn pooling(folder: &Path) -> Result<EncoderOutput, String> {
-    let read =
-        |path: PathBuf| -> Result<Option<Value>, String> { read_json(&path).map_err(|e| e.to_string()) };
-    let Some(modules) = read(folder.join("modules.json"))? else {
-        return Ok(EncoderOutput::Embedding { pooling: Pooling::First, normalise: true });
-    };
-    let modules: Vec<Module> =
-        serde_json::from_value(modules).map_err(|e| format!("modules.json is not as expected: {e}"))?;
-    let (mut pooling, mut normalise) = (None, false);
-    for module in modules {
-        match module.class.rsplit('.').next() {
-            Some("Transformer") => {}
-            Some("Normalize") => normalise = true,
-            Some("Pooling") => {
-                let inside = !module.path.contains("..") && !module.path.starts_with('/');
-                let path = folder.join(if inside { module.path.as_str() } else { "" }).join("config.json");
-                let config = read(path)?.ok_or("the pooling module has no config.json")?;
-                pooling = Some(pooling_mode(&config)?);
-            }
-            _ => return Err(format!("the module `{}` of modules.json is not supported", module.class)),
-        }
-    }
-    let pooling = pooling.ok_or("modules.json has no pooling module")?;
-    Ok(EncoderOutput::Embedding { pooling, normalise })
-}
-
-fn pooling_mode(config: &Value) -> Result<Pooling, String> {
-    let flags = config.as_object().into_iter().flatten();
-    let set = flags.filter(|(key, value)| key.starts_with("pooling_mode_") && value.as_bool() == Some(true));
-    let mut names: Vec<&str> = set.map(|(key, _)| key.as_str()).collect();
-    names.extend(config["pooling_mode"].as_str());
-    match names[..] {
-        ["pooling_mode_mean_tokens" | "mean"] => Ok(Pooling::Mean),
-        ["pooling_mode_cls_token" | "cls"] => Ok(Pooling::First),
-        _ => Err(format!("the pooling {names:?} is not supported; one of `mean` and `cls` is")),
-    }
 }
 
 fn weights(spec: &EncoderSpec, source: &Shards) -> Result<EncoderWeights, LoadError> {
@@ -163,11 +105,11 @@ fn weights(spec: &EncoderSpec, source: &Shards) -> Result<EncoderWeights, LoadEr
             .map(|i| layer(spec, source, &format!("{base}encoder.layer.{i}")))
             .collect::<Result<_, _>>()?,
         head: match &spec.output {
-            EncoderOutput::Classes { labels } => Some((
+            VectorOutput::Classes { labels } => Some((
                 linear(source, &format!("{base}pooler.dense"), hidden, hidden)?,
                 linear(source, "classifier", labels.len(), hidden)?,
             )),
-            EncoderOutput::Embedding { .. } => None,
+            VectorOutput::Embedding(_) => None,
         },
     })
 }

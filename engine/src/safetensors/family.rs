@@ -4,7 +4,8 @@ use super::config::Config;
 use crate::model::spec::{LayerSpec, Rotation};
 use crate::tensor::{self, Names};
 
-/// The classes that can be run.
+/// The classes that can be run; those of the same families without a head, or with one that scores
+/// classes, too.
 pub(super) const ARCHITECTURES: &[&str] = &[
     "LlamaForCausalLM",
     "MistralForCausalLM",
@@ -16,7 +17,16 @@ pub(super) const ARCHITECTURES: &[&str] = &[
     "Gemma3ForCausalLM",
     "Phi3ForCausalLM",
     "SmolLM3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
 ];
+
+/// What follows a class's last layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Tokens,
+    Classes,
+    Nothing,
+}
 
 /// Classes of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,20 +44,31 @@ pub(super) enum Family {
 }
 
 impl Family {
-    pub(super) fn of(architecture: &str) -> Option<Self> {
-        Some(match architecture {
-            "LlamaForCausalLM" => Self::Llama,
-            "MistralForCausalLM" => Self::Mistral,
-            "MixtralForCausalLM" => Self::Mixtral,
-            "Qwen2ForCausalLM" => Self::Qwen2,
-            "Qwen3ForCausalLM" => Self::Qwen3,
-            "Qwen3MoeForCausalLM" => Self::Qwen3Moe,
-            "Gemma2ForCausalLM" => Self::Gemma2,
-            "Gemma3ForCausalLM" => Self::Gemma3,
-            "Phi3ForCausalLM" => Self::Phi3,
-            "SmolLM3ForCausalLM" => Self::SmolLm3,
+    /// The family of a class, and what follows its last layer.
+    pub(super) fn of(architecture: &str) -> Option<(Self, Ending)> {
+        const ENDINGS: [(&str, Ending); 4] = [
+            ("ForCausalLM", Ending::Tokens),
+            ("ForConditionalGeneration", Ending::Tokens),
+            ("ForSequenceClassification", Ending::Classes),
+            ("Model", Ending::Nothing),
+        ];
+        let (name, ending) = ENDINGS
+            .into_iter()
+            .find_map(|(suffix, ending)| Some((architecture.strip_suffix(suffix)?, ending)))?;
+        let family = match name {
+            "Llama" => Self::Llama,
+            "Mistral" => Self::Mistral,
+            "Mixtral" => Self::Mixtral,
+            "Qwen2" => Self::Qwen2,
+            "Qwen3" => Self::Qwen3,
+            "Qwen3Moe" => Self::Qwen3Moe,
+            "Gemma2" => Self::Gemma2,
+            "Gemma3" | "Gemma3Text" => Self::Gemma3,
+            "Phi3" => Self::Phi3,
+            "SmolLM3" => Self::SmolLm3,
             _ => return None,
-        })
+        };
+        Some((family, ending))
     }
 
     pub(super) fn is_gemma(self) -> bool {

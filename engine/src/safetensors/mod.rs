@@ -6,10 +6,12 @@ mod encoder;
 mod error;
 mod family;
 mod model;
+mod pooling;
 mod rope;
 mod shards;
 #[cfg(test)]
 mod tests;
+mod wrapper;
 
 pub(crate) use encoder::load as load_encoder;
 pub use error::CheckpointError;

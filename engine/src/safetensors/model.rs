@@ -7,10 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::config::{Config, OneOrMany, Refusal};
-use super::family::ARCHITECTURES;
+use super::family::{ARCHITECTURES, Ending};
 use super::shards::Shards;
-use crate::model::load::{LoadError, LoadedModel, SpecialTokens, TokenizerSource};
-use crate::tensor;
+use super::{pooling, wrapper};
+use crate::model::load::{Head, LoadError, LoadedModel, SpecialTokens, TokenizerSource};
+use crate::tensor::{self, Linear, ParameterSource};
 
 /// `generation_config.json`, where the ids that end an answer may be more than the model's own.
 #[derive(Default, Deserialize)]
@@ -23,20 +24,36 @@ struct Generation {
 /// usual names say.
 pub(crate) fn load(folder: &Path, weights: Option<&Path>) -> Result<LoadedModel, LoadError> {
     let path = folder.join("config.json");
-    let config: Config = read_json(&path)?.ok_or_else(|| LoadError::NotAModel {
+    let config: Value = read_json(&path)?.ok_or_else(|| LoadError::NotAModel {
         path: weights.unwrap_or(folder).into(),
         found: "no config.json beside it".to_owned(),
     })?;
-    let described = config.family().and_then(|family| Ok((family, config.spec(family)?)));
-    let (family, spec) = described.map_err(|refusal| match refusal {
+    let refused = |refusal| match refusal {
         Refusal::Architecture(architecture) => {
             LoadError::UnknownArchitecture { path: path.clone(), architecture, supported: ARCHITECTURES }
         }
         Refusal::Unsupported(reason) => LoadError::Unsupported { path: path.clone(), reason },
         Refusal::Bad(source) => LoadError::Checkpoint { path: path.clone(), source },
-    })?;
-    let weights = Shards::open(folder, weights)?;
-    let weights = tensor::assemble(&spec, family.names(), &weights)?;
+    };
+    let config: Config = serde_json::from_value(wrapper::text_part(config))
+        .map_err(|e| LoadError::Checkpoint { path: path.clone(), source: e.into() })?;
+    let (family, ending) = config.family().map_err(refused)?;
+    let mut spec = config.spec(family).map_err(refused)?;
+    // Another class has no output head that could be looked for.
+    spec.tied_embeddings |= ending != Ending::Tokens;
+    let shards = Shards::open(folder, weights)?.with_base();
+    let weights = tensor::assemble(&spec, family.names(), &shards)?;
+    let head = match ending {
+        Ending::Tokens => Head::Tokens,
+        Ending::Nothing => Head::Nothing,
+        Ending::Classes => {
+            let labels = config.labels().map_err(refused)?;
+            let weight = shards.matrix("score.weight", labels.len(), spec.hidden)?;
+            Head::Classes { labels, scores: Linear { weight, bias: None } }
+        }
+    };
+    let embedding = pooling::pooling(folder).map_err(|reason| refused(Refusal::Unsupported(reason)))?;
+    let longest_text = pooling::longest(folder).map_err(|reason| refused(Refusal::Unsupported(reason)))?;
     let generation: Generation = read_json(&folder.join("generation_config.json"))?.unwrap_or_default();
     let tokenizer_config: Value = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or(Value::Null);
     let eos = generation.eos_token_id.or(config.eos_token_id);
@@ -48,7 +65,11 @@ pub(crate) fn load(folder: &Path, weights: Option<&Path>) -> Result<LoadedModel,
             bos: generation.bos_token_id.or(config.bos_token_id),
             eos: eos.map_or_else(Vec::new, OneOrMany::into_vec),
             add_bos: tokenizer_config["add_bos_token"].as_bool().unwrap_or(false),
+            add_eos: false,
         },
+        head,
+        embedding,
+        longest_text,
         name: folder.file_name().map(|name| name.to_string_lossy().into_owned()),
         tokenizer_source: TokenizerSource::HuggingFace {
             tokenizer_json: folder.join("tokenizer.json"),

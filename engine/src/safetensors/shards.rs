@@ -1,5 +1,6 @@
 //! The weights of a checkpoint: one mapped safetensors file, or several with an index.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
@@ -18,7 +19,23 @@ use crate::tensor::{Bytes, ParameterSource, Tensor, TensorKind};
 pub(crate) struct Shards {
     folder: PathBuf,
     tensors: BTreeMap<String, Place>,
+    base: &'static Base,
 }
+
+/// Where a decoder lies in its checkpoint: what stands there for `model.`, and before `lm_head`.
+struct Base {
+    model: &'static str,
+    head: &'static str,
+}
+
+/// Below a head, by itself, and in a model that reads more than text: as its files were written first,
+/// and as they are written now.
+const BASES: [Base; 4] = [
+    Base { model: "model.", head: "" },
+    Base { model: "", head: "" },
+    Base { model: "language_model.model.", head: "language_model." },
+    Base { model: "model.language_model.", head: "" },
+];
 
 struct Place {
     file: Arc<Shard>,
@@ -40,7 +57,7 @@ struct Index {
 impl Shards {
     /// Maps `file` or, without one, what the folder holds.
     pub(super) fn open(folder: &Path, file: Option<&Path>) -> Result<Self, LoadError> {
-        let mut shards = Self { folder: folder.into(), tensors: BTreeMap::new() };
+        let mut shards = Self { folder: folder.into(), tensors: BTreeMap::new(), base: &BASES[0] };
         for path in files(folder, file)? {
             shards.add(path)?;
         }
@@ -87,6 +104,21 @@ impl Shards {
         Ok(())
     }
 
+    /// From now on the names of a decoder are those below its place in this checkpoint.
+    pub(super) fn with_base(self) -> Self {
+        let here = |base: &&Base| self.tensors.contains_key(&format!("{}embed_tokens.weight", base.model));
+        Self { base: BASES.iter().find(here).unwrap_or(self.base), ..self }
+    }
+
+    /// What the checkpoint calls the parameter of this name.
+    fn own_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        match name.strip_prefix("model.") {
+            Some(rest) if self.base.model != "model." => format!("{}{rest}", self.base.model).into(),
+            None if name.starts_with("lm_head") => format!("{}{name}", self.base.head).into(),
+            _ => name.into(),
+        }
+    }
+
     fn place(&self, name: &str) -> Result<&Place, LoadError> {
         self.tensors.get(name).ok_or_else(|| LoadError::Tensor {
             path: self.folder.clone(),
@@ -102,6 +134,7 @@ impl Shards {
 
     /// The tensor of this name, which must have this shape.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
+        let name = &*self.own_name(name);
         let place = self.place(name)?;
         let bad = |problem| LoadError::Tensor { path: place.file.path.clone(), tensor: name.into(), problem };
         if place.shape != shape {
@@ -162,7 +195,7 @@ impl ParameterSource for Shards {
     type Error = LoadError;
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(&*self.own_name(name))
     }
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Tensor, LoadError> {

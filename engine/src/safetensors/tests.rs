@@ -47,9 +47,9 @@ fn each_bad_configuration_says_what_is_wrong() {
         with_config("num_hidden_layers", json!(3)),
     ];
     insta::assert_snapshot!(messages.join("\n"), @r#"
-    DIR/config.json: the architecture `MambaForCausalLM` is not supported; supported are LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, SmolLM3ForCausalLM
+    DIR/config.json: the architecture `MambaForCausalLM` is not supported; supported are LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, SmolLM3ForCausalLM, Gemma3ForConditionalGeneration
     DIR/config.json: the key `hidden_size` is missing
-    DIR/config.json: not the JSON that was expected: invalid type: string "wide", expected usize at line 1 column 154
+    DIR/config.json: not the JSON that was expected: invalid type: string "wide", expected usize
     DIR/model-00001-of-00002.safetensors: tensor `model.embed_tokens.weight` has the shape [160, 64], expected [160, 128]
     DIR/config.json: the activation `gelu` is not supported, only `silu` and `gelu_pytorch_tanh`
     DIR/config.json: weights quantised by `awq` are not supported; use the unquantised model or a GGUF

@@ -76,8 +76,8 @@ impl Tokenizer {
     }
 
     /// The tokens of a text. Special tokens that stand in it are recognised. With `add_special` the
-    /// tokens that begin plain text for this model are put before it; a chat template's output has
-    /// them already.
+    /// tokens that begin plain text for this model are put before it, and those that end it after it;
+    /// a chat template's output has them already.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
         // A file can be read and still hold what the library panics over.
         let encode = || self.inner.encode_fast(text, add_special && self.post_processes);
@@ -92,6 +92,14 @@ impl Tokenizer {
             && ids.first() != Some(&bos)
         {
             ids.insert(0, bos);
+        }
+        if add_special
+            && !self.post_processes
+            && self.special.add_eos
+            && let Some(eos) = self.special.eos.first()
+            && ids.last() != Some(eos)
+        {
+            ids.push(*eos);
         }
         Ok(ids)
     }

@@ -54,7 +54,7 @@ pub(crate) fn tokenizer() -> Tokenizer {
         token_types,
         ..GgufTokenizer::default()
     };
-    let special = SpecialTokens { bos: None, eos: vec![IM_END], add_bos: false };
+    let special = SpecialTokens { bos: None, eos: vec![IM_END], add_bos: false, add_eos: false };
     Tokenizer::build(&TokenizerSource::Gguf(source), &special).unwrap()
 }
 

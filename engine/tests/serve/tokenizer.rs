@@ -80,7 +80,7 @@ fn small() -> GgufTokenizer {
 
 #[test]
 fn scored_vocabularies_are_llama_cpps() {
-    let special = SpecialTokens { bos: Some(1), eos: vec![2], add_bos: true };
+    let special = SpecialTokens { bos: Some(1), eos: vec![2], add_bos: true, add_eos: false };
     let tokenizer = Tokenizer::build(&TokenizerSource::Gguf(small()), &special).unwrap();
     check("llama", &tokenizer, &golden().spm.cases);
     assert_eq!(tokenizer.encode("the", true).unwrap()[0], 1);

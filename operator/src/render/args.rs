@@ -1,5 +1,6 @@
 //! The command line of each component.
 
+use strata_kinds::model_deployment::Task;
 use strata_kinds::quantity;
 
 use super::{HostSite, Site};
@@ -49,6 +50,10 @@ fn engine_args(workload: &EngineWorkload, model: &str, limited: Option<u64>) -> 
     args.extend(["--served-model-name".to_owned(), spec.model.name.clone()]);
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     let engine = spec.engine.clone().unwrap_or_default();
+    // What the checkpoint was made for, unless the manifest says more.
+    if spec.task == Some(Task::Embed) {
+        add("--task", "embed".to_owned());
+    }
     if let Some(length) = engine.max_model_len {
         add("--max-model-len", length.to_string());
     }

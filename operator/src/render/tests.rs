@@ -45,6 +45,16 @@ fn command(rendered: &Rendered) -> String {
 }
 
 #[test]
+fn an_engine_that_embeds_is_told_to() {
+    let spec = |task| json!({ "model": { "name": "e5", "uri": "file:///models/e5" }, "task": task });
+    let told = |task| {
+        let rendered = render(&engine(spec(task)), Site::Cluster(&cluster()));
+        command(&rendered).contains("--task embed")
+    };
+    assert_eq!(["Embed", "Generate"].map(told), [true, false]);
+}
+
+#[test]
 fn an_engine_on_kubernetes() {
     let rendered = render(
         &engine(json!({

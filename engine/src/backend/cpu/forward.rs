@@ -27,7 +27,8 @@ pub(super) struct Model {
     embedding: Tensor,
     layers: Vec<Layer>,
     output_norm: Box<[Line]>,
-    head: Projection,
+    /// Without one the last norm's rows are what is returned.
+    head: Option<Projection>,
     cache: Cache,
     loras: Loras,
 }
@@ -110,21 +111,22 @@ impl Activations {
 }
 
 impl Model {
-    /// Takes a model's weights over; `exact` keeps all products in 32-bit floats.
+    /// Takes a model's weights over, all but the output head, for which `head` stands; `exact` keeps all
+    /// products in 32-bit floats.
     pub(super) fn new(
         machine: &mut Machine,
         spec: ModelSpec,
         weights: Weights,
+        head: Option<Linear>,
         cache: Cache,
         exact: bool,
     ) -> Result<Self, String> {
         assert_eq!(weights.layers.len(), spec.layers, "the weights are of this shape");
         let layers = weights.layers.into_iter().map(|layer| Layer::new(machine, layer, exact));
         let layers = layers.collect::<Result<_, _>>()?;
-        let head = weights.output.unwrap_or_else(|| Linear { weight: weights.embedding.clone(), bias: None });
         Ok(Self {
             layers,
-            head: Projection::new(machine, head, exact)?,
+            head: head.map(|head| Projection::new(machine, head, exact)).transpose()?,
             embedding: weights.embedding,
             output_norm: padded(&weights.output_norm),
             spec,
@@ -262,17 +264,23 @@ impl Model {
             a.projected.row_mut(to).copy_from_slice(a.stream.row(*from));
         }
         norm_rows(machine, &a.projected, output_norm, eps, &mut a.normed);
-        multiply(machine, &a.normed, &mut a.quantised, [head.to(&mut a.logits)]);
-        products += 1;
-        if let Some(cap) = spec.logit_softcap {
-            cap_rows(machine, &mut a.logits, cap);
-        }
+        let rows = match head {
+            None => &a.normed,
+            Some(head) => {
+                multiply(machine, &a.normed, &mut a.quantised, [head.to(&mut a.logits)]);
+                products += 1;
+                if let Some(cap) = spec.logit_softcap {
+                    cap_rows(machine, &mut a.logits, cap);
+                }
+                &a.logits
+            }
+        };
 
-        let mut data = Vec::with_capacity(wanted.len() * spec.vocab);
+        let mut data = Vec::with_capacity(wanted.len() * rows.width());
         for row in 0..wanted.len() {
-            data.extend_from_slice(a.logits.row(row));
+            data.extend_from_slice(rows.row(row));
         }
-        (Logits { data, vocab: spec.vocab }, products)
+        (Logits { data, vocab: rows.width() }, products)
     }
 }
 

@@ -47,7 +47,7 @@ use self::team::Machine;
 use super::{Backend, BackendError, BackendInfo, Logits, StepBatch};
 use crate::lora::{AdapterId, LoraWeights};
 use crate::model::spec::ModelSpec;
-use crate::tensor::Weights;
+use crate::tensor::{Linear, Weights};
 
 /// More threads than this are a mistake, and asking the system for them would take all its memory.
 const MAX_THREADS: usize = 1024;
@@ -99,6 +99,22 @@ impl CpuBackend {
         Self::with_level(spec, weights, options, Level::detect())
     }
 
+    /// A backend for a model that reads: [`Backend::forward`] returns the products with `head`, or
+    /// without one the rows after the last norm, `hidden` wide, instead of logits.
+    ///
+    /// # Panics
+    /// When `weights` are not those of `spec`, which no loader returns.
+    pub fn reading(
+        spec: ModelSpec,
+        weights: Weights,
+        head: Option<Linear>,
+        options: CpuOptions,
+    ) -> Result<Self, BackendError> {
+        // The cap is the logits' own.
+        let spec = ModelSpec { logit_softcap: None, ..spec };
+        Self::with_head(spec, weights, head, options, Level::detect())
+    }
+
     /// Bytes of one block of the KV cache over all layers, to decide how many to ask for.
     pub fn block_bytes(spec: &ModelSpec, cache: CacheType) -> usize {
         cache::block_bytes(spec, cache)
@@ -107,6 +123,18 @@ impl CpuBackend {
     fn with_level(
         spec: ModelSpec,
         weights: Weights,
+        options: CpuOptions,
+        level: Level,
+    ) -> Result<Self, BackendError> {
+        let tied = || Linear { weight: weights.embedding.clone(), bias: None };
+        let head = weights.output.clone().unwrap_or_else(tied);
+        Self::with_head(spec, weights, Some(head), options, level)
+    }
+
+    fn with_head(
+        spec: ModelSpec,
+        weights: Weights,
+        head: Option<Linear>,
         options: CpuOptions,
         level: Level,
     ) -> Result<Self, BackendError> {
@@ -135,7 +163,7 @@ impl CpuBackend {
         })?;
         let activations = Activations::new(&spec, info.max_model_len);
         let exact = options.precision == Precision::Exact;
-        let model = Model::new(&mut machine, spec, weights, cache, exact).map_err(failed)?;
+        let model = Model::new(&mut machine, spec, weights, head, cache, exact).map_err(failed)?;
         Ok(Self { model, info, activations, machine, precision: options.precision, products: 0 })
     }
 }

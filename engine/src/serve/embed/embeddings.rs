@@ -57,7 +57,7 @@ pub(super) async fn create(
     input::check_model(&members, &embedder)?;
     needs_embedding(&embedder)?;
     let encoding = Encoding::read(&members)?;
-    let width = embedder.spec().outputs() as i64;
+    let width = embedder.info().width as i64;
     if let Some(asked) = members.whole("dimensions", 1..=i64::MAX)?.filter(|asked| *asked != width) {
         let message = format!(
             "`dimensions` is {asked}, and the embeddings of `{}` have {width} and were not trained to be cut; leave \

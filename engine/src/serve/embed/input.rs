@@ -1,4 +1,4 @@
-//! Texts and tokens of a request, as inputs of the encoder.
+//! Texts and tokens of a request, as inputs of the model.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 
 use super::super::members::{Members, whole, wrong};
-use crate::backend::cpu::encoder::EncoderInput;
+use crate::backend::vectors::TextInput;
 use crate::embed::Embedder;
 use crate::runtime::MAX_TEXT_BYTES;
 
@@ -85,7 +85,7 @@ pub(super) async fn encode(
     members: &Members,
     texts: Vec<Text>,
     param: &'static str,
-) -> Result<Vec<EncoderInput>, Fault> {
+) -> Result<Vec<TextInput>, Fault> {
     let most = embedder.max_len() as i64;
     let cut = members.whole("truncate_prompt_tokens", -1..=most)?.map(|cut| {
         // vLLM's form of "as much as fits".
@@ -125,21 +125,21 @@ fn encode_one(
     special: bool,
     cut: Option<usize>,
     name: &str,
-) -> Result<EncoderInput, Fault> {
+) -> Result<TextInput, Fault> {
     let tokenizer = embedder.tokenizer();
     let bad = |e: crate::tokenizer::TokenizerError| Fault::invalid_param(name, e.to_string());
     let mut input = match text {
         Text::Tokens(tokens) => {
             let mut tokens = tokens;
             tokens.truncate(cut.unwrap_or(usize::MAX));
-            EncoderInput { tokens, second: None }
+            TextInput { tokens, second: None }
         }
         Text::Words(text) => {
-            EncoderInput { tokens: tokenizer.encode(&text, special).map_err(bad)?, second: None }
+            TextInput { tokens: tokenizer.encode(&text, special).map_err(bad)?, second: None }
         }
         Text::Pair(first, second) => {
             let (tokens, begin) = tokenizer.encode_pair(&first, &second).map_err(bad)?;
-            EncoderInput { tokens, second: Some(begin) }
+            TextInput { tokens, second: Some(begin) }
         }
     };
     if let Some(cut) = cut.filter(|cut| *cut < input.tokens.len()) {

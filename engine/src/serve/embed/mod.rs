@@ -1,4 +1,4 @@
-//! The HTTP API over an encoder: OpenAI's embeddings, and vLLM's pooling, scores, ranks and classes.
+//! The HTTP API over a model that reads: OpenAI's embeddings, and vLLM's pooling, scores, ranks and classes.
 
 mod classify;
 mod embeddings;
@@ -19,11 +19,11 @@ use strata_wire::ErrorKind;
 
 use super::members::Members;
 use super::submit;
-use crate::backend::cpu::encoder::EncoderInput;
+use crate::backend::vectors::TextInput;
 use crate::embed::{EmbedError, Embedder};
-use crate::model::encoder::EncoderOutput;
+use crate::model::vectors::VectorOutput;
 
-/// The routes of an encoder's engine. Callers that are not the layer above are refused as on a
+/// The routes of an engine that reads. Callers that are not the layer above are refused as on a
 /// generating engine's.
 pub fn router(embedder: Arc<Embedder>, above: Above) -> Router {
     let router = Router::new()
@@ -50,7 +50,7 @@ pub fn router(embedder: Arc<Embedder>, above: Above) -> Router {
         .with_state(embedder)
 }
 
-/// The routes that only an encoder's engine serves, on one that generates.
+/// The routes that only an engine that reads serves, on one that generates.
 pub(super) fn elsewhere<S: Clone + Send + Sync + 'static>() -> Router<S> {
     const PATHS: [&str; 8] = [
         "/v1/embeddings",
@@ -68,24 +68,24 @@ pub(super) fn elsewhere<S: Clone + Send + Sync + 'static>() -> Router<S> {
 async fn embeds_nothing() -> Fault {
     Fault::new(
         ErrorKind::NotFound,
-        "this model generates text and is served for nothing else; embeddings, scores and classes need an encoder, \
-         such as MiniLM",
+        "this model generates text and is served for nothing else; embeddings, scores and classes need an engine \
+         with `--task embed`, or an encoder such as MiniLM",
     )
 }
 
 async fn generates_nothing() -> Fault {
     Fault::new(
         ErrorKind::NotFound,
-        "this model is an encoder and generates no text; it serves /v1/embeddings, /pooling, /score, /rerank and \
+        "this model is opened to embed and generates no text; it serves /v1/embeddings, /pooling, /score, /rerank and \
          /classify, as far as its checkpoint can",
     )
 }
 
 /// Refuses routes that need one vector a text from a model with classes.
 fn needs_embedding(embedder: &Embedder) -> Result<(), Fault> {
-    match embedder.spec().output {
-        EncoderOutput::Embedding { .. } => Ok(()),
-        EncoderOutput::Classes { .. } => Err(Fault::invalid(format!(
+    match embedder.info().output {
+        VectorOutput::Embedding(_) => Ok(()),
+        VectorOutput::Classes { .. } => Err(Fault::invalid(format!(
             "the model `{}` has a classification head and gives no embeddings; use /classify, or /score and /rerank \
              where it has one class",
             embedder.card().name
@@ -95,9 +95,9 @@ fn needs_embedding(embedder: &Embedder) -> Result<(), Fault> {
 
 /// The names of the classes, from a model that has some.
 fn needs_classes(embedder: &Embedder) -> Result<&[String], Fault> {
-    match &embedder.spec().output {
-        EncoderOutput::Classes { labels } => Ok(labels),
-        EncoderOutput::Embedding { .. } => Err(Fault::invalid(format!(
+    match &embedder.info().output {
+        VectorOutput::Classes { labels } => Ok(labels),
+        VectorOutput::Embedding(_) => Err(Fault::invalid(format!(
             "the model `{}` has no classification head; use /v1/embeddings, /score or /rerank",
             embedder.card().name
         ))),
@@ -118,7 +118,7 @@ async fn run_input(
 async fn run(
     embedder: &Embedder,
     headers: &HeaderMap,
-    inputs: Vec<EncoderInput>,
+    inputs: Vec<TextInput>,
 ) -> Result<(Vec<Vec<f32>>, usize), Fault> {
     let tokens = inputs.iter().map(|input| input.tokens.len()).sum();
     let pending = embedder.submit(submit::request_id(headers)?, inputs).map_err(|e| refused(&e))?;

@@ -1,4 +1,4 @@
-//! What operators and the layers above ask of an encoder's engine: models, health, metrics, abort.
+//! What operators and the layers above ask of an engine that reads: models, health, metrics, abort.
 
 use std::sync::Arc;
 use std::time::Duration;

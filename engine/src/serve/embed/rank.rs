@@ -17,7 +17,7 @@ use super::super::members::{Members, wrong};
 use super::input::{Text, bounded, check_model, encode};
 use super::{classify, envelope, run, usage};
 use crate::embed::Embedder;
-use crate::model::encoder::EncoderOutput;
+use crate::model::vectors::VectorOutput;
 
 /// The scores of pairs: one text with each of several, or several with as many others.
 pub(super) async fn score(
@@ -103,19 +103,19 @@ async fn scores(
     second: &[String],
 ) -> Result<(Vec<f32>, usize), Fault> {
     let pairs = second.iter().enumerate().map(|(i, text)| (&first[i.min(first.len() - 1)], text));
-    match &embedder.spec().output {
-        EncoderOutput::Classes { labels } if labels.len() == 1 => {
+    match &embedder.info().output {
+        VectorOutput::Classes { labels } if labels.len() == 1 => {
             let texts = pairs.map(|(a, b)| Text::Pair(a.clone(), b.clone())).collect();
             let inputs = encode(embedder, members, texts, "documents").await?;
             let (vectors, tokens) = run(embedder, headers, inputs).await?;
             Ok((vectors.iter().map(|scores| classify::probabilities(scores)[0]).collect(), tokens))
         }
-        EncoderOutput::Classes { labels } => Err(Fault::invalid(format!(
+        VectorOutput::Classes { labels } => Err(Fault::invalid(format!(
             "the model `{}` has {} classes, and a score needs a model with one, or with embeddings",
             embedder.card().name,
             labels.len()
         ))),
-        EncoderOutput::Embedding { .. } => {
+        VectorOutput::Embedding(_) => {
             // A text that stands in several pairs is read once.
             let mut places: HashMap<&str, usize> = HashMap::new();
             let mut distinct = Vec::new();

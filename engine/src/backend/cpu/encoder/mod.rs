@@ -20,20 +20,14 @@ use super::simd::Level;
 use super::tanh::cap_rows;
 use super::team::Machine;
 use crate::backend::BackendError;
-use crate::model::encoder::{EncoderLayer, EncoderOutput, EncoderSpec, EncoderWeights, LayerNorm, Pooling};
+use crate::backend::vectors::{TextInput, VectorBackend, VectorInfo};
+use crate::model::encoder::{EncoderLayer, EncoderSpec, EncoderWeights, LayerNorm};
+use crate::model::vectors::{Embedding, Pooling, VectorOutput, normalise};
 use crate::tensor::{Tensor, dequantise};
-
-/// One text, as tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EncoderInput {
-    /// The tokens, special ones included.
-    pub tokens: Vec<u32>,
-    /// From which token on it is the second of a pair; none when it is one text.
-    pub second: Option<usize>,
-}
 
 /// An encoder on the processor.
 pub struct CpuEncoder {
+    info: VectorInfo,
     spec: EncoderSpec,
     network: Network,
     machine: Machine,
@@ -138,16 +132,23 @@ impl CpuEncoder {
         let mut machine = Machine::new(Level::detect(), threads)
             .map_err(|e| failed(format!("{threads} threads cannot be started: {e}")))?;
         let network = Network::new(&mut machine, weights, spec.norm_eps).map_err(failed)?;
-        Ok(Self { spec, network, machine, activations: Activations::default() })
+        let info = VectorInfo {
+            architecture: spec.architecture.clone(),
+            vocab: spec.vocab,
+            max_tokens: spec.max_positions,
+            width: spec.outputs(),
+            output: spec.output.clone(),
+        };
+        Ok(Self { info, spec, network, machine, activations: Activations::default() })
+    }
+}
+
+impl VectorBackend for CpuEncoder {
+    fn info(&self) -> &VectorInfo {
+        &self.info
     }
 
-    /// The shape.
-    pub fn spec(&self) -> &EncoderSpec {
-        &self.spec
-    }
-
-    /// The vector of each text: its embedding, or its classes' scores before any activation.
-    pub fn run(&mut self, texts: &[EncoderInput]) -> Result<Vec<Vec<f32>>, BackendError> {
+    fn run(&mut self, texts: &[TextInput]) -> Result<Vec<Vec<f32>>, BackendError> {
         for (span, text) in texts.iter().enumerate() {
             let (len, most) = (text.tokens.len(), self.spec.max_positions);
             if len == 0 || len > most {
@@ -172,7 +173,7 @@ fn forward(
     spec: &EncoderSpec,
     network: &Network,
     a: &mut Activations,
-    texts: &[EncoderInput],
+    texts: &[TextInput],
 ) -> Vec<Vec<f32>> {
     let spans = embed(spec, network, texts, &mut a.stream);
     layer_norm_rows(machine, &mut a.stream, &network.embedding_norm);
@@ -192,10 +193,10 @@ fn forward(
         layer_norm_rows(machine, &mut a.stream, &layer.output_norm);
     }
     match (&spec.output, &network.head) {
-        (EncoderOutput::Embedding { pooling, normalise }, _) => {
-            spans.into_iter().map(|span| pooled(&a.stream, span, *pooling, *normalise)).collect()
+        (VectorOutput::Embedding(embedding), _) => {
+            spans.into_iter().map(|span| pooled(&a.stream, span, *embedding)).collect()
         }
-        (EncoderOutput::Classes { .. }, head) => {
+        (VectorOutput::Classes { .. }, head) => {
             a.inner.reshape(spans.len(), spec.hidden);
             for (row, span) in spans.iter().enumerate() {
                 a.inner.row_mut(row).copy_from_slice(a.stream.row(span.start));
@@ -211,7 +212,7 @@ fn forward(
 }
 
 /// Sums each token's embeddings, and says which rows are which text's.
-fn embed(spec: &EncoderSpec, network: &Network, texts: &[EncoderInput], out: &mut Rows) -> Vec<Range<usize>> {
+fn embed(spec: &EncoderSpec, network: &Network, texts: &[TextInput], out: &mut Rows) -> Vec<Range<usize>> {
     out.reshape(texts.iter().map(|text| text.tokens.len()).sum(), spec.hidden);
     let mut part = vec![0.0; spec.hidden];
     let mut add = |tensor: &Tensor, index: usize, row: &mut [f32]| {
@@ -235,9 +236,10 @@ fn embed(spec: &EncoderSpec, network: &Network, texts: &[EncoderInput], out: &mu
 }
 
 /// One text's vector from its rows.
-fn pooled(rows: &Rows, span: Range<usize>, pooling: Pooling, normalise: bool) -> Vec<f32> {
-    let mut vector = rows.row(span.start).to_vec();
-    if pooling == Pooling::Mean {
+fn pooled(rows: &Rows, span: Range<usize>, embedding: Embedding) -> Vec<f32> {
+    let one = if embedding.pooling == Pooling::Last { span.end - 1 } else { span.start };
+    let mut vector = rows.row(one).to_vec();
+    if embedding.pooling == Pooling::Mean {
         let count = span.len() as f32;
         for row in span.start + 1..span.end {
             vector.iter_mut().zip(rows.row(row)).for_each(|(sum, x)| *sum += x);
@@ -246,12 +248,8 @@ fn pooled(rows: &Rows, span: Range<usize>, pooling: Pooling, normalise: bool) ->
             *x /= count;
         }
     }
-    if normalise {
-        // In 64 bits, and never by zero.
-        let length = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
-        for x in &mut vector {
-            *x = (f64::from(*x) / length) as f32;
-        }
+    if embedding.normalise {
+        normalise(&mut vector);
     }
     vector
 }
