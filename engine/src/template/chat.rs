@@ -9,7 +9,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde_json::{Map, Value as Json};
 use strata_wire::chat::{Content, Message};
 
-use super::calls::ToolFormat;
+use super::form::ToolFormat;
 use super::json;
 use super::reasoning::ReasoningFormat;
 

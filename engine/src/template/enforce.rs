@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::calls::{CLOSE, ToolFormat};
+use super::form::{CLOSE, ToolFormat};
 use crate::grammar::{bounded_space, lark_literal};
 
 /// Ids of the marks around calls, where they are special tokens, which no text spells.

@@ -4,13 +4,15 @@
 mod calls;
 mod chat;
 mod enforce;
+mod form;
 mod head;
 mod json;
 mod reasoning;
 mod scan;
 mod tools;
 
-pub use calls::{ToolFormat, ToolOutput, ToolParser};
+pub use calls::{ToolOutput, ToolParser};
 pub use chat::{ChatTemplate, Prompt, TemplateError};
 pub use enforce::{CallGrammar, Marks};
+pub use form::ToolFormat;
 pub use reasoning::{ReasoningFormat, ReasoningParser, ReasoningStart, THINK_CLOSE, THINK_OPEN};

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::calls::CLOSE;
+use super::form::CLOSE;
 
 const OPEN: &str = "<tool_call>";
 
