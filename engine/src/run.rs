@@ -171,7 +171,7 @@ impl Served {
                 engine.publish(publisher);
             }
             Self::Vectors(_) => {
-                tracing::warn!("a model that embeds keeps no blocks; no block events are published")
+                tracing::warn!("a model that embeds keeps no blocks; no block events are published");
             }
         }
     }

@@ -127,7 +127,9 @@ impl VectorBackend for Reader {
         if let VectorOutput::Embedding(embedding) = &self.info.output {
             for (vector, len) in vectors.iter_mut().zip(lengths) {
                 if embedding.pooling == Pooling::Mean {
-                    vector.iter_mut().for_each(|x| *x /= len as f32);
+                    for x in vector.iter_mut() {
+                        *x /= len as f32;
+                    }
                 }
                 if embedding.normalise {
                     normalise(vector);

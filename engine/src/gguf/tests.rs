@@ -158,21 +158,24 @@ fn write_model_with(architecture: &str, spec: &ModelSpec, weights: &Weights, sta
 }
 
 fn write_feed_forward(w: &mut Writer, layer: usize, feed_forward: &FeedForward, stacked: bool) {
-    let parts: [(&str, fn(&Gated) -> &Tensor); 3] =
-        [("gate", |g| &g.gate.weight), ("up", |g| &g.up.weight), ("down", |g| &g.down.weight)];
-    for (part, of) in parts {
+    let parts = ["gate", "up", "down"];
+    for (index, part) in parts.into_iter().enumerate() {
+        let of = |gated: &Gated| [&gated.gate, &gated.up, &gated.down][index].weight.clone();
         let name = |rest: &str| format!("blk.{layer}.ffn_{part}{rest}.weight");
         match feed_forward {
-            FeedForward::Dense(gated) => drop(w.matrix(&name(""), of(gated))),
+            FeedForward::Dense(gated) => drop(w.matrix(&name(""), &of(gated))),
             FeedForward::Experts(Experts { experts, .. }) if stacked => {
                 let (first, count) = (of(&experts[0]), experts.len());
-                let rows = |expert| (0..first.rows()).flat_map(move |row| of(expert).row(row).to_vec());
+                let rows = |expert| {
+                    let matrix = of(expert);
+                    (0..matrix.rows()).flat_map(move |row| matrix.row(row).to_vec())
+                };
                 let bytes = experts.iter().flat_map(rows).collect();
                 w.tensor(&name("_exps"), &[first.cols(), first.rows(), count], first.kind(), bytes);
             }
             FeedForward::Experts(Experts { experts, .. }) => {
                 for (i, expert) in experts.iter().enumerate() {
-                    w.matrix(&name(&format!(".{i}")), of(expert));
+                    w.matrix(&name(&format!(".{i}")), &of(expert));
                 }
             }
         }

@@ -74,9 +74,8 @@ fn bits(byte: u8) -> [u32; 2] {
 }
 
 /// A tile from its halves.
-fn joined([first, second]: [[u32; 4]; 2]) -> [u32; 8] {
-    let ([a, b, c, d], [e, f, g, h]) = (first, second);
-    [a, b, c, d, e, f, g, h]
+fn joined(halves: [[u32; 4]; 2]) -> [u32; 8] {
+    std::array::from_fn(|i| halves[i / 4][i % 4])
 }
 
 fn simple(block: &[u8], minimum: Option<usize>, fifth: Option<usize>, nibbles: usize) -> StoredTile {
