@@ -83,6 +83,7 @@ impl Reader {
         for part in parts {
             let tokens = &texts[part.text].tokens;
             batch.spans.push(SequenceSpan {
+                adapter: None,
                 start: batch.tokens.len(),
                 len: part.tokens.len(),
                 context: part.tokens.start,

@@ -79,7 +79,7 @@ impl Shards {
 
     /// The tensors of one file that was read already; `path` is for messages.
     pub(crate) fn of(path: &Path, data: Bytes) -> Result<Self, LoadError> {
-        let mut shards = Self { folder: path.into(), tensors: BTreeMap::new() };
+        let mut shards = Self { folder: path.into(), tensors: BTreeMap::new(), base: &BASES[0] };
         shards.add_bytes(path, data)?;
         Ok(shards)
     }

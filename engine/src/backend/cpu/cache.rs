@@ -85,7 +85,11 @@ impl Cache {
     pub(super) fn new(spec: &ModelSpec, element: CacheType, blocks: usize) -> Option<Self> {
         let form = Form::of(spec, element);
         let lines = blocks.checked_mul(form.block_lines())?;
-        let layer = |_| Some(LayerCache { lines: ZeroedLines::new(lines)?, form });
+        let layer = |_| {
+            let lines = ZeroedLines::new(lines)?;
+            lines.use_large_pages();
+            Some(LayerCache { lines, form })
+        };
         Some(Self { layers: (0..spec.layers).map(layer).collect::<Option<_>>()? })
     }
 

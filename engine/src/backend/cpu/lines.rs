@@ -61,7 +61,7 @@ impl ZeroedLines {
     }
 
     /// Asks for large pages, of which fewer have to be looked up. For memory that is going to be written
-    /// whole: a large page is taken at its first byte.
+    /// whole, or from its beginning on: a large page is taken at its first byte.
     pub(super) fn use_large_pages(&self) {
         // Only a hint; without it everything is slower and still right.
         #[cfg(target_os = "linux")]
