@@ -19,6 +19,9 @@ CACHE_BYTES_A_TOKEN = 30 * 3 * 64 * 2 * 2
 BODY_WEIGHTS = 30 * (576 * (576 + 192 + 192 + 576) + 3 * 576 * 1536)
 HEAD_WEIGHTS = 49152 * 576
 
+INT8 = ("int8_gop_per_s", "int8_tiles_gop_per_s")
+BF16 = ("bf16_gflop_per_s", "bf16_tiles_gflop_per_s")
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -29,8 +32,8 @@ class Engine:
     environment: dict[str, str]
     # Bits of a weight as stored: of the layers, and of the output head.
     bits: tuple[float, float]
-    # The fastest instructions for its products, by the names of `strata bench roofline`.
-    peak: str
+    # The instructions for its products, by the names of `strata bench roofline`: the fastest counts.
+    peaks: tuple[str, ...]
 
     @property
     def weight_bytes(self) -> float:
@@ -46,7 +49,7 @@ def strata(name: str, binary: pathlib.Path, model: pathlib.Path, bits: tuple[flo
         *("--threads", str(THREADS)),
         *("--listen", "127.0.0.1:{port}"),
     ]
-    return Engine(name, command, "/ready", {"STRATA_LOG": "warn"}, bits, "int8_gop_per_s")
+    return Engine(name, command, "/ready", {"STRATA_LOG": "warn"}, bits, INT8)
 
 
 def llama_cpp(name: str, binary: pathlib.Path, model: pathlib.Path, bits: tuple[float, float]) -> Engine:
@@ -62,7 +65,7 @@ def llama_cpp(name: str, binary: pathlib.Path, model: pathlib.Path, bits: tuple[
         "--no-webui",
         *("--host", "127.0.0.1", "--port", "{port}"),
     ]
-    return Engine(name, command, "/health", {}, bits, "int8_gop_per_s")
+    return Engine(name, command, "/health", {}, bits, INT8)
 
 
 def vllm(name: str, environment: pathlib.Path, model: pathlib.Path, cache: pathlib.Path) -> Engine:
@@ -89,7 +92,7 @@ def vllm(name: str, environment: pathlib.Path, model: pathlib.Path, cache: pathl
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return Engine(name, command, "/health", variables, (16, 16), "bf16_gflop_per_s")
+    return Engine(name, command, "/health", variables, (16, 16), BF16)
 
 
 def all_of(binary: pathlib.Path, q4_1: pathlib.Path, peers: pathlib.Path) -> list[Engine]:

@@ -358,10 +358,16 @@ def in_workload(workload: str):
 def limits(rounds: list[dict], machine: list[dict], known: dict[str, engines.Engine]) -> list[str]:
     """What each engine reaches of what the machine can do."""
     best = {key: max((m[key] or 0) for m in machine) for key in machine[0] if key != "threads"}
+    tiles = ""
+    if best["int8_tiles_gop_per_s"]:
+        tiles = (
+            f"; on tiles (AMX) bf16 {best['bf16_tiles_gflop_per_s']:.0f} GFLOP/s, int8 "
+            f"{best['int8_tiles_gop_per_s']:.0f} GOP/s"
+        )
     lines = [
         f"Memory is read at {best['read_gb_per_s']:.0f} GB/s; peaks with {machine[0]['threads']} threads: f32 "
         f"{best['f32_gflop_per_s']:.0f} GFLOP/s, bf16 {best['bf16_gflop_per_s']:.0f} GFLOP/s, int8 "
-        f"{best['int8_gop_per_s']:.0f} GOP/s.",
+        f"{best['int8_gop_per_s']:.0f} GOP/s{tiles}.",
         "",
         "| | decode, 1 client, tok/s | limit by bandwidth | share | prefill, 1 client, tok/s | limit by peak | share |",
         "|---|---|---|---|---|---|---|",
@@ -375,7 +381,8 @@ def limits(rounds: list[dict], machine: list[dict], known: dict[str, engines.Eng
         read = best["read_gb_per_s"] * 1e9 / engine.weight_bytes
         # Two operations a weight; the head only for the last token.
         work = 2 * (engines.BODY_WEIGHTS + engines.HEAD_WEIGHTS / 512)
-        for values, limit in [(decode, read), (prefill, best[engine.peak] * 1e9 / work)]:
+        peak = max(best[name] for name in engine.peaks)
+        for values, limit in [(decode, read), (prefill, peak * 1e9 / work)]:
             share = f"{statistics.median(values) / limit:.0%}" if values else ""
             cells += [spread(values, ".0f") if values else "", f"{limit:.0f}", share]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

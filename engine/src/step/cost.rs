@@ -1,8 +1,9 @@
 //! What a step costs, learnt from the steps that were run, and how much of prompts a step may
 //! therefore take beside decodes. Pure: durations come in as numbers.
 
-/// A step with prompts may take this much longer than one without, as a share of the latter.
-const PROMPT_SHARE: f64 = 1.25;
+/// A step with prompts may take this much longer than one without, as a share of the latter, times the
+/// sequences for each that decodes: with 1 : 1, 2.8 times as long.
+const PROMPT_SHARE: f64 = 0.9;
 /// Steps below this many seconds need not be cut: nobody notices them.
 const UNNOTICED: f64 = 0.002;
 /// Prompt tokens that a step takes at least, so that prompts go on whatever was measured.
@@ -68,13 +69,13 @@ impl StepCost {
     }
 
     /// Tokens of prompts that a step with `decodes` decodes of `rows` rows may take while `prompts`
-    /// prompts want to be read. The decodes' step grows by a fixed share, times the number of prompts
-    /// for each decode where those are more: what delays few and speeds up many is worth it.
+    /// prompts want to be read. The decodes' step grows by a fixed share, times all sequences for each
+    /// decode: what delays few and speeds up many is worth it.
     pub fn prompt_tokens(&self, rows: usize, decodes: usize, prompts: usize) -> usize {
         let (Some(rest), Some(each)) = (self.decode_seconds(rows), self.prompt_token.0) else {
             return usize::MAX;
         };
-        let crowd = (prompts as f64 / decodes.max(1) as f64).max(1.0);
+        let crowd = 1.0 + prompts as f64 / decodes.max(1) as f64;
         let more = (PROMPT_SHARE * crowd * rest).max(UNNOTICED - rest);
         // A cast of infinity is the largest number.
         ((more / each) as usize).max(LEAST)
@@ -91,10 +92,10 @@ mod tests {
         assert_eq!(cost.prompt_tokens(4, 4, 1), usize::MAX, "nothing is known");
         cost.note(4, 0, 0.008);
         cost.note(0, 512, 0.128);
-        // 10 ms at a quarter of a millisecond each.
-        assert_eq!(cost.prompt_tokens(4, 4, 1), 40);
-        assert_eq!(cost.prompt_tokens(4, 4, 4), 40);
-        assert_eq!(cost.prompt_tokens(4, 4, 12), 120, "three wait for each that decodes");
+        // 9 ms at a quarter of a millisecond each.
+        assert_eq!(cost.prompt_tokens(4, 4, 1), 36);
+        assert_eq!(cost.prompt_tokens(4, 4, 4), 57, "one waits for each that decodes");
+        assert_eq!(cost.prompt_tokens(4, 4, 12), 115, "three wait for each that decodes");
         for _ in 0..40 {
             cost.note(4, 10, 0.028);
         }
