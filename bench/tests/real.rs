@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::PathBuf;
+#[path = "../../engine/tests/real_model/mod.rs"]
+mod real_model;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -21,19 +23,7 @@ use strata_engine::{EngineOptions, KvCache, run_on};
 use strata_hop::Bound;
 use tokio_util::sync::CancellationToken;
 
-/// The real model's file, or `None` with a line that says how to get it.
-fn real_model() -> Option<PathBuf> {
-    let cached = || {
-        let home = std::env::var_os("HOME")?;
-        Some(PathBuf::from(home).join(".cache/strata/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    };
-    let path = std::env::var_os("STRATA_TEST_MODEL").map(PathBuf::from).or_else(cached)?;
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is missing; run `make model`", path.display());
-    None
-}
+use self::real_model::real_model;
 
 fn engine_options(model: &std::path::Path) -> EngineOptions {
     EngineOptions { kv_cache: KvCache::Blocks(256), ..EngineOptions::new(model.to_str().unwrap()) }

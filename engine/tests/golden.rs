@@ -2,6 +2,8 @@
 //! for the quantisations. `scripts/golden.py` makes the vectors.
 #![allow(clippy::unwrap_used)]
 
+mod real_model;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use strata_engine::lora::{self, AdapterId};
 use strata_engine::model::load::load;
 use strata_engine::model::spec::{ModelSpec, RopeLayout, Rotation};
 use strata_engine::tensor::{Bytes, Tensor, TensorKind};
+
+use self::real_model::real_model;
 
 /// Largest difference of a logit that rounding in another order explains, for random two-layer models
 /// whose logits reach about 30.
@@ -281,20 +285,6 @@ struct Prompt {
 struct Greedy {
     token: u32,
     margin: f32,
-}
-
-/// The real model, or none with a line that says how to get it.
-fn real_model() -> Option<PathBuf> {
-    let cached = || {
-        let home = std::env::var_os("HOME")?;
-        Some(PathBuf::from(home).join(".cache/strata/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    };
-    let path = std::env::var_os("STRATA_TEST_MODEL").map(PathBuf::from).or_else(cached);
-    let found = path.filter(|path| path.is_file());
-    if found.is_none() {
-        eprintln!("skipped: no SmolLM2-135M-Instruct.Q4_1.gguf; run `make model` or set STRATA_TEST_MODEL");
-    }
-    found
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod http;
 mod metrics;
 mod process;
 mod real;
+#[path = "../real_model/mod.rs"]
+mod real_model;
 mod refusals;
 mod scheduling;
 mod speculation;

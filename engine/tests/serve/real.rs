@@ -12,7 +12,7 @@ use strata_engine::{EngineOptions, KvCache, assemble};
 use strata_hop::Above;
 
 use crate::client::{metric, post, streamed_text};
-use crate::support::real_model;
+use crate::real_model::real_model;
 
 fn start() -> Option<Arc<Engine>> {
     start_with(None)

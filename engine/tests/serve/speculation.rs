@@ -11,8 +11,9 @@ use strata_engine::step::StepLimits;
 use strata_engine::{EngineOptions, KvCache, assemble};
 
 use crate::backend::{FakeBackend, by_hash};
+use crate::real_model::real_model;
 use crate::scheduling::{counter, crowd_on, drained, finish, prompt, request};
-use crate::support::{blocks_of, config, guessing, real_model};
+use crate::support::{blocks_of, config, guessing};
 
 fn ngram(max: usize, min: usize) -> Speculation {
     Speculation::new(&lookup(max, min), None).unwrap()

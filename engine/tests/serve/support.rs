@@ -1,7 +1,6 @@
 //! What the serving tests share: a backend whose answers depend on nothing but the prompt, a small
 //! tokenizer, and an HTTP client that reads bodies piece by piece.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use strata_engine::backend::{BLOCK_TOKENS, Backend};
@@ -13,20 +12,6 @@ use strata_engine::template::ChatTemplate;
 use strata_engine::tier::Tiers;
 use strata_engine::tokenizer::Tokenizer;
 use strata_engine::transfer::Transfer;
-
-/// The real model's file, or `None` with a line that says how to get it.
-pub(crate) fn real_model() -> Option<PathBuf> {
-    let cached = || {
-        let home = std::env::var_os("HOME")?;
-        Some(PathBuf::from(home).join(".cache/strata/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-    };
-    let path = std::env::var_os("STRATA_TEST_MODEL").map(PathBuf::from).or_else(cached)?;
-    if path.is_file() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is missing; run `make model`", path.display());
-    None
-}
 
 /// Ends a message and an answer. Before it in the vocabulary are 256 bytes and `<|im_start|>`.
 pub(crate) const IM_END: u32 = 257;

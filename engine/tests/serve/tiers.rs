@@ -13,7 +13,8 @@ use strata_hop::Above;
 
 use crate::backend::FakeBackend;
 use crate::client::{metric, post, until};
-use crate::support::{blocks_of, config, engine, real_model, with_tiers};
+use crate::real_model::real_model;
+use crate::support::{blocks_of, config, engine, with_tiers};
 
 fn ask(family: u32, length: usize) -> Value {
     let prompt: Vec<u32> = (0..length as u32).map(|i| 33 + (i * 7 + family * 13) % 90).collect();

@@ -42,7 +42,7 @@ fn check(name: &str, tokenizer: &Tokenizer, cases: &[Case]) {
 }
 
 fn real() -> Option<(GgufTokenizer, SpecialTokens)> {
-    let model = load(&crate::support::real_model()?).unwrap();
+    let model = load(&crate::real_model::real_model()?).unwrap();
     let TokenizerSource::Gguf(gguf) = model.tokenizer_source else { panic!("the test model is a GGUF file") };
     Some((gguf, model.special))
 }
