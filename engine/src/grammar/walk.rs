@@ -19,8 +19,14 @@ pub struct Next {
 
 /// Why an answer cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the structured output cannot go on: {0}")]
-pub struct DeadEnd(String);
+pub enum DeadEnd {
+    /// The grammar leads nowhere from here, or further than it may.
+    #[error("the structured output cannot go on: {0}")]
+    Reached(String),
+    /// What follows the grammar failed.
+    #[error("the structured output cannot go on: its computation failed; this is a defect")]
+    Lost,
+}
 
 /// Where the matcher is: here, or away on a thread that computes the next mask.
 enum Place {
@@ -54,8 +60,7 @@ impl Walk {
     pub fn allowed(&mut self) -> Result<&Next, DeadEnd> {
         self.look_ahead();
         if let Place::Away(away) = &self.place {
-            let lost = |_| DeadEnd("its computation failed; this is a defect".into());
-            let (matcher, next) = away.recv().map_err(lost)?;
+            let (matcher, next) = away.recv().map_err(|_| DeadEnd::Lost)?;
             match next {
                 Ok(next) => self.place = Place::Known(matcher, next),
                 Err(message) => return Err(self.fail(&message)),
@@ -63,7 +68,7 @@ impl Walk {
         }
         match &self.place {
             Place::Known(_, next) => Ok(next),
-            _ => Err(DeadEnd("it has failed before".into())),
+            _ => Err(DeadEnd::Lost),
         }
     }
 
@@ -83,7 +88,7 @@ impl Walk {
     fn consume(&mut self, tokens: impl FnOnce(&Matcher) -> Vec<u32>) -> Result<bool, DeadEnd> {
         self.allowed()?;
         let Place::Known(mut matcher, _) = std::mem::replace(&mut self.place, Place::Lost) else {
-            return Err(DeadEnd("it has failed before".into()));
+            return Err(DeadEnd::Lost);
         };
         let tokens = tokens(&matcher);
         if let Err(error) = matcher.consume_tokens(&tokens) {
@@ -117,7 +122,7 @@ impl Walk {
     fn fail(&mut self, message: &str) -> DeadEnd {
         self.compiled.spoil();
         self.place = Place::Lost;
-        DeadEnd(message.to_owned())
+        DeadEnd::Reached(message.to_owned())
     }
 }
 

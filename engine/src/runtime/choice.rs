@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use strata_wire::chat::FinishReason;
 
-use super::generation::{OutputRules, Piece, PieceToken, StopCause};
+use super::generation::{Blame, OutputRules, Piece, PieceToken, StopCause};
 use super::score::PromptScore;
 use super::structured::{Structure, Structured, Turn};
 use crate::grammar::DeadEnd;
@@ -40,6 +40,18 @@ pub(super) enum AdvanceError {
     Sampling(#[from] SamplingError),
     #[error(transparent)]
     DeadEnd(#[from] DeadEnd),
+}
+
+impl AdvanceError {
+    /// Whose fault it is.
+    pub(super) fn blame(&self) -> Blame {
+        match self {
+            Self::Sampling(SamplingError::NothingAllowed) | Self::DeadEnd(DeadEnd::Reached(_)) => {
+                Blame::Request
+            }
+            Self::Sampling(SamplingError::NoFiniteLogit) | Self::DeadEnd(DeadEnd::Lost) => Blame::Engine,
+        }
+    }
 }
 
 /// When things happened to an answer.

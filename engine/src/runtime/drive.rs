@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::adapters::LoadedAdapters;
 use super::blocks::BlockKeeper;
 use super::choice::{Choice, Place};
-use super::generation::{Event, Failure, GenerationRequest};
+use super::generation::{Blame, Event, Failure, GenerationRequest};
 use super::operate::{Hold, Operation, Reopen};
 use super::score::PromptScore;
 use super::speculate::Speculation;
@@ -291,9 +291,14 @@ impl Driver {
     }
 
     fn fail(&mut self, key: u64, message: &str) {
+        self.fail_by(key, Blame::Engine, message);
+    }
+
+    fn fail_by(&mut self, key: u64, blame: Blame, message: &str) {
         if let Some(open) = self.requests.get(&key) {
-            let _ = open.events.send(Event::Failed(Failure { message: message.into() }));
+            let events = open.events.clone();
             self.end(key, "error");
+            let _ = events.send(Event::Failed(Failure { message: message.into(), blame }));
         }
     }
 
@@ -468,7 +473,7 @@ impl Driver {
         let piece = match choice.advance(logits, &self.tokenizer) {
             Ok(piece) => piece,
             Err(error) => {
-                self.fail(key, &error.to_string());
+                self.fail_by(key, error.blame(), &error.to_string());
                 return None;
             }
         };

@@ -121,6 +121,17 @@ pub struct PieceToken {
 pub struct Failure {
     /// One sentence for the client.
     pub message: Arc<str>,
+    /// Whose fault it is.
+    pub blame: Blame,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The engine's: the same request may go well elsewhere.
+    Engine,
+    /// The request's own: what it asks for leads nowhere.
+    Request,
 }
 
 /// A request that the engine works on. Dropping it aborts what has not finished.
@@ -140,7 +151,8 @@ impl Generation {
             return None;
         }
         let event = self.events.recv().await.unwrap_or_else(|| {
-            Event::Failed(Failure { message: "the engine stopped while it worked on this request".into() })
+            let message = "the engine stopped while it worked on this request".into();
+            Event::Failed(Failure { message, blame: Blame::Engine })
         });
         match &event {
             Event::Piece(Piece { finish: Some(_), .. }) => self.open -= 1,

@@ -15,7 +15,7 @@ mod structured;
 mod watch;
 
 pub use generation::{
-    Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken, StopCause,
+    Blame, Event, Failure, Generation, GenerationRequest, OutputRules, Piece, PieceToken, StopCause,
 };
 pub use handle::{Engine, EngineConfig, EngineParts, MAX_TEXT_BYTES, ModelCard, StartError, SubmitError};
 pub use operate::{PauseMode, Reopen, SleepLevel};

@@ -50,9 +50,15 @@ pub fn score(logits: &[f32], token: u32, top: usize) -> ScoredToken {
 /// Why no token can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SamplingError {
-    /// All logits are NaN, or minus infinity after bias, bans and masks.
-    #[error("no token can be chosen: none that is allowed here has a finite logit")]
+    /// All logits are NaN or minus infinity.
+    #[error("no token can be chosen: the model gives none a finite logit")]
     NoFiniteLogit,
+    /// They are after bias, bans and masks.
+    #[error(
+        "no token can be chosen: none is left by what the request allows, bans and wants the answer to be; \
+         loosen one of these"
+    )]
+    NothingAllowed,
 }
 
 /// What may be chosen at one place, beside what the parameters say.
@@ -101,7 +107,10 @@ impl Sampler {
             let cut = Truncation { top_k: p.top_k, top_p: p.top_p, min_p: p.min_p };
             draw(row, p.temperature, cut, random::uniform(self.seed, self.place))
         }
-        .ok_or(SamplingError::NoFiniteLogit)?;
+        .ok_or_else(|| match likeliest(logits) {
+            Some(_) => SamplingError::NothingAllowed,
+            None => SamplingError::NoFiniteLogit,
+        })?;
         let logprobs = p.logprobs.map(|top| logprobs(logits, token, top));
         self.place += 1;
         if p.penalties != Penalties::NONE {
@@ -265,7 +274,7 @@ mod tests {
         );
         assert_eq!(
             s.sample(&[1.0], Allowed { banned: &[0], ..Allowed::default() }),
-            Err(SamplingError::NoFiniteLogit)
+            Err(SamplingError::NothingAllowed)
         );
         assert_eq!(s.sample(&[f32::NAN; 3], Allowed::default()), Err(SamplingError::NoFiniteLogit));
     }

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use strata_wire::chat::{TokenLogprob, TopLogprob};
 use strata_wire::{ErrorBody, ErrorKind, Usage, sse};
 
+use super::submit;
 use crate::runtime::{Failure, PieceToken, StopCause};
 use crate::sampling::ScoredToken;
 use crate::tokenizer::Tokenizer;
@@ -91,7 +92,7 @@ pub(super) fn event(value: &impl Serialize) -> Bytes {
         Ok(json) => sse::data(&json),
         Err(error) => {
             tracing::error!(%error, "a chunk could not be written");
-            failure_event("a chunk could not be written; this is a defect")
+            failure_event(ErrorKind::Internal, "a chunk could not be written; this is a defect")
         }
     }
 }
@@ -99,11 +100,11 @@ pub(super) fn event(value: &impl Serialize) -> Bytes {
 /// The event that tells a client that its stream has failed. No `[DONE]` follows it: a stream that
 /// ends without one is not whole.
 pub(super) fn failed(failure: &Failure) -> Bytes {
-    failure_event(&failure.message)
+    failure_event(submit::blamed(failure.blame), &failure.message)
 }
 
-fn failure_event(message: &str) -> Bytes {
-    let body = ErrorBody::new(ErrorKind::Internal, message).to_bytes();
+fn failure_event(kind: ErrorKind, message: &str) -> Bytes {
+    let body = ErrorBody::new(kind, message).to_bytes();
     sse::data(&String::from_utf8_lossy(&body))
 }
 

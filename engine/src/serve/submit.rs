@@ -11,7 +11,10 @@ use super::members::Members;
 use super::options::Options;
 use crate::events::{self, Claim};
 use crate::lora::Adapter;
-use crate::runtime::{Engine, Event, Failure, Generation, GenerationRequest, MAX_TEXT_BYTES, SubmitError};
+use crate::runtime::{
+    Blame, Engine, Event, Failure, Generation, GenerationRequest, MAX_TEXT_BYTES, OutputRules, SubmitError,
+};
+use crate::sampling::SamplingParams;
 
 /// The id of this call: the one minted above, or a new one.
 pub(super) fn request_id(headers: &HeaderMap) -> Result<String, Fault> {
@@ -242,7 +245,15 @@ pub(super) fn refused(error: SubmitError) -> Fault {
 
 /// The response to a failure before anything was sent.
 pub(super) fn failed(failure: &Failure) -> Fault {
-    Fault::new(ErrorKind::Internal, failure.to_string())
+    Fault::new(blamed(failure.blame), failure.to_string())
+}
+
+/// The kind of error by whose fault it is.
+pub(super) fn blamed(blame: Blame) -> ErrorKind {
+    match blame {
+        Blame::Engine => ErrorKind::Internal,
+        Blame::Request => ErrorKind::InvalidRequest,
+    }
 }
 
 /// Waits for the first piece of an answer, so that a failure before it has a status of its own.

@@ -165,17 +165,33 @@ async fn streams_batches_and_preemption_change_nothing() {
 #[tokio::test]
 async fn a_dead_end_fails_and_harms_nobody() {
     let router = serve(256, config());
-    let body = chat(json!({"guided_regex": "abc", "allowed_token_ids": [97, 98]}));
+    let body = chat(json!({"guided_regex": "abc", "allowed_token_ids": [97, 98], "stream": true}));
     let bad = post(&router, CHAT, &body);
     let good = chat(json!({"guided_regex": "abc"}));
     let good = post(&router, CHAT, &good);
     let (bad, good) = tokio::join!(bad, good);
     assert_eq!(contents(&good.json().await), ["abc"]);
-    let said = bad.text().await;
-    assert!(said.contains("no token can be chosen"), "{said}");
+    assert_eq!(bad.status, 200, "one token could be chosen");
+    let events = bad.events().await;
+    assert_eq!(streamed_text(&events), "ab");
+    let error = &events.last().unwrap()["error"];
+    assert_eq!(error["type"], "invalid_request_error", "{error}");
+    assert!(error["message"].as_str().unwrap().contains("no token can be chosen"), "{error}");
+    for (more, said) in [
+        (json!({"guided_regex": "abc", "allowed_token_ids": [98]}), "no token can be chosen"),
+        (json!({"guided_regex": "abc", "allowed_token_ids": [97, 98]}), "no token can be chosen"),
+        (json!({"guided_regex": "abc", "allowed_token_ids": [98], "stream": true}), "no token can be chosen"),
+    ] {
+        let answer = post(&router, CHAT, &chat(more)).await;
+        assert_eq!(answer.status, 400);
+        let text = answer.text().await;
+        assert!(text.contains(said), "{text}");
+    }
     // Small as a text, too large as an automaton: found out while it is followed.
     let large = chat(json!({"guided_regex": format!("({}){{9}}", "[a-z]{1,900}".repeat(40))}));
-    let large = post(&router, CHAT, &large).await.text().await;
+    let large = post(&router, CHAT, &large).await;
+    assert_eq!(large.status, 400);
+    let large = large.text().await;
     assert!(large.contains("the structured output cannot go on"), "{large}");
 }
 
