@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use strata_engine::events::KvEventsConfig;
 use strata_engine::lora::{LoraModule, LoraOptions, RuntimeLora};
+use strata_engine::telemetry::SampleShare;
 use strata_operator::cluster::ClusterSite;
 use strata_wire::defaults;
 
@@ -248,6 +249,12 @@ pub(crate) struct Engine {
     /// vLLM's settings of block events, which carry the token ids of all prompts
     #[arg(long, value_name = "JSON", value_parser = kv_events)]
     pub(crate) kv_events_config: Option<KvEventsConfig>,
+    /// Measure how long blocks of the KV cache are of use
+    #[arg(long)]
+    pub(crate) kv_cache_metrics: bool,
+    /// Share of the blocks that are measured
+    #[arg(long, value_name = "SHARE", default_value_t, requires = "kv_cache_metrics")]
+    pub(crate) kv_cache_metrics_sample: SampleShare,
     /// How the model writes tool calls
     #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     pub(crate) tool_call_parser: ToolCalls,

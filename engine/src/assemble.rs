@@ -20,6 +20,7 @@ use crate::runtime::{
     Engine, EngineConfig, EngineParts, ModelCard, Reopen, Speculation, SpeculativeConfig, StartError,
 };
 use crate::step::StepLimits;
+use crate::telemetry::SampleShare;
 use crate::template::{ChatTemplate, Prompt, ReasoningFormat, ToolFormat};
 use crate::tier::{Disk, KvDisk, RamTier, Tiers, fingerprint};
 use crate::tokenizer::Tokenizer;
@@ -62,6 +63,8 @@ pub(crate) fn assemble_loaded(
     model: LoadedModel,
     now: i64,
 ) -> Result<Arc<Engine>, EngineError> {
+    let followed = options.kv_cache_metrics_sample.map(SampleShare::try_from).transpose();
+    let followed = followed.map_err(|e| EngineError::KvCache(format!("kv_cache_metrics_sample {e}")))?;
     let LoadedModel { spec, weights, tokenizer_source, chat_template, special, name, .. } = model;
     // A text that goes on has no end.
     let special = SpecialTokens { add_eos: false, ..special };
@@ -146,6 +149,9 @@ pub(crate) fn assemble_loaded(
             step_timeout: options.step_timeout,
         },
     )?;
+    if let Some(share) = followed {
+        engine.follow_blocks(share);
+    }
     if engine.max_model_len() < context {
         let served = engine.max_model_len();
         tracing::warn!(

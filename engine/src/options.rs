@@ -63,6 +63,10 @@ pub struct EngineOptions {
     /// Whether, and where, block events are published in vLLM's form, token ids included.
     #[serde(default)]
     pub kv_events_config: Option<KvEventsConfig>,
+    /// The share of the KV cache's blocks, above 0 and at most 1, of which it is measured how long they
+    /// are of use; without it none are.
+    #[serde(default)]
+    pub kv_cache_metrics_sample: Option<f64>,
     /// Whether blocks go to and come from other engines.
     #[serde(default)]
     pub kv_transfer: Option<KvTransfer>,
@@ -202,6 +206,7 @@ impl EngineOptions {
             kv_offloading_bytes: 0,
             kv_disk: None,
             kv_events_config: None,
+            kv_cache_metrics_sample: None,
             kv_transfer: None,
             speculative: None,
             lora: None,

@@ -14,6 +14,17 @@ pub mod engine {
     pub const PREFIX_QUERIES: &str = "vllm:prefix_cache_queries";
     /// Counter: prompt tokens found there.
     pub const PREFIX_HITS: &str = "vllm:prefix_cache_hits";
+    /// Counter: prompt tokens that the prefix cache did not have, looked up below it: in host memory, on
+    /// disk, with other engines.
+    pub const EXTERNAL_QUERIES: &str = "vllm:external_prefix_cache_queries";
+    /// Counter: prompt tokens found there.
+    pub const EXTERNAL_HITS: &str = "vllm:external_prefix_cache_hits";
+    /// Histogram: how long a block of the KV cache had its contents until they were given up.
+    pub const BLOCK_LIFETIME: &str = "vllm:kv_block_lifetime_seconds";
+    /// Histogram: how long before that they were last of use.
+    pub const BLOCK_IDLE: &str = "vllm:kv_block_idle_before_evict_seconds";
+    /// Histogram: time between two uses of the same contents.
+    pub const BLOCK_REUSE_GAP: &str = "vllm:kv_block_reuse_gap_seconds";
     /// Counter: sequences evicted from the batch and begun again.
     pub const PREEMPTIONS: &str = "vllm:num_preemptions";
     /// Counter: prompt tokens processed.

@@ -86,6 +86,7 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
             key_file: args.kv_disk_key_file.unwrap_or_default(),
         }),
         kv_events_config: args.kv_events_config,
+        kv_cache_metrics_sample: args.kv_cache_metrics.then(|| args.kv_cache_metrics_sample.get()),
         kv_transfer: args.kv_transfer_host.map(|host| KvTransfer {
             host,
             port,

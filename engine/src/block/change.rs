@@ -50,3 +50,14 @@ pub struct Full<'a> {
     /// The adapter that they were computed with.
     pub adapter: Option<&'a Arc<AdapterKey>>,
 }
+
+/// What becomes of a block, for those who count how long blocks are of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// It was taken for new contents.
+    Taken(u32),
+    /// Its contents were found again.
+    Reused(u32),
+    /// Its contents, which could have been found again, were given up.
+    Evicted(u32),
+}

@@ -12,7 +12,7 @@ mod recency;
 use std::collections::HashMap;
 
 pub use crate::backend::BLOCK_TOKENS;
-pub use change::{Change, Full};
+pub use change::{Change, Full, Touch};
 pub use hash::{BlockHash, HashChain};
 pub(crate) use recency::Recency;
 
@@ -35,6 +35,8 @@ pub struct BlockPool {
     cached: HashMap<BlockHash, u32>,
     prefix_cache: bool,
     changes: Vec<Change>,
+    /// What became of the blocks, where somebody wants to know.
+    touches: Option<Vec<Touch>>,
 }
 
 impl BlockPool {
@@ -46,6 +48,7 @@ impl BlockPool {
             cached: HashMap::with_capacity(if prefix_cache { total } else { 0 }),
             prefix_cache,
             changes: Vec::new(),
+            touches: None,
         }
     }
 
@@ -89,6 +92,7 @@ impl BlockPool {
             self.free.remove(block);
         }
         entry.holders += 1;
+        self.touch(Touch::Reused(block));
         Some(block)
     }
 
@@ -100,7 +104,9 @@ impl BlockPool {
         if let Some(hash) = entry.hash.take() {
             self.cached.remove(&hash);
             self.changes.push(Change::Removed { block, hash });
+            self.touch(Touch::Evicted(block));
         }
+        self.touch(Touch::Taken(block));
         Some(block)
     }
 
@@ -120,6 +126,23 @@ impl BlockPool {
     /// runs the pool has to ask: the list grows until then.
     pub fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// Notes from now on what becomes of each block. Whoever asks for it has to take the notes: the list
+    /// grows until then.
+    pub fn watch(&mut self) {
+        self.touches.get_or_insert_default();
+    }
+
+    /// What became of the blocks since this was last asked, in this order.
+    pub fn take_touches(&mut self) -> Vec<Touch> {
+        self.touches.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn touch(&mut self, touch: Touch) {
+        if let Some(touches) = &mut self.touches {
+            touches.push(touch);
+        }
     }
 
     /// Forgets every name: nothing is found again. Who holds a block keeps it.

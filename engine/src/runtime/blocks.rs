@@ -230,6 +230,11 @@ impl BlockKeeper {
         }
     }
 
+    /// Whether blocks can come from anywhere below the pool.
+    pub(super) fn has_below(&self) -> bool {
+        self.tiers.ram.is_some() || self.tiers.disk.is_some()
+    }
+
     pub(super) fn log(&self) -> &EventLog {
         &self.log
     }

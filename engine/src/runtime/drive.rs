@@ -25,7 +25,7 @@ use crate::events::KvFeed;
 use crate::lora::AdapterId;
 use crate::sampling::Sampler;
 use crate::step::{NewSequence, Part, Plan, Planner, SequenceId};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Residency, SampleShare};
 use crate::tier::TierEvent;
 use crate::tokenizer::Tokenizer;
 
@@ -35,6 +35,8 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     /// Publish the KV cache's changes from now on.
     Feed(KvFeed),
+    /// Follow this share of the blocks from now on.
+    Follow(SampleShare),
     /// A block that another engine has computed.
     Receive(BlockHash, Bytes),
     /// A lower tier has something to say.
@@ -96,6 +98,7 @@ pub(super) struct Driver {
     pub(super) adapters: LoadedAdapters,
     /// The tokens chosen for one sequence; kept for its buffer.
     chosen: Vec<u32>,
+    residency: Option<Residency>,
 }
 
 impl Driver {
@@ -128,6 +131,7 @@ impl Driver {
             speculation: None,
             adapters: LoadedAdapters::default(),
             chosen: Vec::new(),
+            residency: None,
         }
     }
 
@@ -181,6 +185,10 @@ impl Driver {
         match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Feed(feed) => self.blocks.feed(feed),
+            Command::Follow(share) => {
+                self.planner.watch_blocks();
+                self.residency = Some(self.metrics.residency.follow(share));
+            }
             Command::Receive(hash, bytes) => self.blocks.receive(hash, &bytes, &mut self.planner),
             Command::Tier(event) => self.blocks.take(event, &mut self.planner, self.backend.as_mut()),
             Command::Abandon(key) => self.end(key, "abort"),
@@ -346,6 +354,9 @@ impl Driver {
             speculation.propose(&mut self.planner, &self.choices);
         }
         self.planner.plan_into(&mut plan);
+        if let Some(residency) = &mut self.residency {
+            residency.note(&self.planner.take_touches(), Instant::now());
+        }
         let awaits = self.planner.is_loading();
         self.blocks.follow(&mut self.planner, self.backend.as_ref());
         self.blocks.begin(&plan.loads, &mut self.planner);
@@ -529,7 +540,11 @@ impl Driver {
             self.queued.fetch_sub(1, Ordering::Relaxed);
             m.queue.observe((now - choice.times.arrived).as_secs_f64());
             m.prefix_queries.inc_by(choice.prompt_tokens as u64);
-            m.prefix_hits.inc_by(admission.cached_tokens as u64);
+            let local = admission.cached_tokens - admission.loaded_tokens;
+            m.prefix_hits.inc_by(local as u64);
+            if self.blocks.has_below() {
+                m.external.count(choice.prompt_tokens - local, admission.loaded_tokens);
+            }
             m.prompt_tokens.inc_by(choice.prompt_tokens as u64);
             m.prompt_tokens_cached.inc_by(admission.cached_tokens as u64);
             if let Some(open) = self.requests.get(&choice.key)

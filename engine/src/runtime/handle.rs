@@ -18,7 +18,7 @@ use crate::events::{EventLog, KvPublisher};
 use crate::grammar::Grammars;
 use crate::lora::Adapters;
 use crate::step::{Planner, StepLimits};
-use crate::telemetry::{Fixed, Metrics};
+use crate::telemetry::{Fixed, Metrics, SampleShare};
 use crate::template::ChatTemplate;
 use crate::tier::Tiers;
 use crate::tokenizer::Tokenizer;
@@ -420,6 +420,22 @@ impl Engine {
     /// The adapters that requests may run with, if any may.
     pub fn adapters(&self) -> Option<&Adapters> {
         self.adapters.as_ref()
+    }
+
+    /// Measures how long this share of the KV cache's blocks is of use, from now on.
+    pub fn follow_blocks(&self, share: SampleShare) {
+        // An engine that has stopped uses none.
+        let _ = self.commands.send(Command::Follow(share));
+    }
+
+    /// Records spans of requests from now on. Only the first tracer counts.
+    pub fn trace(&self, tracer: Tracer) {
+        self.metrics.traces.follow(self.tracer.get_or_init(|| tracer));
+    }
+
+    /// What records spans of requests, if anything does.
+    pub fn tracer(&self) -> Option<&Tracer> {
+        self.tracer.get()
     }
 
     /// The tokenizer.

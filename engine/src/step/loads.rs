@@ -103,17 +103,19 @@ impl Planner {
         if let Some(mut sequence) = self.loading.remove(&order) {
             sequence.awaited.clear();
             sequence.advance(&mut self.pool, blocks * BLOCK_TOKENS, self.prefix_cache);
-            self.arrived.push((order, sequence.computed));
+            let (cached, loaded) = (sequence.computed, blocks * BLOCK_TOKENS);
+            self.arrived.push((order, cached, loaded));
             self.running.insert(order, sequence);
         }
     }
 
     /// Admits the sequences whose blocks have come from below.
     pub(super) fn welcome(&mut self, plan: &mut Plan) {
-        for (order, cached_tokens) in self.arrived.drain(..) {
+        for (order, cached_tokens, loaded_tokens) in self.arrived.drain(..) {
             // Absent: removed in the meantime.
             let Some(sequence) = self.running.get_mut(&order) else { continue };
-            plan.admitted.push(Admission { id: order.id, cached_tokens, first: !sequence.admitted });
+            let (id, first) = (order.id, !sequence.admitted);
+            plan.admitted.push(Admission { id, cached_tokens, loaded_tokens, first });
             sequence.admitted = true;
         }
     }

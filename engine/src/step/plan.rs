@@ -106,6 +106,8 @@ pub struct Admission {
     pub id: SequenceId,
     /// Tokens of it that the prefix cache had, in whatever tier.
     pub cached_tokens: usize,
+    /// Those among them that came from below the pool.
+    pub loaded_tokens: usize,
     /// Whether it is here for the first time.
     pub first: bool,
 }

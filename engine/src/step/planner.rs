@@ -9,7 +9,7 @@ use super::plan::{NewSequence, Part, Plan, PlannerState, Refused, StepLimits};
 use super::prompts::Prompt;
 use super::sequence::{Sequence, SequenceId};
 use crate::backend::{LogitRows, SequenceSpan};
-use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, Change, blocks_for};
+use crate::block::{BLOCK_TOKENS, BlockHash, BlockPool, Change, Touch, blocks_for};
 
 /// Decides what each step runs.
 ///
@@ -31,8 +31,9 @@ pub struct Planner {
     pub(super) running: BTreeMap<Order, Sequence>,
     /// Sequences that hold blocks and wait for what is to be in them.
     pub(super) loading: BTreeMap<Order, Sequence>,
-    /// Those whose blocks came since the last plan, and how many tokens each was spared.
-    pub(super) arrived: Vec<(Order, usize)>,
+    /// Those whose blocks came since the last plan, how many tokens each was spared, and how many of
+    /// these by what came.
+    pub(super) arrived: Vec<(Order, usize, usize)>,
     /// Names of blocks that can be fetched from below the pool.
     pub(super) below: HashSet<BlockHash>,
     pub(super) next_load: u64,
@@ -187,6 +188,16 @@ impl Planner {
             free_blocks: self.pool.free(),
             total_blocks: self.pool.total(),
         }
+    }
+
+    /// Notes from now on what becomes of each block, for [`Planner::take_touches`].
+    pub fn watch_blocks(&mut self) {
+        self.pool.watch();
+    }
+
+    /// What became of the blocks since this was last asked, where they are watched.
+    pub fn take_touches(&mut self) -> Vec<Touch> {
+        self.pool.take_touches()
     }
 
     /// What became findable in the pool, and what no longer is, since this was last asked.

@@ -132,7 +132,8 @@ impl Planner {
         if prompt.waits {
             let Some(mut sequence) = self.dequeue(order) else { return };
             let cached_tokens = sequence.reuse(&mut self.pool);
-            plan.admitted.push(Admission { id: order.id, cached_tokens, first: !sequence.admitted });
+            let (id, first) = (order.id, !sequence.admitted);
+            plan.admitted.push(Admission { id, cached_tokens, loaded_tokens: 0, first });
             sequence.admitted = true;
             self.running.insert(order, sequence);
         }

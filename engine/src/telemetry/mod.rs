@@ -1,6 +1,8 @@
 //! The engine's metrics, under vLLM's names, so that dashboards and scalers made for it work.
 
+mod external;
 mod lora;
+mod residency;
 mod sleep;
 mod speculation;
 
@@ -14,7 +16,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use strata_wire::metrics::engine as names;
 
+pub use external::ExternalMetrics;
 pub use lora::LoraMetrics;
+pub use residency::{Residency, ResidencyMetrics, SampleShare};
 pub use sleep::SleepMetrics;
 pub use speculation::SpeculationMetrics;
 
@@ -45,6 +49,10 @@ pub struct Metrics {
     pub prefix_queries: Counter,
     /// Prompt tokens found there.
     pub prefix_hits: Counter,
+    /// Prompt tokens below the pool.
+    pub external: ExternalMetrics,
+    /// How long blocks are of use.
+    pub residency: ResidencyMetrics,
     /// Preemptions.
     pub preemptions: Counter,
     /// Prompt tokens of admitted sequences.
@@ -157,6 +165,8 @@ impl Metrics {
             kv_usage: gauge(r, names::KV_USAGE, "Share of the KV cache's blocks in use, 0 to 1"),
             prefix_queries: counter(r, names::PREFIX_QUERIES, "Prompt tokens looked up in the prefix cache"),
             prefix_hits: counter(r, names::PREFIX_HITS, "Prompt tokens found in the prefix cache"),
+            external: ExternalMetrics::new(r),
+            residency: ResidencyMetrics::new(r),
             preemptions: counter(r, names::PREEMPTIONS, "Sequences that lost their blocks and began again"),
             prompt_tokens: counter(r, names::PROMPT_TOKENS, "Prompt tokens processed"),
             prompt_tokens_cached: counter(

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use strata_engine::runtime::{EngineConfig, Speculation, SpeculativeConfig};
+use strata_engine::runtime::{EngineConfig, PauseMode, Speculation, SpeculativeConfig};
 use strata_engine::sampling::SamplingParams;
 use strata_engine::serve::router;
 use strata_engine::step::StepLimits;
+use strata_engine::tier::{RamTier, Tiers};
 use strata_hop::Above;
 
 use crate::backend::FakeBackend;
-use crate::client::post;
+use crate::client::{metric, post};
 use crate::scheduling::{finish, prompt, request};
-use crate::support::{config, guessing};
+use crate::support::{config, guessing, with_tiers};
 
 /// The samples of a scrape, summed over labels other than buckets.
 fn samples(text: &str) -> BTreeMap<String, f64> {
@@ -39,13 +40,14 @@ async fn each_moves_with_what_it_counts() {
     for _ in 0..2 {
         post(&router, "/v1/chat/completions", &chat).await.json().await;
     }
-    // Too many for the blocks.
+    // Too many for the blocks, and all there when the first begins.
+    engine.pause(PauseMode::Keep).await;
     let crowd = (0..5).map(|i| {
         let mut ask = request(prompt(i, 60), 60, SamplingParams::greedy());
         ask.rules.ignore_eos = true;
         finish(&engine, ask)
     });
-    futures::future::join_all(crowd).await;
+    futures::join!(futures::future::join_all(crowd), engine.resume());
     engine.idle().await;
     let after = samples(&engine.metrics().render());
     for name in [
@@ -89,4 +91,33 @@ async fn each_moves_with_what_it_counts() {
     assert!((counted("request_success_total") - 7.0).abs() < 1e-9);
     assert!((counted("request_generation_tokens_sum") - counted("generation_tokens_total")).abs() < 1e-9);
     assert!((counted("request_params_n_sum") - 7.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn what_came_from_below_and_how_long_blocks_are_of_use() {
+    let tiers = Tiers { ram: Some(RamTier::new(64)), disk: None };
+    let engine = with_tiers(FakeBackend::new(16), config(), tiers);
+    let router = router(engine.clone(), Above::default());
+    assert!(!engine.metrics().render().contains("kv_block_lifetime"), "only where it is asked for");
+    engine.follow_blocks(1.0.try_into().unwrap());
+    let ask = |family| finish(&engine, request(prompt(family, 100), 4, SamplingParams::greedy()));
+    ask(1).await;
+    ask(1).await;
+    // Others push it out of the pool, into memory.
+    for family in 2..5 {
+        ask(family).await;
+    }
+    let before = samples(&engine.metrics().render());
+    let (_, cached) = ask(1).await;
+    let after = samples(&engine.metrics().render());
+    let grown = |name: &str| after[&format!("vllm:{name}")] - before[&format!("vllm:{name}")];
+    assert_eq!(cached, 96);
+    assert!((grown("external_prefix_cache_hits_total") - 96.0).abs() < 0.1);
+    assert!((grown("external_prefix_cache_queries_total") - 100.0).abs() < 0.1);
+    assert!(grown("prefix_cache_hits_total").abs() < 0.1, "not in the pool itself");
+    assert!((grown("prompt_tokens_cached_total") - 96.0).abs() < 0.1);
+    for name in ["kv_block_lifetime_seconds_count", "kv_block_idle_before_evict_seconds_count"] {
+        assert!(after[&format!("vllm:{name}")] >= 12.0, "{name}");
+    }
+    assert!(metric(&router, "vllm:kv_block_reuse_gap_seconds_count").await >= 0.0);
 }
