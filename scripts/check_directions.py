@@ -14,7 +14,7 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-NO_KUBERNETES = ["strata-wire", "strata-hop", "strata-engine", "strata-platform", "strata-fetch"]
+NO_KUBERNETES = ["strata-wire", "strata-hop", "strata-trace", "strata-engine", "strata-platform", "strata-fetch"]
 
 
 def broken_edges(deny: dict, metadata: dict) -> list[str]:

@@ -247,6 +247,7 @@ impl Offline {
                 cache_salt: None,
                 priority: 0,
                 adapter: None,
+                span: None,
             };
             open.push(self.engine.submit(request)?);
         }

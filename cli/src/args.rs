@@ -261,6 +261,10 @@ pub(crate) struct Engine {
     /// How the model marks its reasoning
     #[arg(long, value_name = "FORM", value_enum, default_value_t)]
     pub(crate) reasoning_parser: Reasoning,
+    /// A collector for OpenTelemetry spans of requests, by OTLP over HTTP: http://HOST:4318. The
+    /// variables OTEL_EXPORTER_OTLP_…, OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER count too
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_traces_endpoint: Option<String>,
     /// Guess tokens ahead; answers stay the same. {"method":"ngram","num_speculative_tokens":4} looks
     /// them up in the prompt, {"method":"draft_model","model":"URI"} asks a smaller model
     #[arg(long, value_name = "JSON")]

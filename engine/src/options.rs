@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strata_hop::{HopToken, Mtls};
+use strata_trace::TraceConfig;
 use strata_wire::defaults;
 
 use crate::backend::cpu::{CacheType, Precision};
@@ -92,6 +93,9 @@ pub struct EngineOptions {
     /// more.
     #[serde(skip, default = "step_timeout")]
     pub step_timeout: Duration,
+    /// Where spans of requests go; without it there are none.
+    #[serde(skip)]
+    pub traces: Option<TraceConfig>,
     /// The token that callers must show. Without one everybody is served.
     #[serde(skip)]
     pub hop_token: Option<HopToken>,
@@ -215,6 +219,7 @@ impl EngineOptions {
             reasoning_parser: ReasoningParser::default(),
             drain_grace: drain_grace(),
             step_timeout: step_timeout(),
+            traces: None,
             hop_token: None,
             mtls: None,
         }

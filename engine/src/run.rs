@@ -1,9 +1,10 @@
 //! One engine as a process: options in, requests served, until it is told to stop.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use strata_hop::{Above, Bound, ListenError};
+use strata_trace::{ConfigError, Exporter};
 use tokio_util::sync::CancellationToken;
 
 use crate::assemble::{assemble_loaded, check, local_path};
@@ -56,6 +57,9 @@ pub enum EngineError {
     /// Block events cannot be published.
     #[error(transparent)]
     Publish(#[from] PublishError),
+    /// Spans cannot be exported.
+    #[error(transparent)]
+    Traces(#[from] ConfigError),
     /// Tokens cannot be guessed in this way.
     #[error("speculative: {0}")]
     Speculative(String),
@@ -72,6 +76,9 @@ pub enum EngineError {
     #[error("the engine's thread ended by itself; the log says why")]
     Stopped,
 }
+
+/// How long the last spans may take when the engine ends.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// Runs an engine until `shutdown`: then it takes no new request, finishes those it has, at most
 /// `options.drain_grace` long, and returns.
@@ -95,6 +102,7 @@ pub async fn run_on(
         Some(config) => Some(KvPublisher::bind(config).await?),
         None => None,
     };
+    let exporter = options.traces.clone().map(Exporter::start).transpose()?;
     let engine =
         tokio::task::spawn_blocking(move || Served::assemble(&options, now)).await.map_err(|error| {
             tracing::error!(%error, "the model could not be opened");
@@ -102,6 +110,9 @@ pub async fn run_on(
         })??;
     if let Some(publisher) = publisher {
         engine.publish(publisher);
+    }
+    if let Some(exporter) = &exporter {
+        engine.trace(exporter);
     }
     tracing::info!(
         url = bound.url(),
@@ -125,6 +136,10 @@ pub async fn run_on(
         }
     };
     let ((), outcome) = tokio::join!(server, watched);
+    if let Some(exporter) = exporter {
+        engine.idle(LAST_SPANS).await;
+        exporter.close(LAST_SPANS).await;
+    }
     tracing::info!("engine stopped");
     outcome
 }
@@ -173,6 +188,22 @@ impl Served {
             Self::Vectors(_) => {
                 tracing::warn!("a model that embeds keeps no blocks; no block events are published");
             }
+        }
+    }
+
+    /// An encoder's requests have no spans yet.
+    fn trace(&self, exporter: &Exporter) {
+        match self {
+            Self::Text(engine) => engine.trace(exporter.tracer().clone()),
+            Self::Vectors(_) => tracing::warn!("an encoder's requests are not traced; no spans are exported"),
+        }
+    }
+
+    /// Waits until what clients have left is over, at most this long.
+    async fn idle(&self, limit: Duration) {
+        if let Self::Text(engine) = self {
+            // What goes on longer has no span.
+            let _ = tokio::time::timeout(limit, engine.idle()).await;
         }
     }
 

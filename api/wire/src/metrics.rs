@@ -82,4 +82,8 @@ pub mod engine {
     pub const MAX_SEQUENCES: &str = "strata:max_sequences";
     /// Gauge, Strata's own: prompt tokens a second, measured over recent steps.
     pub const PREFILL_RATE: &str = "strata:prefill_tokens_per_second";
+    /// Counter, Strata's own: spans that a collector has taken. Absent without one.
+    pub const SPANS_EXPORTED: &str = "strata:trace_spans_exported";
+    /// Counter, Strata's own: spans that were lost. Absent without a collector.
+    pub const SPANS_DROPPED: &str = "strata:trace_spans_dropped";
 }

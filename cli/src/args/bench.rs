@@ -227,6 +227,7 @@ pub(crate) struct BenchServe {
     mut_arg("kv_transfer_port", |arg| arg.hide(true)),
     mut_arg("kv_transfer_size", |arg| arg.hide(true)),
     mut_arg("kv_events_config", |arg| arg.hide(true)),
+    mut_arg("otlp_traces_endpoint", |arg| arg.hide(true)),
 )]
 pub(crate) struct BenchThroughput {
     #[command(flatten)]
@@ -252,6 +253,7 @@ pub(crate) struct BenchThroughput {
     mut_arg("kv_transfer_port", |arg| arg.hide(true)),
     mut_arg("kv_transfer_size", |arg| arg.hide(true)),
     mut_arg("kv_events_config", |arg| arg.hide(true)),
+    mut_arg("otlp_traces_endpoint", |arg| arg.hide(true)),
 )]
 pub(crate) struct BenchLatency {
     #[command(flatten)]

@@ -15,6 +15,7 @@ use strata_operator::cluster::{ClusterSite, Trust};
 use strata_operator::kube_backend::{self, ClusterOptions};
 use strata_platform::PlatformOptions;
 use strata_scheduler::{Kubernetes, SchedulerOptions};
+use strata_trace::TraceConfig;
 use strata_wire::defaults;
 use tokio_util::sync::CancellationToken;
 
@@ -113,9 +114,12 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
 }
 
 pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
+    let flag = args.otlp_traces_endpoint.as_deref().map(|url| ("--otlp-traces-endpoint", url));
+    let traces = TraceConfig::read(flag, "strata-engine", |name| std::env::var(name).ok())?;
     let options = EngineOptions {
         mtls: mtls(Component::Engine)?,
         hop_token: HopToken::from_env(),
+        traces,
         ..engine_options(args)
     };
     serve(|shutdown| strata_engine::run(options, shutdown))

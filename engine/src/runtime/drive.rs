@@ -18,6 +18,7 @@ use super::generation::{Blame, Event, Failure, GenerationRequest};
 use super::operate::{Hold, Operation, Reopen};
 use super::score::PromptScore;
 use super::speculate::Speculation;
+use super::trace::RequestTrace;
 use super::watch::Watch;
 use crate::backend::{Backend, BackendError, Logits, SequenceSpan};
 use crate::block::BlockHash;
@@ -71,6 +72,7 @@ pub(super) struct Open {
     n: usize,
     /// The adapter that it runs with.
     adapter: Option<AdapterId>,
+    trace: Option<RequestTrace>,
 }
 
 pub(super) struct Driver {
@@ -222,6 +224,7 @@ impl Driver {
             keeps: request.keeps,
             n: request.n,
             adapter: None,
+            trace: request.span.map(|span| RequestTrace::new(span, request.prompts.len() * request.n)),
         };
         let mut refused: Option<String> = None;
         // Of an adapter that was unloaded since the request was read, nothing is told: its name is free.
@@ -312,13 +315,19 @@ impl Driver {
 
     /// Forgets a request and gives its blocks back.
     fn end(&mut self, key: u64, reason: &'static str) {
-        let Some(open) = self.requests.remove(&key) else { return };
-        for id in &open.sequences {
-            if let Some(choice) = self.choices.remove(id) {
-                self.finish(*id, &choice, reason);
+        let Some(mut open) = self.requests.remove(&key) else { return };
+        for id in std::mem::take(&mut open.sequences) {
+            if let Some(choice) = self.choices.remove(&id) {
+                if let Some(trace) = &mut open.trace {
+                    trace.note(&choice, open.n, reason);
+                }
+                self.finish(id, &choice, reason);
             }
         }
         self.leave(&open);
+        if let Some(trace) = open.trace {
+            trace.end();
+        }
     }
 
     /// What every end of a sequence comes to.
@@ -511,14 +520,16 @@ impl Driver {
                     self.blocks.give(&open.id, id, &self.planner, self.backend.as_ref());
                 }
                 open.sequences.retain(|other| *other != id);
-                if open.sequences.is_empty()
-                    && let Some(open) = self.requests.remove(&key)
-                {
-                    self.leave(&open);
-                }
+                let over = open.sequences.is_empty();
                 if let Some(choice) = self.choices.remove(&id) {
                     let reason = if reason == FinishReason::Length { "length" } else { "stop" };
+                    if let Some(trace) = &mut open.trace {
+                        trace.note(&choice, open.n, reason);
+                    }
                     self.finish(id, &choice, reason);
+                }
+                if over {
+                    self.end(key, "stop");
                 }
             }
         }

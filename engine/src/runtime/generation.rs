@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use strata_trace::ActiveSpan;
 use strata_wire::chat::FinishReason;
 use tokio::sync::mpsc;
 
@@ -36,6 +37,8 @@ pub struct GenerationRequest {
     pub priority: i64,
     /// The adapter that all of it runs with.
     pub adapter: Option<Arc<Adapter>>,
+    /// Ended with what became of the request, when it is over.
+    pub span: Option<ActiveSpan>,
 }
 
 /// When an answer ends and what of it is text.

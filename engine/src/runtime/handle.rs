@@ -1,9 +1,10 @@
 //! The engine as the server sees it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use strata_trace::Tracer;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::adapters::LoadedAdapters;
@@ -176,6 +177,7 @@ pub struct Engine {
     queued: Arc<std::sync::atomic::AtomicUsize>,
     metrics: Arc<Metrics>,
     events: Arc<EventLog>,
+    tracer: OnceLock<Tracer>,
     transfer: Option<Arc<Transfer>>,
     watch: Arc<Watch>,
     adapters: Option<Adapters>,
@@ -274,6 +276,7 @@ impl Engine {
             queued,
             metrics,
             events,
+            tracer: OnceLock::new(),
             transfer: parts.transfer,
             watch,
             adapters: parts.adapters,

@@ -12,6 +12,7 @@ mod operate_handle;
 mod score;
 mod speculate;
 mod structured;
+mod trace;
 mod watch;
 
 pub use generation::{

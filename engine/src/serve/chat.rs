@@ -57,6 +57,7 @@ pub(super) async fn create(
     options.structure = speech.structure(&engine, tools.as_ref(), form).await?;
     let claims = submit::claims(&engine, &members, &options, &text, &prompt);
     let id = submit::request_id(&headers)?;
+    options.span = submit::span(&engine, &headers);
     submit::fetch(&engine, &options).await?;
     let keeps = options.transfer.do_remote_decode.then(|| id.clone());
     let head = Head {

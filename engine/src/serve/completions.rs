@@ -61,6 +61,7 @@ pub(super) async fn create(
         _ => Vec::new(),
     };
     let id = submit::request_id(&headers)?;
+    options.span = submit::span(&engine, &headers);
     submit::fetch(&engine, &options).await?;
     let keeps = options.transfer.do_remote_decode.then(|| id.clone());
     let echoed = if echo {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use strata_hop::Fault;
+use strata_trace::ActiveSpan;
 
 use super::members::{Bounds, Members, whole, wrong};
 use crate::runtime::{OutputRules, Structure};
@@ -37,6 +38,8 @@ pub(super) struct Options {
     pub(super) priority: i64,
     /// What is kept of the prompt here for another engine, or by another for this one.
     pub(super) transfer: TransferParams,
+    /// Set where requests are traced.
+    pub(super) span: Option<ActiveSpan>,
 }
 
 /// What is told of tokens, and how much of a prompt is read.
@@ -123,6 +126,7 @@ pub(super) fn read(
         },
         cache_salt: members.text("cache_salt")?.map(str::to_owned),
         transfer: transfer(members, n)?,
+        span: None,
         priority: members.whole("priority", i64::MIN..=i64::MAX)?.unwrap_or(0),
     };
     if options.stream.is_some() && options.sampling.prompt_logprobs.is_some() {

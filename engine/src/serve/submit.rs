@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
 use strata_hop::Fault;
+use strata_trace::{ActiveSpan, Value};
 use strata_wire::{ErrorKind, headers};
 
 use super::members::Members;
@@ -196,6 +197,33 @@ pub(super) fn claims(
     events::claims(scope, members.body(), text, tokens, engine.tokenizer())
 }
 
+/// The span of a request that has come with these headers, when it is to be recorded.
+pub(super) fn span(engine: &Engine, headers: &HeaderMap) -> Option<ActiveSpan> {
+    let mut given = headers.get_all(headers::TRACEPARENT).iter();
+    // Of several parents none is the one.
+    let parent = given.next().filter(|_| given.next().is_none());
+    engine.tracer()?.answer("llm_request", parent.and_then(|parent| parent.to_str().ok()))
+}
+
+/// The span with what the request asks for.
+fn described(
+    mut span: ActiveSpan,
+    model: String,
+    id: &str,
+    n: usize,
+    sampling: &SamplingParams,
+    rules: &OutputRules,
+) -> ActiveSpan {
+    span.set("gen_ai.request.model", Value::Text(model.clone()));
+    span.set("gen_ai.response.model", Value::Text(model));
+    span.set("gen_ai.request.id", Value::Text(id.to_owned()));
+    span.set("gen_ai.request.n", Value::Int(n as i64));
+    span.set("gen_ai.request.max_tokens", Value::Int(rules.max_tokens as i64));
+    span.set("gen_ai.request.temperature", Value::Float(sampling.temperature.into()));
+    span.set("gen_ai.request.top_p", Value::Float(sampling.top_p.into()));
+    span
+}
+
 /// Hands a request to the engine.
 pub(super) fn submit(
     engine: &Engine,
@@ -205,7 +233,7 @@ pub(super) fn submit(
     options: Options,
     adapter: Option<Arc<Adapter>>,
 ) -> Result<Generation, Fault> {
-    let Options { n, sampling, rules, structure, cache_salt, priority, transfer, stream: _, tokens: _ } =
+    let Options { n, sampling, rules, structure, cache_salt, priority, transfer, span, stream: _, tokens: _ } =
         options;
     if rules.min_tokens > rules.max_tokens {
         let message =
@@ -214,6 +242,8 @@ pub(super) fn submit(
     }
     // Of several prompts none is kept, and nothing is said.
     let keeps = transfer.do_remote_decode && prompts.len() == 1;
+    let span =
+        span.map(|span| described(span, answers_as(engine, adapter.as_deref()), &id, n, &sampling, &rules));
     let request = GenerationRequest {
         id,
         prompts,
@@ -226,6 +256,7 @@ pub(super) fn submit(
         cache_salt,
         priority,
         adapter,
+        span,
     };
     engine.submit(request).map_err(refused)
 }

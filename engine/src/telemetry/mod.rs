@@ -5,6 +5,7 @@ mod lora;
 mod residency;
 mod sleep;
 mod speculation;
+mod traces;
 
 use std::sync::atomic::AtomicU64;
 
@@ -21,6 +22,7 @@ pub use lora::LoraMetrics;
 pub use residency::{Residency, ResidencyMetrics, SampleShare};
 pub use sleep::SleepMetrics;
 pub use speculation::SpeculationMetrics;
+pub use traces::TraceMetrics;
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -96,6 +98,8 @@ pub struct Metrics {
     pub speculation: SpeculationMetrics,
     /// Adapters; none where there cannot be any.
     pub lora: Option<LoraMetrics>,
+    /// Spans of requests.
+    pub traces: TraceMetrics,
 }
 
 /// Seconds, from one millisecond to a quarter of an hour.
@@ -159,6 +163,7 @@ impl Metrics {
             sleep: SleepMetrics::new(r),
             speculation: SpeculationMetrics::new(r),
             lora: fixed.max_loras.map(|most| LoraMetrics::new(r, most)),
+            traces: TraceMetrics::new(r),
             running: gauge(r, names::RUNNING, "Sequences in the running batch"),
             waiting: gauge(r, names::WAITING, "Sequences that wait to be scheduled"),
             waiting_tokens: gauge(r, names::WAITING_TOKENS, "Tokens of the sequences that wait"),

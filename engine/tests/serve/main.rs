@@ -22,4 +22,5 @@ mod structured;
 mod support;
 mod tiers;
 mod tokenizer;
+mod traces;
 mod transfer;

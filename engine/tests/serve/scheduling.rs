@@ -26,6 +26,7 @@ pub(crate) fn request(prompt: Vec<u32>, tokens: usize, sampling: SamplingParams)
         cache_salt: None,
         priority: 0,
         adapter: None,
+        span: None,
     }
 }
 
