@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use strata_wire::engine_events::{BlockChanges, EngineEvent, Load, Snapshot};
 use tokio::sync::watch;
@@ -18,6 +19,8 @@ use crate::lora::AdapterId;
 const MAX_KEPT: usize = 65_536;
 /// Hashes in one message.
 const MAX_PART: usize = 4096;
+/// A reader that left may be back within this time, and wants to know what happened meanwhile.
+const MAY_RETURN: Duration = Duration::from_secs(60);
 
 /// What an engine says of its cache and its load.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct EventLog {
     /// The last message's number; closed when the engine takes no more requests.
     head: watch::Sender<Head>,
     load: watch::Sender<Load>,
+    /// When the last of the readers left that have left.
+    left: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,12 +57,25 @@ impl EventLog {
             state: Mutex::default(),
             head: watch::Sender::new(Head::default()),
             load: watch::Sender::default(),
+            left: Mutex::default(),
         }
     }
 
     /// The name of this run of the engine.
     pub fn engine(&self) -> &str {
         &self.engine
+    }
+
+    /// Whether anybody follows the log, or has until just now and may be back. When nobody does, claims
+    /// need not be made: who begins to follow later learns of a block with the next request that claims
+    /// it, and of none that is not there.
+    pub fn is_followed(&self) -> bool {
+        self.is_followed_at(Instant::now())
+    }
+
+    fn is_followed_at(&self, now: Instant) -> bool {
+        let left = || *self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        self.head.receiver_count() > 0 || left().is_some_and(|left| now - left < MAY_RETURN)
     }
 
     /// Changes the directory; what that comes to is one message, if it is anything.
@@ -126,6 +144,12 @@ pub struct Reader {
     load: watch::Receiver<Load>,
     /// The last message that was read.
     position: Option<u64>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        *self.log.left.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
 }
 
 impl Reader {
@@ -267,5 +291,19 @@ mod tests {
             ((true, false), (false, false), (false, true))
         );
         assert!(reader.read().is_empty());
+    }
+
+    #[test]
+    fn a_log_is_followed_while_somebody_reads_and_a_while_after() {
+        let log = Arc::new(EventLog::new("e".into()));
+        assert!(!log.is_followed());
+        let (first, second) = (Reader::new(log.clone(), None), Reader::new(log.clone(), None));
+        assert!(log.is_followed());
+        drop(first);
+        let later = Instant::now() + MAY_RETURN * 2;
+        assert!(log.is_followed_at(later), "by the other");
+        drop(second);
+        assert!(log.is_followed(), "it may be back");
+        assert!(!log.is_followed_at(later));
     }
 }

@@ -189,6 +189,10 @@ pub(super) fn claims(
     text: &str,
     tokens: &[u32],
 ) -> Vec<Claim> {
+    // They are work on every prompt, of use to nobody but those who follow the events.
+    if !engine.events().is_followed() {
+        return Vec::new();
+    }
     // A prompt that may have been cut does not begin as its text does.
     if options.tokens.truncate.is_some() {
         return Vec::new();

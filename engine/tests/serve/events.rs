@@ -122,6 +122,20 @@ async fn a_router_knows_what_a_request_will_find() {
 }
 
 #[tokio::test]
+async fn who_joins_late_learns_of_a_prompt_when_it_is_asked_again() {
+    let router = router(engine(FakeBackend::new(64), config()), Above::default());
+    let system = "You are a careful helper of people who know their way. ".repeat(10);
+    let (first, second) = (chat(&system, "What is it?"), chat(&system, "Where is it?"));
+    post(&router, "/v1/chat/completions", &first).await.json().await;
+    let mut late = Follower::new(&router, "").await;
+    late.until(|f| f.snapshots == 1).await;
+    assert_eq!(late.cached(&first), 0, "nobody had wanted to know");
+    let found = cached_tokens(&post(&router, "/v1/chat/completions", &second).await.json().await);
+    late.until(|f| f.cached(&second) > 400).await;
+    assert!(found > 400 && late.cached(&first) <= found, "of blocks that were there all the time");
+}
+
+#[tokio::test]
 async fn prompts_as_text_are_told_and_a_busy_engine_too() {
     let (backend, gate) = FakeBackend::new(blocks_of(1024)).gated();
     let limits =
