@@ -109,6 +109,9 @@ pub(super) struct Tools {
     pub(super) list: Vec<Value>,
     /// Those of which one must be called, with the schemas of their arguments; empty when none must.
     pub(super) required: Vec<(String, Value)>,
+    /// All of them, when none must be called and one is `strict`: what a call may be then. Arguments of
+    /// those that are not may be any object.
+    pub(super) bound: Vec<(String, Value)>,
     /// Whether there may be more than one call.
     pub(super) parallel: bool,
 }
@@ -117,11 +120,13 @@ pub(super) struct Tools {
 pub(super) fn tools(members: &Members) -> Result<Option<Tools>, Fault> {
     let list = members.array("tools")?.unwrap_or_default();
     let functions = list.iter().enumerate().map(|(i, tool)| function(&format!("tools[{i}]"), tool));
-    let functions = functions.collect::<Result<Vec<_>, _>>()?;
+    let functions = functions.collect::<Result<Vec<Function>, _>>()?;
     for name in ["functions", "function_call"] {
         members.unbuilt(name, |_| false, "use `tools` and `tool_choice`")?;
     }
     let name = "tool_choice";
+    let bound = bound(&functions);
+    let functions: Vec<(String, Value)> = functions.into_iter().map(|f| (f.name, f.schema)).collect();
     let required = match members.get(name) {
         None => Vec::new(),
         Some(Value::String(choice)) => match choice.as_str() {
@@ -153,11 +158,27 @@ pub(super) fn tools(members: &Members) -> Result<Option<Tools>, Fault> {
     };
     let named = members.get(name).is_some_and(Value::is_object);
     let parallel = members.boolean("parallel_tool_calls")?.unwrap_or(true) && !named;
-    Ok((!list.is_empty()).then(|| Tools { list: list.to_vec(), required, parallel }))
+    let bound = if required.is_empty() { bound } else { Vec::new() };
+    Ok((!list.is_empty()).then(|| Tools { list: list.to_vec(), required, bound, parallel }))
 }
 
-/// A function's name, and the schema of its arguments.
-fn function(at: &str, tool: &Value) -> Result<(String, Value), Fault> {
+/// A function as a request describes it.
+struct Function {
+    name: String,
+    /// Of its arguments.
+    schema: Value,
+    /// Whether the arguments must follow the schema even where the model is free to call.
+    strict: bool,
+}
+
+/// What calls may be where the model is free to call; nothing where nothing is strict.
+fn bound(functions: &[Function]) -> Vec<(String, Value)> {
+    let free = || serde_json::json!({"type": "object"});
+    let allowed = |f: &Function| (f.name.clone(), if f.strict { f.schema.clone() } else { free() });
+    if functions.iter().any(|f| f.strict) { functions.iter().map(allowed).collect() } else { Vec::new() }
+}
+
+fn function(at: &str, tool: &Value) -> Result<Function, Fault> {
     match tool.get("type").and_then(Value::as_str) {
         Some("function") => {}
         Some(other) => {
@@ -181,5 +202,10 @@ fn function(at: &str, tool: &Value) -> Result<(String, Value), Fault> {
         Some(schema @ Value::Object(_)) => schema.clone(),
         Some(other) => return Err(wrong(&format!("{at}.function.parameters"), "a JSON schema", other)),
     };
-    Ok((name.to_owned(), parameters))
+    let strict = match tool.get("function").and_then(|f| f.get("strict")) {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(strict)) => *strict,
+        Some(other) => return Err(wrong(&format!("{at}.function.strict"), "true or false", other)),
+    };
+    Ok(Function { name: name.to_owned(), schema: parameters, strict })
 }

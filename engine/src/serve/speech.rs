@@ -1,5 +1,6 @@
 //! What a chat answer's text is made of: reasoning, text and calls.
 
+use serde_json::Value;
 use strata_hop::Fault;
 use strata_wire::chat::FinishReason;
 
@@ -43,7 +44,8 @@ impl Speech {
         calls.chain(thoughts.filter_map(special)).collect()
     }
 
-    /// What the answer must be: calls where they are required, or the form that was asked for.
+    /// What the answer must be: calls where they are required, the form that was asked for, or text and
+    /// calls that follow the schemas of strict tools.
     pub(super) async fn structure(
         self,
         engine: &Engine,
@@ -60,12 +62,18 @@ impl Speech {
                 return Err(Fault::invalid_param(&form.member, message));
             }
             (Some((format, tools)), None) => {
-                let marks = Marks::of(format, |text| engine.tokenizer().special_id(text));
-                let grammar = CallGrammar { format, marks, functions: &tools.required, many: tools.parallel };
-                Asked { member: "tools".into(), grammar: Grammar::Lark(grammar.lark()) }
+                let grammar = call_grammar(engine, format, &tools.required, tools.parallel).lark();
+                Asked { member: "tools".into(), grammar: Grammar::Lark(grammar) }
             }
             (None, Some(form)) => form,
-            (None, None) => return Ok(None),
+            (None, None) => match self.tools.zip(tools).filter(|(_, tools)| !tools.bound.is_empty()) {
+                Some((format, tools)) => {
+                    let grammar =
+                        call_grammar(engine, format, &tools.bound, tools.parallel).lark_beside_text();
+                    Asked { member: "tools".into(), grammar: Grammar::Lark(grammar) }
+                }
+                None => return Ok(None),
+            },
         };
         let grammar = structured::compile(engine, asked).await?;
         Ok(Some(Structure { grammar, thinking: self.thinking(engine) }))
@@ -83,6 +91,16 @@ impl Speech {
             ReasoningStart::Behind => None,
         }
     }
+}
+
+fn call_grammar<'a>(
+    engine: &Engine,
+    format: ToolFormat,
+    functions: &'a [(String, Value)],
+    many: bool,
+) -> CallGrammar<'a> {
+    let marks = Marks::of(format, |text| engine.tokenizer().special_id(text));
+    CallGrammar { format, marks, functions, many }
 }
 
 /// A piece of an answer.

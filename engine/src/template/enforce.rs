@@ -1,4 +1,4 @@
-//! The grammar of an answer that must call tools.
+//! The grammars of answers that must call tools, or may.
 
 use std::fmt::Write;
 
@@ -28,7 +28,7 @@ impl Marks {
     }
 }
 
-/// Calls of these functions, at least one, and nothing else.
+/// Calls of these functions, and how the model writes them.
 #[derive(Clone, Debug)]
 pub struct CallGrammar<'a> {
     /// How the model writes them.
@@ -42,36 +42,85 @@ pub struct CallGrammar<'a> {
 }
 
 impl CallGrammar<'_> {
-    /// The grammar as Lark.
+    /// The grammar, as Lark, of an answer that is calls, at least one, and nothing else.
     pub fn lark(&self) -> String {
-        let mark = |id: Option<u32>, text: &str| match id {
-            Some(id) => format!("<[{id}]>"),
-            None => lark_literal(text),
-        };
         let open = mark(self.marks.open, self.format.opener());
-        let (before, after, between) = match self.format {
-            ToolFormat::Hermes => {
-                (format!("{open} \"\\n\""), format!("\"\\n\" {}", mark(self.marks.close, CLOSE)), "\\n")
-            }
-            ToolFormat::Llama3 => (String::new(), String::new(), "; "),
-            ToolFormat::Mistral => (String::new(), String::new(), ", "),
-        };
-        let more = if self.many { format!(" (\"{between}\" call)*") } else { String::new() };
+        let more = self.more("call");
         let mut lark = match self.format {
-            ToolFormat::Mistral => format!("start: {open} \"[\" call{more} \"]\"\ncall: "),
-            _ => format!("start: call{more}\ncall: "),
+            ToolFormat::Mistral => format!("start: {open} \"[\" call{more} \"]\"\n"),
+            _ => format!("start: call{more}\n"),
+        };
+        let before =
+            if self.format == ToolFormat::Hermes { format!("{open} \"\\n\"") } else { String::new() };
+        self.write_calls(&mut lark, &before, "{\"name\": \"");
+        lark
+    }
+
+    /// The grammar, as Lark, of an answer that may be text, calls, or text and then calls. What opens a
+    /// call is a lexeme that is taken as soon as it is there: from then on the answer is bound, and before
+    /// it text is free.
+    pub fn lark_beside_text(&self) -> String {
+        let lead = match self.marks.open {
+            Some(id) => format!("lead: text? <[{id}]>"),
+            None => format!("lead[lazy]: /(?s:.*)/ {}", lark_literal(self.format.opener())),
+        };
+        let (start, before, head) = match self.format {
+            ToolFormat::Hermes if self.many => ("(lead call)* text?".to_owned(), "\"\\n\"", "{\"name\": \""),
+            ToolFormat::Hermes => ("(lead call)? text?".to_owned(), "\"\\n\"", "{\"name\": \""),
+            ToolFormat::Mistral => {
+                (format!("(lead \"[\" call{} \"]\")? text?", self.more("call")), "", "{\"name\": \"")
+            }
+            // A call may be the answer's beginning, without a mark.
+            ToolFormat::Llama3 => {
+                let calls = format!("bare call{}", self.more("bare call"));
+                (format!("{calls} | lead {calls} | text?"), "", "")
+            }
+        };
+        let mut lark = format!("start: {start}\n{lead}\ntext: /(?s:.+)/\n");
+        if self.format == ToolFormat::Llama3 {
+            lark.push_str(BARE);
+        }
+        self.write_calls(&mut lark, before, head);
+        lark
+    }
+
+    /// What may follow a call.
+    fn more(&self, call: &str) -> String {
+        let between = match self.format {
+            ToolFormat::Hermes => "\\n",
+            ToolFormat::Llama3 => "; ",
+            ToolFormat::Mistral => ", ",
+        };
+        if self.many { format!(" (\"{between}\" {call})*") } else { String::new() }
+    }
+
+    /// The rules of a call, which has `before` before it and `head` before its function's name.
+    fn write_calls(&self, lark: &mut String, before: &str, head: &str) {
+        let after = match self.format {
+            ToolFormat::Hermes => format!("\"\\n\" {}", mark(self.marks.close, CLOSE)),
+            _ => String::new(),
         };
         let member = if self.format == ToolFormat::Llama3 { "parameters" } else { "arguments" };
         let names: Vec<String> = (0..self.functions.len()).map(|i| format!("call_{i}")).collect();
-        lark.push_str(&names.join(" | "));
+        let _ = write!(lark, "call: {}", names.join(" | "));
         for (i, (name, schema)) in self.functions.iter().enumerate() {
-            let head = format!("{{\"name\": {}, \"{member}\": ", Value::from(name.as_str()));
-            let head = lark_literal(&head);
+            // Behind the quotation mark that `head` ends with.
+            let name = Value::from(name.as_str()).to_string().split_off(1);
+            let head = lark_literal(&format!("{head}{name}, \"{member}\": "));
             let schema = bounded_space(schema.clone());
             let _ = write!(lark, "\ncall_{i}: {before} {head} arguments_{i} \"}}\" {after}");
             let _ = write!(lark, "\narguments_{i}: %json {schema}");
         }
-        lark
+    }
+}
+
+/// How a call of the Llama form begins, up to its function's name, as models lay it out.
+const BARE: &str = "bare[lazy]: /\\s*\\{\\s*(\"type\"\\s*:\\s*\"function\"\\s*,\\s*)?\"name\"\\s*:\\s*\"/\n";
+
+fn mark(id: Option<u32>, text: &str) -> String {
+    match id {
+        Some(id) => format!("<[{id}]>"),
+        None => lark_literal(text),
     }
 }
 
@@ -88,6 +137,19 @@ mod tests {
             let marks = Marks { open, close: None };
             CallGrammar { format, marks, functions: &functions, many }.lark()
         };
+        let beside = |format, open, many| {
+            let marks = Marks { open, close: None };
+            CallGrammar { format, marks, functions: &functions[1..], many }.lark_beside_text()
+        };
+        insta::assert_snapshot!(
+            "call_grammars_beside_text",
+            [
+                beside(ToolFormat::Hermes, None, true),
+                beside(ToolFormat::Llama3, Some(7), true),
+                beside(ToolFormat::Mistral, None, false),
+            ]
+            .join("\n\n")
+        );
         insta::assert_snapshot!(
             "call_grammars",
             [

@@ -56,6 +56,91 @@ fn tools() -> Value {
     ])
 }
 
+/// What an answer says and which calls it makes.
+fn said(answer: &Value) -> (String, Vec<(String, String)>) {
+    let message = &answer["choices"][0]["message"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let call = |call: &Value| (text(&call["function"]["name"]), text(&call["function"]["arguments"]));
+    let calls = message["tool_calls"].as_array().map(|calls| calls.iter().map(call).collect());
+    (text(&message["content"]), calls.unwrap_or_default())
+}
+
+#[tokio::test]
+async fn strict_arguments_follow_their_schema_where_the_model_is_free_to_call() {
+    // What the model wants to say once it has begun a call; the schema knows Rome and Oslo.
+    let wish = |open: &str, call: &str| format!("Let me see.\n{open}{call}");
+    let cases = [
+        (
+            ToolFormat::Hermes,
+            wish(
+                "<tool_call>",
+                "\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Xanten\"}}\n</tool_call>",
+            ),
+        ),
+        (ToolFormat::Llama3, "{\"name\": \"weather\", \"parameters\": {\"city\": \"Xanten\"}}".to_owned()),
+        (
+            ToolFormat::Llama3,
+            "{\"type\": \"function\", \"name\": \"weather\", \"parameters\": {\"city\": \"Xanten\"}}"
+                .to_owned(),
+        ),
+        (
+            ToolFormat::Llama3,
+            wish("<|python_tag|>", "{\"name\": \"weather\", \"parameters\": {\"city\": \"Xanten\"}}"),
+        ),
+        (
+            ToolFormat::Mistral,
+            wish("[TOOL_CALLS]", "[{\"name\": \"weather\", \"arguments\": {\"city\": \"Xanten\"}}]"),
+        ),
+    ];
+    for (format, wish) in &cases {
+        let router = serve(says(wish), |template| template.calling(*format));
+        let ask = |tools: Value, more: Value| {
+            let mut body = chat(json!({"tools": tools, "temperature": 0}));
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            body
+        };
+        let loose = json!([{"type": "function", "function": {"name": "weather"}}]);
+        let (_, calls) = said(&post(&router, CHAT, &ask(loose, json!({}))).await.json().await);
+        assert_eq!(calls, [("weather".to_owned(), "{\"city\": \"Xanten\"}".to_owned())], "free as ever");
+        let strict =
+            post(&router, CHAT, &ask(tools(), json!({"parallel_tool_calls": false}))).await.json().await;
+        let (text, calls) = said(&strict);
+        assert_eq!(text, if wish.starts_with("Let") { "Let me see." } else { "" });
+        let city: Value = serde_json::from_str(&calls[0].1).unwrap_or_else(|e| panic!("{e}: {strict}"));
+        assert_eq!((calls.len(), calls[0].0.as_str()), (1, "weather"), "{strict}");
+        assert!(city["city"] == "Rome" || city["city"] == "Oslo", "{strict}");
+        let events = post(&router, CHAT, &ask(tools(), json!({"stream": true}))).await.events().await;
+        let streamed: String = events
+            .iter()
+            .filter_map(|e| e["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"].as_str())
+            .collect();
+        assert!(streamed.starts_with(calls[0].1.as_str()), "{streamed}");
+    }
+}
+
+#[tokio::test]
+async fn strict_tools_leave_text_and_other_tools_free() {
+    let ask = |tools: Value| chat(json!({"tools": tools, "temperature": 0}));
+    for format in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
+        let text = "No {\"name\"} here.\n<tool is a [TOOL that é\u{1f600} {\"name\": 1}";
+        let router = serve(says(text), |template| template.calling(format));
+        let answer = post(&router, CHAT, &ask(tools())).await.json().await;
+        assert_eq!(said(&answer), (text.to_owned(), Vec::new()), "{format:?}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    }
+    let other = "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\": [1, {}]}}\n</tool_call>\n\
+                 <tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}\n</tool_call>\nDone.";
+    let router = serve(says(other), |template| template);
+    let (text, calls) = said(&post(&router, CHAT, &ask(tools())).await.json().await);
+    let names: Vec<&str> = calls.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((text.trim(), names), ("Done.", vec!["now", "weather"]));
+    assert_eq!(calls[0].1, "{\"zone\": [1, {}]}", "a tool that is not strict takes any object");
+    let odd = json!([{"type": "function", "function": {"name": "f", "strict": "yes"}}]);
+    let refused = post(&router, CHAT, &ask(odd)).await;
+    assert_eq!(refused.status, 400);
+    insta::assert_snapshot!(refused.text().await, @r#"{"error":{"message":"`tools[0].function.strict` must be true or false, and it is a string","type":"invalid_request_error","param":"tools[0].function.strict","code":null}}"#);
+}
+
 #[tokio::test]
 async fn a_required_call_comes_whatever_the_model_would_say() {
     for format in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
