@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use jiff::Zoned;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::value::{Kwargs, Serde, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, context};
 use serde_json::{Map, Value as Json};
 use strata_wire::chat::{Content, Message};
 
@@ -14,6 +14,10 @@ use super::json;
 use super::reasoning::ReasoningFormat;
 
 const NAME: &str = "chat";
+
+/// Work that one rendering may take: an instruction is one step, and so are 64 bytes that it makes or
+/// reads. Some tens of thousands of messages stay below it, and an endless loop is ended within seconds.
+const FUEL: u64 = 20_000_000;
 
 /// Why messages make no prompt.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +28,12 @@ pub enum TemplateError {
     /// The template refuses these messages, in its own words.
     #[error("the model's chat template refuses these messages: {0}")]
     Refused(String),
+    /// The template does not come to an end, or makes too much of these messages.
+    #[error(
+        "the model's chat template does not come to an end on these messages: it was stopped after {FUEL} steps; \
+         send fewer, or have the model's template mended"
+    )]
+    Endless,
     /// The template failed on these messages.
     #[error("the model's chat template fails on these messages: {0}")]
     Failed(String),
@@ -61,9 +71,13 @@ impl ChatTemplate {
         let syntax =
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(malformed)?;
         environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
+        environment.set_formatter(print);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", |value: &Value, kwargs: Kwargs| json::tojson(value, &kwargs));
+        environment.add_filter("tojson", |state: &State<'_, '_>, value: &Value, kwargs: Kwargs| {
+            json::tojson(state, value, &kwargs)
+        });
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, format!("{REFUSAL}{message}")))
         });
@@ -131,12 +145,55 @@ impl ChatTemplate {
         let template =
             self.environment.get_template(NAME).map_err(|e| TemplateError::Malformed(e.to_string()))?;
         template.render(context! { ..base, ..extra }).map_err(|error| {
+            if runs_out(&error) {
+                return TemplateError::Endless;
+            }
             match error.detail().and_then(|d| d.strip_prefix(REFUSAL)) {
                 Some(message) => TemplateError::Refused(message.to_owned()),
                 None => TemplateError::Failed(error.to_string()),
             }
         })
     }
+}
+
+/// Prints a value, once it is paid for: a list can be small and its text without an end, and the template
+/// engine asks for its price afterwards.
+fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
+    pay(state, value)?;
+    minijinja::escape_formatter(out, state, value)
+}
+
+/// Pays for all that a list or a map holds, and stops where that cannot be paid.
+fn pay(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            for item in value.try_iter()? {
+                state.consume_fuel(1 + (item.as_str().map_or(0, str::len) / 64) as u64)?;
+                pay(state, &item)?;
+            }
+        }
+        ValueKind::Map => {
+            for key in value.try_iter()? {
+                let item = value.get_item(&key)?;
+                state.consume_fuel(1 + (item.as_str().map_or(0, str::len) / 64) as u64)?;
+                pay(state, &item)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Whether rendering was stopped for the work that it took, wherever in the template that was.
+fn runs_out(error: &Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Marks an error that the template raised itself.

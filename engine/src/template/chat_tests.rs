@@ -101,3 +101,34 @@ fn failures_are_in_words() {
     let broken = ChatTemplate::new("{% if %}".into(), String::new(), String::new()).unwrap_err().to_string();
     assert!(broken.starts_with("the model's chat template cannot be parsed: "), "{broken}");
 }
+
+#[test]
+fn a_template_without_an_end_is_ended() {
+    let messages = user("hello");
+    let prompt = Prompt { messages: &messages, ..Prompt::default() };
+    for hostile in [
+        "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% for a in range(99999) %}{{ f(n + 1) }}{% endfor %}{% endmacro %}{{ f(0) }}",
+        "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(64) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "{% set n = namespace(x=messages) %}{% for a in range(25) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x | tojson }}",
+        "{% set n = namespace(x=messages) %}{% for a in range(25) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    ] {
+        let begun = std::time::Instant::now();
+        let error = render(hostile, &prompt).unwrap_err();
+        // A call that calls itself is ended by the depth of its calls, if that comes first.
+        assert!(matches!(error, TemplateError::Endless | TemplateError::Failed(_)), "{error}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{hostile}: {:?}", begun.elapsed());
+    }
+    let error =
+        render("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", &prompt);
+    insta::assert_snapshot!(error.unwrap_err().to_string(), @"the model's chat template does not come to an end on these messages: it was stopped after 20000000 steps; send fewer, or have the model's template mended");
+    // Work that ends stays below the limit, however much there is of it within a request's size.
+    let many: Vec<Message> = (0..50_000).map(|_| Message::text("user", "hello there")).collect();
+    let prompt = Prompt { messages: &many, add_generation_prompt: true, ..Prompt::default() };
+    assert!(render(CHATML, &prompt).is_ok());
+    let long = user(&"word ".repeat(6_000_000));
+    assert!(
+        render("{{ messages[0]['content'] | trim }}", &Prompt { messages: &long, ..Prompt::default() })
+            .is_ok()
+    );
+}
