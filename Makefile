@@ -12,7 +12,7 @@ HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v
 export STRATA_TEST_MODEL ?= $(MODEL)
 export STRATA_TEST_ENCODER ?= $(ENCODER)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine peers release needs image k8s e2e bench-kubernetes fuzz soak
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -89,6 +89,9 @@ bench-fetch: release ## strata fetch beside curl: wall time and peak memory
 bench-engine: release model ## The engine on CPU beside llama.cpp and vLLM, in turns (gets both: about 8 GB, an hour)
 	$(PYTHON) bench/engine-cpu/peers.py --dir $(CACHE)/peers --model $(MODEL)
 	$(PYTHON) bench/engine-cpu/run.py --strata target/release/strata --model $(MODEL) --peers $(CACHE)/peers
+
+bench-restart: release model ## Time to first token of a long prompt after kill -9: from the encrypted disk tier, and computed
+	$(PYTHON) bench/engine-cpu/kill9.py --strata target/release/strata --model $(MODEL)
 
 peers: release ## strata fetch against real servers: an OCI registry, and S3 with signatures (needs Go)
 	$(PYTHON) e2e/fetch/peers.py --strata target/release/strata
