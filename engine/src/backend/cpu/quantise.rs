@@ -118,8 +118,8 @@ fn block<S: Simd>(s: S, [first, last]: &[Line; 2], out: &mut Block) {
     let inverse = s.splat(if largest == 0.0 { 0.0 } else { 127.0 / largest });
     let rounder = s.splat(ROUNDER);
     out.scale = largest / 127.0;
-    for half in 0..2 {
-        let rounded = s.add(s.mul(halves[half], inverse), rounder);
+    for (half, numbers) in halves.into_iter().enumerate() {
+        let rounded = s.add(s.mul(numbers, inverse), rounder);
         out.codes.as_chunks_mut().0[half] = s.low_bytes(rounded);
         // Integers, of which every sum is exact.
         out.negated_halves[half] = -(s.sum(s.sub(rounded, rounder)) as i32);

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::lines::{Line, ZeroedLines, bytes, bytes_mut};
+
 /// The limits, over all threads that were asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Roofline {
@@ -58,12 +60,18 @@ fn rate(threads: usize, kernel: Kernel) -> f64 {
 
 fn read(threads: usize) -> f64 {
     best(threads, || {
-        let buffer = vec![1_u64; BUFFER / 8];
+        // In large pages, as weights are: at the end of a small one the processor stops reading ahead.
+        let mut buffer = ZeroedLines::new(BUFFER / size_of::<Line>());
+        if let Some(buffer) = &mut buffer {
+            buffer.use_large_pages();
+            bytes_mut(buffer).fill(1);
+        }
         move || {
+            let Some(buffer) = &buffer else { return 0 };
             let mut sums = [0_u64; 32];
-            for line in black_box(&buffer[..]).chunks_exact(32) {
+            for line in black_box(bytes(buffer)).as_chunks::<8>().0.chunks_exact(32) {
                 for (sum, value) in sums.iter_mut().zip(line) {
-                    *sum = sum.wrapping_add(*value);
+                    *sum = sum.wrapping_add(u64::from_ne_bytes(*value));
                 }
             }
             black_box(sums);
