@@ -417,7 +417,7 @@ fn a_prompt_beside_decodes_takes_what_its_cost_allows() {
     machine.planner.advance(&plan);
     machine.planner.observe(&plan, 0.004 + 511.0 * 0.000_25);
     machine.planner.push(decode, &[1]);
-    assert_eq!(machine.planner.plan().rows(), (1, 20), "2.25 times the step without");
+    assert_eq!(machine.planner.plan().rows(), (1, 28), "2.8 times the step without");
 }
 
 #[test]
