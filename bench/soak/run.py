@@ -108,11 +108,17 @@ class Load:
 
     def note(self, kind: str, case: int, text: str, whole: bool):
         want = self.answers[case]
-        right = text == want if whole else want.startswith(text)
+        right = text == want if whole else want.startswith(text) or text in self.cut_short(case)
         with self.lock:
             self.counts[kind] += 1
             if not right:
                 self.wrong.append({"case": self.asked[case], "want": want, "got": text, "kind": kind})
+
+    def cut_short(self, case: int):
+        """The answer and what may follow it when it ends within a stop string, which would have been cut off."""
+        for stop in self.asked[case].get("stop", []):
+            for taken in range(1, len(stop)):
+                yield self.answers[case] + stop[:taken]
 
     def client(self, seed: int):
         rng = random.Random(seed)
