@@ -2,24 +2,22 @@
 //! `scripts/golden.py` makes the vectors.
 #![allow(clippy::unwrap_used)]
 
+mod embedding;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
-use http::{Request, StatusCode};
-use http_body_util::BodyExt;
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use strata_engine::backend::cpu::encoder::CpuEncoder;
 use strata_engine::backend::vectors::{TextInput, VectorBackend};
-use strata_engine::embed::{EmbedConfig, Embedder, EmbedderParts};
+use strata_engine::embed::{EmbedConfig, Embedder};
 use strata_engine::model::encoder;
-use strata_engine::runtime::ModelCard;
-use strata_engine::serve;
 use strata_engine::tokenizer::Tokenizer;
-use strata_hop::Above;
-use tower::ServiceExt;
+
+use crate::embedding::{floats, post, serve_small};
 
 /// Largest difference of a number that rounding in another order, and an error function to 1.5e-7,
 /// explain.
@@ -93,27 +91,10 @@ fn minilm_equals_sentence_transformers() {
 
 fn start(name: &str, max_waiting: usize) -> (Arc<Embedder>, Router) {
     let model = encoder::load(&data(name)).unwrap().unwrap();
-    let parts = EmbedderParts {
-        tokenizer: Tokenizer::build(&model.tokenizer_source, &model.special).unwrap(),
-        model: Box::new(CpuEncoder::new(model.spec, model.weights, 1).unwrap()),
-        card: ModelCard { name: "small".into(), created: 1_700_000_000, template_overhead: 0 },
-    };
+    let tokenizer = Tokenizer::build(&model.tokenizer_source, &model.special).unwrap();
+    let model = Box::new(CpuEncoder::new(model.spec, model.weights, 1).unwrap());
     let config = EmbedConfig { max_len: 40, batch_tokens: 64, max_sequences: 8, max_waiting };
-    let embedder = Embedder::start(parts, config).unwrap();
-    let router = serve::embed::router(embedder.clone(), Above::new(None, None, serve::CALLERS));
-    (embedder, router)
-}
-
-async fn post(router: &Router, path: &str, body: Value) -> (StatusCode, Value) {
-    let request = Request::post(path).body(Body::from(body.to_string())).unwrap();
-    let response = router.clone().oneshot(request).await.unwrap();
-    let status = response.status();
-    let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-}
-
-fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    serve_small(tokenizer, model, config)
 }
 
 #[tokio::test]

@@ -2,25 +2,24 @@
 //! makes the vectors.
 #![allow(clippy::unwrap_used)]
 
+mod embedding;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Body;
-use http::{Request, StatusCode};
-use http_body_util::BodyExt;
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use strata_engine::Task;
 use strata_engine::backend::BLOCK_TOKENS;
 use strata_engine::backend::cpu::{CacheType, CpuOptions, Precision};
 use strata_engine::backend::vectors::{TextInput, VectorBackend};
-use strata_engine::embed::{EmbedConfig, Embedder, EmbedderParts, Reader, reads};
+use strata_engine::embed::{EmbedConfig, Embedder, Reader, reads};
 use strata_engine::model::load::load;
-use strata_engine::runtime::ModelCard;
 use strata_engine::tokenizer::Tokenizer;
-use strata_engine::{Task, serve};
-use strata_hop::Above;
-use tower::ServiceExt;
+
+use crate::embedding::{floats, post, serve_small};
 
 /// Largest difference of a number that rounding in another order explains, of small random models.
 const TOLERANCE: f32 = 1e-5;
@@ -145,27 +144,8 @@ fn what_a_checkpoint_is_opened_for() {
 
 fn start(name: &str) -> (Arc<Embedder>, Router) {
     let (reader, tokenizer) = open(&data(name), Precision::Int8, 64, 16);
-    let parts = EmbedderParts {
-        tokenizer,
-        model: Box::new(reader),
-        card: ModelCard { name: "small".into(), created: 1_700_000_000, template_overhead: 0 },
-    };
     let config = EmbedConfig { max_len: 200, batch_tokens: 64, max_sequences: 8, max_waiting: 100 };
-    let embedder = Embedder::start(parts, config).unwrap();
-    let router = serve::embed::router(embedder.clone(), Above::new(None, None, serve::CALLERS));
-    (embedder, router)
-}
-
-async fn post(router: &Router, path: &str, body: Value) -> (StatusCode, Value) {
-    let request = Request::post(path).body(Body::from(body.to_string())).unwrap();
-    let response = router.clone().oneshot(request).await.unwrap();
-    let status = response.status();
-    let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-}
-
-fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+    serve_small(tokenizer, Box::new(reader), config)
 }
 
 #[tokio::test]

@@ -7,15 +7,15 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::codes::{Codes, Scales, VECTORS};
-use super::lines::{LANES, Line, SharedRows};
-use super::pack::{Packed, Unpacked, Visitor};
+use super::integer::Groups;
+use super::lines::{LANES, Line};
+use super::pack::{Unpacked, Visitor};
 use super::quantise::BLOCK;
 use super::roofline::{Kernel, ROUNDS};
-use super::tiled::{Tile, Tiled};
+use super::tiled::Tile;
 use super::x86::Avx512;
 
 /// From so many tokens on a whole tile costs less than its tokens one by one.
@@ -38,7 +38,7 @@ impl Amx {
         self.0
     }
 
-    /// Computes some groups' part of a product.
+    /// Computes some groups' part of a product with activations that were taken for tiles.
     pub(super) fn multiply(self, groups: Groups<'_>) {
         // SAFETY: `self` exists only where these features were detected.
         unsafe { multiply(self.0, groups) }
@@ -80,18 +80,6 @@ fn permit_tiles() -> bool {
     }
     #[cfg(not(target_os = "linux"))]
     false
-}
-
-/// Some groups' part of a product, for one thread.
-pub(super) struct Groups<'a> {
-    pub(super) weight: &'a Packed,
-    /// A number for each row, padded to whole lines.
-    pub(super) bias: Option<&'a [Line]>,
-    pub(super) x: &'a Tiled,
-    pub(super) tokens: usize,
-    pub(super) out: SharedRows<'a>,
-    pub(super) range: Range<usize>,
-    pub(super) unpacked: &'a mut Unpacked,
 }
 
 /// The shapes of the tile registers, as LDTILECFG reads them.
@@ -152,6 +140,7 @@ impl Visitor for Unpack<'_> {
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn multiply(simd: Avx512<true>, groups: Groups<'_>) {
     let Groups { weight, bias, x, tokens, out, range, unpacked } = groups;
+    let x = x.tiled();
     let mut stage = [[Line::ZERO; LANES]; STAGES];
     let mut shaped = None;
     for group in range {

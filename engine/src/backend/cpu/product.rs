@@ -2,8 +2,6 @@
 
 use std::cell::RefCell;
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::float::{PANEL, Panel};
 use super::integer::Groups;
 use super::lines::{Line, Rows, SharedRows};
@@ -198,14 +196,13 @@ fn part(
 ) {
     match weight {
         Matrix::Integer(weight) => {
-            let unpacked = &mut scratch.unpacked;
+            let (x, tokens, unpacked) = (quantised, x.count(), &mut scratch.unpacked);
+            let groups = Groups { weight, bias, x, tokens, out, range: groups, unpacked };
             #[cfg(target_arch = "x86_64")]
-            if let Some(tiles) = level.tiles(x.count()) {
-                let (tokens, x, range) = (x.count(), quantised.tiled(), groups);
-                tiles.multiply(amx::Groups { weight, bias, x, tokens, out, range, unpacked });
-                return;
+            if let Some(tiles) = level.tiles(tokens) {
+                return tiles.multiply(groups);
             }
-            level.run(Groups { weight, bias, x: quantised, tokens: x.count(), out, range: groups, unpacked });
+            level.run(groups);
         }
         Matrix::Float(weight) => {
             for group in groups {

@@ -35,7 +35,7 @@ impl Tile {
 pub(super) struct Tiled {
     pub(super) tiles: Vec<Tile>,
     /// Tiles of sixteen tokens.
-    pub(super) stride: usize,
+    stride: usize,
 }
 
 impl Tiled {

@@ -133,52 +133,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         // SAFETY: AVX-512 was detected; both types are 16 bytes of which any are valid.
         unsafe { std::mem::transmute::<__m128i, [i8; LANES]>(_mm512_cvtepi32_epi8(_mm512_castps_si512(v))) }
     }
-    #[inline(always)]
-    fn prefetch(self, bytes: &[u8]) {
-        prefetch(bytes);
-    }
-    #[inline(always)]
-    fn prefetch_at(self, address: *const u8) {
-        // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect but on caches.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
-    }
-    #[inline(always)]
-    fn bytes(self, from: &[u8; LANES]) -> __m128i {
-        // SAFETY: both are 16 bytes of which any are valid.
-        unsafe { std::mem::transmute::<[u8; LANES], __m128i>(*from) }
-    }
-    #[inline(always)]
-    fn bits(self, b: __m128i, shift: u32, mask: u8) -> __m128i {
-        // SAFETY: SSE2 is part of x86-64. What a 16-bit shift brings in from the byte above is masked.
-        unsafe {
-            let shifted = _mm_srl_epi16(b, _mm_cvtsi32_si128(shift as i32));
-            _mm_and_si128(shifted, _mm_set1_epi8(mask as i8))
-        }
-    }
-    #[inline(always)]
-    fn join(self, low: __m128i, high: __m128i, shift: u32) -> __m128i {
-        // SAFETY: SSE2 is part of x86-64.
-        unsafe { _mm_or_si128(low, _mm_sll_epi16(high, _mm_cvtsi32_si128(shift as i32))) }
-    }
-    #[inline(always)]
-    fn half(self, bits: u16) -> f32 {
-        // SAFETY: F16C was detected.
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-    }
-    #[inline(always)]
-    fn half_pair(self, bits: u32) -> (f32, f32) {
-        // SAFETY: F16C was detected, which implies SSE3.
-        unsafe {
-            let both = _mm_cvtph_ps(_mm_cvtsi32_si128(bits as i32));
-            (_mm_cvtss_f32(both), _mm_cvtss_f32(_mm_movehdup_ps(both)))
-        }
-    }
-    #[inline(always)]
-    fn words(self, from: &[u8; 4 * LANES]) -> Self::V {
-        // SAFETY: both types are 64 bytes of which any are valid.
-        unsafe { std::mem::transmute::<[u8; 4 * LANES], Self::V>(*from) }
-    }
-
+    narrow_registers!();
     #[inline(always)]
     fn unsigned(self, b: __m128i) -> __m512 {
         // SAFETY: AVX-512 was detected.
