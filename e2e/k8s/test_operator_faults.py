@@ -33,10 +33,11 @@ def test_it_gets_there_although_most_writes_fail(kube, operator, namespace, requ
                   lambda: len(deployments(kube, namespace)) == 5
                   and all(status_of(kube, namespace, f"m{n}").get("observedGeneration") == 1 for n in range(5)), 120)
         failed = sum(c.status >= 400 for c in operator.proxy.writes())
-    note(request.config, f"measured five models while {failed} of {len(operator.proxy.writes())} writes fail: "
-                         f"{time.monotonic() - began:.1f} s")
+    took = time.monotonic() - began
+    note(request.config, f"measured five models while {failed} of {len(operator.proxy.writes())} writes fail: {took:.1f} s")
+    # An object that failed all along is left alone for as long as it has been failing, a quarter more at most.
     kube.wait("nothing to be failing any more",
-              lambda: operator.metric("strata_operator_queue_depth", state="failing") == 0, 60)
+              lambda: operator.metric("strata_operator_queue_depth", state="failing") == 0, 30 + 1.4 * took)
     assert failed > 5
     operator.settle()
     for n in range(5):
