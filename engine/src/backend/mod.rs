@@ -145,9 +145,16 @@ pub trait Backend: Send {
     /// What this backend is.
     fn info(&self) -> &BackendInfo;
 
-    /// Runs one forward pass: writes the keys and values of the step's tokens into their blocks and
-    /// returns the logits that were asked for.
-    fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError>;
+    /// Runs one forward pass: writes the keys and values of the step's tokens into their blocks, and the
+    /// logits that were asked for in place of those that `logits` holds, whose memory is used again.
+    fn forward_into(&mut self, step: &StepBatch, logits: &mut Logits) -> Result<(), BackendError>;
+
+    /// The same into new memory.
+    fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError> {
+        let mut logits = Logits::default();
+        self.forward_into(step, &mut logits)?;
+        Ok(logits)
+    }
 
     /// Names the model's shape and the form in which [`Backend::export_block`] writes a block: bytes may
     /// be imported where this text is the same, and the weights are.

@@ -100,6 +100,8 @@ pub(super) struct Driver {
     pub(super) adapters: LoadedAdapters,
     /// The tokens chosen for one sequence; kept for its buffer.
     chosen: Vec<u32>,
+    /// What the last step returned; kept for its buffer.
+    logits: Logits,
     residency: Option<Residency>,
 }
 
@@ -133,6 +135,7 @@ impl Driver {
             speculation: None,
             adapters: LoadedAdapters::default(),
             chosen: Vec::new(),
+            logits: Logits::default(),
             residency: None,
         }
     }
@@ -395,7 +398,8 @@ impl Driver {
             return;
         }
         self.watch.begin(plan.batch.tokens.len(), begun);
-        match self.forward(plan) {
+        let mut logits = std::mem::take(&mut self.logits);
+        match self.forward(plan, &mut logits) {
             Err(error) => {
                 tracing::error!(%error, sequences = plan.parts.len(), "a step failed");
                 let message = format!("the model could not be run for this request: {error}");
@@ -405,7 +409,7 @@ impl Driver {
                     self.fail(key, &message);
                 }
             }
-            Ok(logits) => {
+            Ok(()) => {
                 self.planner.advance(plan);
                 let now = Instant::now();
                 let seconds = (now - begun).as_secs_f64();
@@ -430,6 +434,7 @@ impl Driver {
                 self.blocks.follow(&mut self.planner, self.backend.as_ref());
             }
         }
+        self.logits = logits;
     }
 
     /// Sends what a step says of a prompt's tokens.
@@ -445,16 +450,15 @@ impl Driver {
     }
 
     /// One forward pass. A panic in a backend is its failure, not the end of the engine.
-    fn forward(&mut self, plan: &Plan) -> Result<Logits, BackendError> {
+    fn forward(&mut self, plan: &Plan, logits: &mut Logits) -> Result<(), BackendError> {
         let name = self.backend.info().name;
         let backend = &mut self.backend;
-        let logits =
-            catch_unwind(AssertUnwindSafe(|| backend.forward(&plan.batch))).unwrap_or_else(|_| {
-                Err(BackendError::Device { backend: name, message: "it panicked; see the log".into() })
-            })?;
+        catch_unwind(AssertUnwindSafe(|| backend.forward_into(&plan.batch, &mut *logits))).unwrap_or_else(
+            |_| Err(BackendError::Device { backend: name, message: "it panicked; see the log".into() }),
+        )?;
         let rows = plan.batch.logit_rows();
         if logits.data.len() == rows * logits.vocab && (rows == 0 || logits.vocab > 0) {
-            return Ok(logits);
+            return Ok(());
         }
         let message = format!("it returned {} logits for {rows} rows of {}", logits.data.len(), logits.vocab);
         Err(BackendError::Device { backend: name, message })

@@ -226,7 +226,7 @@ impl Backend for Asleep {
         &self.0
     }
 
-    fn forward(&mut self, _: &StepBatch) -> Result<Logits, BackendError> {
+    fn forward_into(&mut self, _: &StepBatch, _: &mut Logits) -> Result<(), BackendError> {
         Err(BackendError::Device { backend: self.0.name, message: "it sleeps".into() })
     }
 

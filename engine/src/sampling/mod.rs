@@ -9,6 +9,7 @@ mod params;
 mod random;
 mod sampler;
 mod stop;
+mod weight;
 
 pub use mask::TokenMask;
 pub use params::{Penalties, SamplingParams};

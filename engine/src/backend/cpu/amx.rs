@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::codes::{Codes, Scales, VECTORS};
+use super::codes::{Ahead, Codes, Scales, VECTORS};
 use super::integer::Groups;
 use super::lines::{LANES, Line};
 use super::pack::{Unpacked, Visitor};
@@ -131,8 +131,8 @@ impl Visitor for Unpack<'_> {
 
     #[inline(always)]
     #[allow(clippy::inline_always)]
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) -> Shape {
-        self.unpacked.take(self.simd, codes, scales, self.tiles, zero);
+    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) -> Shape {
+        self.unpacked.take(self.simd, codes, scales, self.tiles, zero, ahead);
         Shape { halves: X::HALVES, minima: X::MINIMA }
     }
 }

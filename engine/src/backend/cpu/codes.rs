@@ -24,20 +24,33 @@ pub(super) trait Codes: Copy + Sync {
 
     /// The codes of a tile.
     fn tile<S: Simd>(self, s: S, tile: usize) -> [S::U; VECTORS];
-
-    /// Asks for the codes that lie [`AHEAD`] tiles after this one, be they of this group or of the next.
-    fn prefetch<S: Simd>(self, s: S, tile: usize);
 }
 
-/// Tiles that are asked for before they are needed: as many as are multiplied while memory answers.
-const AHEAD: usize = 10;
+/// A group's bytes, and those of the groups after it, that are asked for before they are needed.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead<'a> {
+    group: &'a [u8],
+    /// Lines for each tile, so that a group's tiles ask for as many as a group has.
+    step: usize,
+}
 
-/// Asks for the tile that lies [`AHEAD`] after this one.
-#[inline(always)]
-fn prefetch<S: Simd, const N: usize>(s: S, tiles: &[[Vector; N]], tile: usize) {
-    let ahead = tiles.as_ptr().wrapping_add(tile + AHEAD).cast::<Vector>();
-    for vector in 0..N {
-        s.prefetch_at(ahead.wrapping_add(vector).cast());
+/// Bytes between a group's beginning and what its first tile asks for: as many as are multiplied while
+/// memory answers.
+const AHEAD: usize = 4096;
+
+impl<'a> Ahead<'a> {
+    /// For a group of so many tiles.
+    pub(super) fn new(group: &'a [u8], tiles: usize) -> Self {
+        Self { group, step: group.len().div_ceil(size_of::<Line>()).div_ceil(tiles.max(1)) }
+    }
+
+    /// Asks for one tile's share of the bytes.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Simd>(self, s: S, tile: usize) {
+        let from = self.group.as_ptr().wrapping_add(AHEAD + tile * self.step * size_of::<Line>());
+        for line in 0..self.step {
+            s.prefetch_at(from.wrapping_add(line * size_of::<Line>()));
+        }
     }
 }
 
@@ -72,22 +85,12 @@ impl Codes for Eight<'_> {
         let [a, b, c, d] = [s.codes(a), s.codes(b), s.codes(c), s.codes(d)];
         [a, b, c, d, s.codes(e), s.codes(f), s.codes(g), s.codes(h)]
     }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        prefetch(s, self.0, tile);
-    }
 }
 
 impl Codes for Seven<'_> {
     #[inline(always)]
     fn tile<S: Simd>(self, s: S, tile: usize) -> [S::U; VECTORS] {
         Eight(self.0).tile(s, tile)
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        prefetch(s, self.0, tile);
     }
 }
 
@@ -107,11 +110,6 @@ impl Codes for Four<'_> {
             s.code_bits::<4>(d, 15),
         ]
     }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        prefetch(s, self.0, tile);
-    }
 }
 
 impl Codes for Two<'_> {
@@ -129,11 +127,6 @@ impl Codes for Two<'_> {
             s.code_bits::<6>(a, 3),
             s.code_bits::<6>(b, 3),
         ]
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        prefetch(s, self.0, tile);
     }
 }
 
@@ -169,11 +162,6 @@ impl Codes for Five<'_> {
         let (low, high) = (self.0.tile(s, tile), bits(s, &self.1[tile]));
         join::<S, 4>(s, low, high)
     }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        self.0.prefetch(s, tile);
-    }
 }
 
 impl Codes for Six<'_> {
@@ -182,12 +170,6 @@ impl Codes for Six<'_> {
         let (low, high) = (self.0.tile(s, tile), self.1.tile(s, tile));
         join::<S, 4>(s, low, high)
     }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        self.0.prefetch(s, tile);
-        self.1.prefetch(s, tile);
-    }
 }
 
 impl Codes for Three<'_> {
@@ -195,11 +177,6 @@ impl Codes for Three<'_> {
     fn tile<S: Simd>(self, s: S, tile: usize) -> [S::U; VECTORS] {
         let (low, high) = (self.0.tile(s, tile), bits(s, &self.1[tile]));
         join::<S, 2>(s, low, high)
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        self.0.prefetch(s, tile);
     }
 }
 

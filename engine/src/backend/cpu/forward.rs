@@ -169,13 +169,14 @@ impl Model {
         })
     }
 
-    /// Runs a step that was checked. Returns the logits, and how many matrix products it took.
+    /// Runs a step that was checked, and writes its logits. Returns how many matrix products it took.
     pub(super) fn forward(
         &mut self,
         machine: &mut Machine,
         a: &mut Activations,
         step: &StepBatch,
-    ) -> (Logits, u64) {
+        logits: &mut Logits,
+    ) -> u64 {
         let Self { spec, embedding, layers, output_norm, head, cache, loras } = self;
         let eps = spec.norm_eps;
         let shape = Shape {
@@ -276,11 +277,12 @@ impl Model {
             }
         };
 
-        let mut data = Vec::with_capacity(wanted.len() * rows.width());
+        logits.vocab = rows.width();
+        logits.data.clear();
         for row in 0..wanted.len() {
-            data.extend_from_slice(rows.row(row));
+            logits.data.extend_from_slice(rows.row(row));
         }
-        (Logits { data, vocab: rows.width() }, products)
+        products
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use super::codes::{Codes, Scales, VECTORS};
+use super::codes::{Ahead, Codes, Scales, VECTORS};
 use super::lines::{Line, SharedRows};
 use super::pack::{Packed, Unpacked, Visitor};
 use super::quantise::{Block, Quantised};
@@ -16,6 +16,9 @@ use super::simd::{Kernel, Simd};
 
 /// Up to so many tokens a group's codes are read as they are packed; for more it is unpacked once.
 const DIRECT: usize = 4;
+/// The same where the registers hold the sums of sixteen tokens: to unpack a group a second time there
+/// costs less than to write it down.
+const WIDE_DIRECT: usize = 32;
 
 /// Some groups' part of a product, for one thread.
 pub(super) struct Groups<'a> {
@@ -37,7 +40,7 @@ impl Kernel for Groups<'_> {
         let Self { weight, bias, x, tokens, out, range, unpacked } = self;
         for group in range {
             let task = Group { bias: bias.map(|bias| &bias[group]), x, tokens, out, index: group };
-            if tokens <= DIRECT && !S::PLAIN {
+            if tokens <= if S::WIDE { WIDE_DIRECT } else { DIRECT } && !S::PLAIN {
                 weight.visit(group, Direct { s, task });
                 continue;
             }
@@ -75,19 +78,30 @@ impl<S: Simd> Visitor for Direct<'_, S> {
     type Output = ();
 
     #[inline(always)]
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) {
+    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) {
         let Self { s, task } = self;
-        let mut token = 0;
+        // The first pass over the group asks for the next one.
+        let (mut token, mut ahead) = (0, Some(ahead));
+        if S::WIDE {
+            while task.tokens - token >= 16 {
+                task.tile::<S, C, X, 16>(s, codes, scales, zero, ahead.take(), token);
+                token += 16;
+            }
+            if task.tokens - token >= 8 {
+                task.tile::<S, C, X, 8>(s, codes, scales, zero, ahead.take(), token);
+                token += 8;
+            }
+        }
         while task.tokens - token >= 4 {
-            task.tile::<S, C, X, 4, true>(s, codes, scales, zero, token);
+            task.tile::<S, C, X, 4>(s, codes, scales, zero, ahead.take(), token);
             token += 4;
         }
         while task.tokens - token >= 2 {
-            task.tile::<S, C, X, 2, true>(s, codes, scales, zero, token);
+            task.tile::<S, C, X, 2>(s, codes, scales, zero, ahead.take(), token);
             token += 2;
         }
         if token < task.tokens {
-            task.tile::<S, C, X, 1, true>(s, codes, scales, zero, token);
+            task.tile::<S, C, X, 1>(s, codes, scales, zero, ahead.take(), token);
         }
     }
 }
@@ -111,8 +125,8 @@ impl<S: Simd> Visitor for Unpack<'_, S> {
     type Output = Shape;
 
     #[inline(always)]
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) -> Shape {
-        self.unpacked.take(self.s, codes, scales, self.tiles, None);
+    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) -> Shape {
+        self.unpacked.take(self.s, codes, scales, self.tiles, None, ahead);
         Shape { wide: C::WIDE, halves: X::HALVES, minima: X::MINIMA, zero }
     }
 }
@@ -124,36 +138,37 @@ impl Group<'_> {
         let mut token = 0;
         if S::WIDE {
             while self.tokens - token >= 16 {
-                self.tile::<S, C, X, 16, false>(s, codes, scales, zero, token);
+                self.tile::<S, C, X, 16>(s, codes, scales, zero, None, token);
                 token += 16;
             }
         }
         if !S::PLAIN {
             while self.tokens - token >= 4 {
-                self.tile::<S, C, X, 4, false>(s, codes, scales, zero, token);
+                self.tile::<S, C, X, 4>(s, codes, scales, zero, None, token);
                 token += 4;
             }
         }
         while token < self.tokens {
-            self.tile::<S, C, X, 1, false>(s, codes, scales, zero, token);
+            self.tile::<S, C, X, 1>(s, codes, scales, zero, None, token);
             token += 1;
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, C: Codes, X: Scales, const T: usize, const PREFETCH: bool>(
+    fn tile<S: Simd, C: Codes, X: Scales, const T: usize>(
         self,
         s: S,
         codes: C,
         scales: X,
         zero: Option<u32>,
+        ahead: Option<Ahead<'_>>,
         token: usize,
     ) {
         let x = self.x.rows(token, T);
         for token in token..token + T {
             self.out.prefetch(token, self.index);
         }
-        let sums = sums::<S, C, X, T, PREFETCH>(s, codes, scales, zero, x);
+        let sums = sums::<S, C, X, T>(s, codes, scales, zero, ahead, x);
         for (t, sum) in sums.into_iter().enumerate() {
             let sum = self.bias.map_or(sum, |bias| s.add(sum, s.load(bias)));
             // SAFETY: a group's columns are written only by the task that has the group, and the products
@@ -166,19 +181,20 @@ impl Group<'_> {
 
 /// The products of a group's sixteen rows with `T` tokens, whose blocks lie one token after the other.
 #[inline(always)]
-fn sums<S: Simd, C: Codes, X: Scales, const T: usize, const PREFETCH: bool>(
+fn sums<S: Simd, C: Codes, X: Scales, const T: usize>(
     s: S,
     codes: C,
     scales: X,
     zero: Option<u32>,
+    ahead: Option<Ahead<'_>>,
     x: &[Block],
 ) -> [S::V; T] {
     let tiles = x.len() / T;
     assert!(x.len() == T * tiles, "whole tokens");
     let mut out = [s.splat(0.0); T];
     for tile in 0..tiles {
-        if PREFETCH {
-            codes.prefetch(s, tile);
+        if let Some(ahead) = ahead {
+            ahead.prefetch(s, tile);
         }
         let w = codes.tile(s, tile);
         let scale =

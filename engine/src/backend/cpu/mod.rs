@@ -173,11 +173,10 @@ impl Backend for CpuBackend {
         &self.info
     }
 
-    fn forward(&mut self, step: &StepBatch) -> Result<Logits, BackendError> {
+    fn forward_into(&mut self, step: &StepBatch, logits: &mut Logits) -> Result<(), BackendError> {
         validate::check(step, &self.info, self.model.loras())?;
-        let (logits, executed) = self.model.forward(&mut self.machine, &mut self.activations, step);
-        self.products += executed;
-        Ok(logits)
+        self.products += self.model.forward(&mut self.machine, &mut self.activations, step, logits);
+        Ok(())
     }
 
     fn layout(&self) -> String {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::codes::{
-    Codes, Eight, Five, Floats, Four, Plain, SUPER_TILES, Scales, Seven, Six, Super, Three, Two, VECTORS,
+    Ahead, Codes, Eight, Five, Floats, Four, Plain, SUPER_TILES, Scales, Seven, Six, Super, Three, Two, VECTORS,
     Vector, WithMinima,
 };
 use super::lines::{LANES, Line, Shared, ZeroedLines, bytes, bytes_mut};
@@ -29,6 +29,7 @@ pub(super) struct Packed {
 struct Layout {
     tiles: usize,
     form: Form,
+    low: usize,
     high: usize,
     scales: usize,
     minima: usize,
@@ -81,15 +82,15 @@ impl Layout {
             end = (start + bytes).next_multiple_of(size_of::<Line>());
             start
         };
-        take(tiles * form.low_bits * CODES);
-        let high = take(tiles * form.high_bits * CODES);
         let scale_bytes = tiles * form.parts * form.scale_bytes * LANES;
         let supers = if form.scale_bytes == 1 { tiles.div_ceil(SUPER_TILES) * 2 * LANES } else { 0 };
-        let scales = take(scale_bytes);
-        let minima = take(if form.minima { scale_bytes } else { 0 });
         let scale_of_scales = take(supers);
         let scale_of_minima = take(if form.minima { supers } else { 0 });
-        Self { tiles, form, high, scales, minima, scale_of_scales, scale_of_minima, len: end }
+        let scales = take(scale_bytes);
+        let minima = take(if form.minima { scale_bytes } else { 0 });
+        let low = take(tiles * form.low_bits * CODES);
+        let high = take(tiles * form.high_bits * CODES);
+        Self { tiles, form, low, high, scales, minima, scale_of_scales, scale_of_minima, len: end }
     }
 }
 
@@ -130,7 +131,8 @@ impl Packed {
         let group_lines = self.layout.len / size_of::<Line>();
         let layout = self.layout;
         let group = bytes(&self.lines[group * group_lines..(group + 1) * group_lines]);
-        let low = &group[..layout.tiles * layout.form.low_bits * CODES].as_chunks::<CODES>().0;
+        let ahead = Ahead::new(group, layout.tiles);
+        let low = &group[layout.low..][..layout.tiles * layout.form.low_bits * CODES].as_chunks::<CODES>().0;
         let high = &group[layout.high..][..layout.tiles * layout.form.high_bits * CODES];
         let high: &[Vector] = high.as_chunks().0;
         let halves = |start: usize, count: usize| group[start..][..count * 2 * LANES].as_chunks().0;
@@ -159,19 +161,19 @@ impl Packed {
         }
         let four = || Four(low.as_chunks().0);
         match self.kind {
-            TensorKind::Q4_0 => visitor.visit(four(), plain(), Some(3)),
-            TensorKind::Q4_1 => visitor.visit(four(), with_minima(), None),
-            TensorKind::Q5_0 => visitor.visit(Five(four(), high), plain(), Some(4)),
-            TensorKind::Q5_1 => visitor.visit(Five(four(), high), with_minima(), None),
-            TensorKind::Q8_0 => visitor.visit(Eight(low.as_chunks().0), plain(), Some(7)),
-            TensorKind::Q2K => visitor.visit(Two(low.as_chunks().0), scaled!(true, true), None),
+            TensorKind::Q4_0 => visitor.visit(four(), plain(), Some(3), ahead),
+            TensorKind::Q4_1 => visitor.visit(four(), with_minima(), None, ahead),
+            TensorKind::Q5_0 => visitor.visit(Five(four(), high), plain(), Some(4), ahead),
+            TensorKind::Q5_1 => visitor.visit(Five(four(), high), with_minima(), None, ahead),
+            TensorKind::Q8_0 => visitor.visit(Eight(low.as_chunks().0), plain(), Some(7), ahead),
+            TensorKind::Q2K => visitor.visit(Two(low.as_chunks().0), scaled!(true, true), None, ahead),
             TensorKind::Q3K => {
-                visitor.visit(Three(Two(low.as_chunks().0), high), scaled!(true, false), Some(2))
+                visitor.visit(Three(Two(low.as_chunks().0), high), scaled!(true, false), Some(2), ahead)
             }
-            TensorKind::Q4K => visitor.visit(four(), scaled!(false, true), None),
-            TensorKind::Q5K => visitor.visit(Five(four(), high), scaled!(false, true), None),
+            TensorKind::Q4K => visitor.visit(four(), scaled!(false, true), None, ahead),
+            TensorKind::Q5K => visitor.visit(Five(four(), high), scaled!(false, true), None, ahead),
             TensorKind::Q6K => {
-                visitor.visit(Six(four(), Two(high.as_chunks().0)), scaled!(true, false), Some(5))
+                visitor.visit(Six(four(), Two(high.as_chunks().0)), scaled!(true, false), Some(5), ahead)
             }
             TensorKind::F32 | TensorKind::F16 | TensorKind::BF16 => unreachable!("not packed"),
         }
@@ -183,7 +185,7 @@ pub(super) trait Visitor {
     type Output;
 
     /// A weight is `scale × (code − 2^zero) + minimum`, or without `zero` `scale × code + minimum`.
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>) -> Self::Output;
+    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) -> Self::Output;
 }
 
 /// Writes up to sixteen rows of a matrix into the lanes of a group.
@@ -195,7 +197,7 @@ fn pack(tensor: &Tensor, rows: Range<usize>, layout: &Layout, group: &mut [u8]) 
         for (lane, row) in rows.iter().enumerate() {
             let StoredTile { codes, scales, minima, scale_of_scales, scale_of_minima } =
                 stored_tile(kind, row, tile);
-            put_codes(codes, form, [0, layout.high], (tile, lane), group);
+            put_codes(codes, form, [layout.low, layout.high], (tile, lane), group);
             let mut put_scales = |start: usize, scales: &[[u8; 2]; 2]| {
                 for (part, scale) in scales.iter().take(form.parts).enumerate() {
                     let at = start + ((tile * form.parts + part) * LANES + lane) * form.scale_bytes;
@@ -279,6 +281,7 @@ impl Unpacked {
         scales: X,
         tiles: usize,
         zero: Option<u32>,
+        ahead: Ahead<'_>,
     ) {
         let parts = if X::HALVES { 2 } else { 1 };
         // Only ever grown: what an earlier group left is overwritten.
@@ -290,7 +293,7 @@ impl Unpacked {
             self.minima.resize(2 * tiles, Line::ZERO);
         }
         for tile in 0..tiles {
-            codes.prefetch(s, tile);
+            ahead.prefetch(s, tile);
             for (line, u) in self.codes[tile].iter_mut().zip(codes.tile(s, tile)) {
                 let u = if let Some(zero) = zero { s.code_less(u, 1 << zero) } else { u };
                 s.store_codes(line, u);
