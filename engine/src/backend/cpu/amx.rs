@@ -9,10 +9,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
-use super::codes::{Ahead, Codes, Scales, VECTORS};
+use super::codes::{Codes, Scales, VECTORS};
 use super::integer::Groups;
 use super::lines::{LANES, Line};
-use super::pack::{Unpacked, Visitor};
+use super::pack::{Packs, Unpacked, Visitor};
 use super::quantise::BLOCK;
 use super::roofline::{Kernel, ROUNDS};
 use super::tiled::Tile;
@@ -131,20 +131,21 @@ impl Visitor for Unpack<'_> {
 
     #[inline(always)]
     #[allow(clippy::inline_always)]
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) -> Shape {
-        self.unpacked.take(self.simd, codes, scales, self.tiles, zero, ahead);
+    fn visit<C: Codes, X: Scales, const N: usize>(self, groups: Packs<'_, C, X, N>) -> Shape {
+        let Packs { codes, scales, zero, ahead } = groups;
+        self.unpacked.take(self.simd, codes[0], scales[0], self.tiles, zero, Some(ahead));
         Shape { halves: X::HALVES, minima: X::MINIMA }
     }
 }
 
 #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 fn multiply(simd: Avx512<true>, groups: Groups<'_>) {
-    let Groups { weight, bias, x, tokens, out, range, unpacked } = groups;
+    let Groups { weight, bias, x, tokens, out, range, unpacked: [unpacked, _] } = groups;
     let x = x.tiled();
     let mut stage = [[Line::ZERO; LANES]; STAGES];
     let mut shaped = None;
     for group in range {
-        let shape = weight.visit(group, Unpack { simd, tiles: x.stride(), unpacked: &mut *unpacked });
+        let shape = weight.visit::<_, 1>(group, Unpack { simd, tiles: x.stride(), unpacked: &mut *unpacked });
         if shaped != Some(shape.halves) {
             let shapes = if shape.halves { &HALVES } else { &WHOLE };
             // SAFETY: `Amx` exists only where there are tiles; the configuration is a valid one.

@@ -26,28 +26,33 @@ pub(super) trait Codes: Copy + Sync {
     fn tile<S: Simd>(self, s: S, tile: usize) -> [S::U; VECTORS];
 }
 
-/// A group's bytes, and those of the groups after it, that are asked for before they are needed.
+/// The bytes after some groups, that are asked for before they are needed.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead<'a> {
-    group: &'a [u8],
-    /// Lines for each tile, so that a group's tiles ask for as many as a group has.
+    /// What lies behind is what is asked for.
+    bytes: &'a [u8],
+    /// Lines for each tile, so that the groups' tiles ask for as many as the groups have.
     step: usize,
 }
 
-/// Bytes between a group's beginning and what its first tile asks for: as many as are multiplied while
-/// memory answers.
+/// Bytes between a group's beginning and what its first tile asks for, when it is read alone: as many as
+/// are multiplied while memory answers.
 const AHEAD: usize = 4096;
 
 impl<'a> Ahead<'a> {
-    /// For a group of so many tiles.
-    pub(super) fn new(group: &'a [u8], tiles: usize) -> Self {
-        Self { group, step: group.len().div_ceil(size_of::<Line>()).div_ceil(tiles.max(1)) }
+    /// For `N` groups that are read side by side, of so many tiles each. Of several groups every tile needs
+    /// bytes far from each other, so they ask for those of the groups after them.
+    pub(super) fn new<const N: usize>(groups: &'a [u8], tiles: usize) -> Self {
+        let step = groups.len().div_ceil(size_of::<Line>()).div_ceil(tiles.max(1));
+        let bytes = if N == 1 { &groups[..AHEAD.min(groups.len())] } else { groups };
+        Self { bytes, step }
     }
 
     /// Asks for one tile's share of the bytes.
     #[inline(always)]
     pub(super) fn prefetch<S: Simd>(self, s: S, tile: usize) {
-        let from = self.group.as_ptr().wrapping_add(AHEAD + tile * self.step * size_of::<Line>());
+        let end = self.bytes.as_ptr_range().end;
+        let from = end.wrapping_add(tile * self.step * size_of::<Line>());
         for line in 0..self.step {
             s.prefetch_at(from.wrapping_add(line * size_of::<Line>()));
         }

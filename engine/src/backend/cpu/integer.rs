@@ -10,15 +10,17 @@ use std::ops::Range;
 
 use super::codes::{Ahead, Codes, Scales, VECTORS};
 use super::lines::{Line, SharedRows};
-use super::pack::{Packed, Unpacked, Visitor};
+use super::pack::{Packed, Packs, Unpacked, Visitor};
 use super::quantise::{Block, Quantised};
 use super::simd::{Kernel, Simd};
 
 /// Up to so many tokens a group's codes are read as they are packed; for more it is unpacked once.
 const DIRECT: usize = 4;
-/// The same where the registers hold the sums of sixteen tokens: to unpack a group a second time there
-/// costs less than to write it down.
+/// The same where the registers hold the codes of two groups: to unpack them a second time there costs
+/// less than to write them down.
 const WIDE_DIRECT: usize = 32;
+/// Tokens that a pair of groups is multiplied with in one pass: their sums stay in the nearest cache.
+const PASS: usize = 16;
 
 /// Some groups' part of a product, for one thread.
 pub(super) struct Groups<'a> {
@@ -29,46 +31,71 @@ pub(super) struct Groups<'a> {
     pub(super) tokens: usize,
     pub(super) out: SharedRows<'a>,
     pub(super) range: Range<usize>,
-    pub(super) unpacked: &'a mut Unpacked,
+    pub(super) unpacked: &'a mut [Unpacked; 2],
 }
 
 impl Kernel for Groups<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { weight, bias, x, tokens, out, range, unpacked } = self;
-        for group in range {
-            let task = Group { bias: bias.map(|bias| &bias[group]), x, tokens, out, index: group };
-            if tokens <= if S::WIDE { WIDE_DIRECT } else { DIRECT } && !S::PLAIN {
-                weight.visit(group, Direct { s, task });
-                continue;
-            }
-            let shape = weight.visit(group, Unpack { s, tiles: x.stride(), unpacked: &mut *unpacked });
-            let zero = shape.zero;
-            match (shape.wide, shape.halves, shape.minima) {
-                (true, ..) => task.sweep(s, unpacked.eight(), unpacked.scales::<false, false>(), zero),
-                (_, false, false) => task.sweep(s, unpacked.seven(), unpacked.scales::<false, false>(), zero),
-                (_, false, true) => task.sweep(s, unpacked.seven(), unpacked.scales::<false, true>(), zero),
-                (_, true, false) => task.sweep(s, unpacked.seven(), unpacked.scales::<true, false>(), zero),
-                (_, true, true) => task.sweep(s, unpacked.seven(), unpacked.scales::<true, true>(), zero),
+    fn run<S: Simd>(mut self, s: S) {
+        let mut group = self.range.start;
+        while group < self.range.end {
+            if S::WIDE && self.tokens > DIRECT && group + 1 < self.range.end {
+                self.multiply::<S, 2>(s, group);
+                group += 2;
+            } else {
+                self.multiply::<S, 1>(s, group);
+                group += 1;
             }
         }
     }
 }
 
-/// One group's part of a product.
+impl Groups<'_> {
+    /// The products of `N` groups from `index` on.
+    #[inline(always)]
+    fn multiply<S: Simd, const N: usize>(&mut self, s: S, index: usize) {
+        let Self { weight, bias, x, tokens, out, .. } = *self;
+        let task = Group { bias, x, tokens, out, index };
+        if tokens <= if S::WIDE { WIDE_DIRECT } else { DIRECT } && !S::PLAIN {
+            return weight.visit::<_, N>(index, Direct { s, task });
+        }
+        let shape = weight.visit::<_, N>(index, Unpack { s, tiles: x.stride(), unpacked: self.unpacked });
+        let (zero, [first, second]) = (shape.zero, &*self.unpacked);
+        let groups: [&Unpacked; N] = std::array::from_fn(|n| if n == 0 { first } else { second });
+        macro_rules! sweep {
+            ($codes:ident, $halves:literal, $minima:literal) => {
+                task.sweep(
+                    s,
+                    groups.map(|group| group.$codes()),
+                    groups.map(|group| group.scales::<$halves, $minima>()),
+                    zero,
+                )
+            };
+        }
+        match (shape.wide, shape.halves, shape.minima) {
+            (true, ..) => sweep!(eight, false, false),
+            (_, false, false) => sweep!(seven, false, false),
+            (_, false, true) => sweep!(seven, false, true),
+            (_, true, false) => sweep!(seven, true, false),
+            (_, true, true) => sweep!(seven, true, true),
+        }
+    }
+}
+
+/// Some neighbouring groups' part of a product.
 #[derive(Clone, Copy)]
 struct Group<'a> {
-    bias: Option<&'a Line>,
+    bias: Option<&'a [Line]>,
     x: &'a Quantised,
     tokens: usize,
     out: SharedRows<'a>,
-    /// Its place in the matrix.
+    /// The place of the first in the matrix.
     index: usize,
 }
 
-/// Multiplies a group as it is packed.
+/// Multiplies groups as they are packed.
 struct Direct<'a, S> {
     s: S,
     task: Group<'a>,
@@ -78,39 +105,43 @@ impl<S: Simd> Visitor for Direct<'_, S> {
     type Output = ();
 
     #[inline(always)]
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) {
+    fn visit<C: Codes, X: Scales, const N: usize>(self, groups: Packs<'_, C, X, N>) {
         let Self { s, task } = self;
-        // The first pass over the group asks for the next one.
+        let Packs { codes, scales, zero, ahead } = groups;
+        // The first pass over the groups asks for the next ones.
         let (mut token, mut ahead) = (0, Some(ahead));
-        if S::WIDE {
-            while task.tokens - token >= 16 {
-                task.tile::<S, C, X, 16>(s, codes, scales, zero, ahead.take(), token);
-                token += 16;
+        if S::WIDE && task.tokens > DIRECT {
+            while token < task.tokens {
+                let count = PASS.min(task.tokens - token);
+                task.pass(s, codes, scales, zero, ahead.take(), token..token + count);
+                token += count;
             }
-            if task.tokens - token >= 8 {
-                task.tile::<S, C, X, 8>(s, codes, scales, zero, ahead.take(), token);
-                token += 8;
+            return;
+        }
+        for n in 0..N {
+            let (codes, scales) = (codes[n], scales[n]);
+            let mut ahead = ahead.take();
+            token = 0;
+            while task.tokens - token >= 4 {
+                task.tile::<S, C, X, 4>(s, codes, scales, zero, ahead.take(), (token, n));
+                token += 4;
             }
-        }
-        while task.tokens - token >= 4 {
-            task.tile::<S, C, X, 4>(s, codes, scales, zero, ahead.take(), token);
-            token += 4;
-        }
-        while task.tokens - token >= 2 {
-            task.tile::<S, C, X, 2>(s, codes, scales, zero, ahead.take(), token);
-            token += 2;
-        }
-        if token < task.tokens {
-            task.tile::<S, C, X, 1>(s, codes, scales, zero, ahead.take(), token);
+            while task.tokens - token >= 2 {
+                task.tile::<S, C, X, 2>(s, codes, scales, zero, ahead.take(), (token, n));
+                token += 2;
+            }
+            if token < task.tokens {
+                task.tile::<S, C, X, 1>(s, codes, scales, zero, ahead.take(), (token, n));
+            }
         }
     }
 }
 
-/// Unpacks a group.
+/// Unpacks groups.
 struct Unpack<'a, S> {
     s: S,
     tiles: usize,
-    unpacked: &'a mut Unpacked,
+    unpacked: &'a mut [Unpacked; 2],
 }
 
 /// What a group's format is like.
@@ -125,8 +156,11 @@ impl<S: Simd> Visitor for Unpack<'_, S> {
     type Output = Shape;
 
     #[inline(always)]
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) -> Shape {
-        self.unpacked.take(self.s, codes, scales, self.tiles, None, ahead);
+    fn visit<C: Codes, X: Scales, const N: usize>(self, groups: Packs<'_, C, X, N>) -> Shape {
+        let Packs { codes, scales, zero, ahead } = groups;
+        for (n, unpacked) in self.unpacked.iter_mut().enumerate().take(N) {
+            unpacked.take(self.s, codes[n], scales[n], self.tiles, None, (n == 0).then_some(ahead));
+        }
         Shape { wide: C::WIDE, halves: X::HALVES, minima: X::MINIMA, zero }
     }
 }
@@ -134,26 +168,39 @@ impl<S: Simd> Visitor for Unpack<'_, S> {
 impl Group<'_> {
     /// All tokens: as many together as the registers hold, then what is left.
     #[inline(always)]
-    fn sweep<S: Simd, C: Codes, X: Scales>(self, s: S, codes: C, scales: X, zero: Option<u32>) {
+    fn sweep<S: Simd, C: Codes, X: Scales, const N: usize>(
+        self,
+        s: S,
+        codes: [C; N],
+        scales: [X; N],
+        zero: Option<u32>,
+    ) {
         let mut token = 0;
         if S::WIDE {
-            while self.tokens - token >= 16 {
-                self.tile::<S, C, X, 16>(s, codes, scales, zero, None, token);
-                token += 16;
+            while token < self.tokens {
+                let count = PASS.min(self.tokens - token);
+                self.pass(s, codes, scales, zero, None, token..token + count);
+                token += count;
             }
+            return;
         }
-        if !S::PLAIN {
-            while self.tokens - token >= 4 {
-                self.tile::<S, C, X, 4>(s, codes, scales, zero, None, token);
-                token += 4;
+        for n in 0..N {
+            let (codes, scales) = (codes[n], scales[n]);
+            token = 0;
+            if !S::PLAIN {
+                while self.tokens - token >= 4 {
+                    self.tile::<S, C, X, 4>(s, codes, scales, zero, None, (token, n));
+                    token += 4;
+                }
             }
-        }
-        while token < self.tokens {
-            self.tile::<S, C, X, 1>(s, codes, scales, zero, None, token);
-            token += 1;
+            while token < self.tokens {
+                self.tile::<S, C, X, 1>(s, codes, scales, zero, None, (token, n));
+                token += 1;
+            }
         }
     }
 
+    /// `T` tokens from one on, with the `n`-th group.
     #[inline(always)]
     fn tile<S: Simd, C: Codes, X: Scales, const T: usize>(
         self,
@@ -162,81 +209,114 @@ impl Group<'_> {
         scales: X,
         zero: Option<u32>,
         ahead: Option<Ahead<'_>>,
-        token: usize,
+        (token, n): (usize, usize),
     ) {
-        let x = self.x.rows(token, T);
         for token in token..token + T {
-            self.out.prefetch(token, self.index);
+            self.out.prefetch(token, self.index + n);
         }
-        let sums = sums::<S, C, X, T>(s, codes, scales, zero, ahead, x);
-        for (t, sum) in sums.into_iter().enumerate() {
-            let sum = self.bias.map_or(sum, |bias| s.add(sum, s.load(bias)));
-            // SAFETY: a group's columns are written only by the task that has the group, and the products
-            // of one call have different outputs.
-            let [line] = (unsafe { self.out.lines(token + t, self.index, 1) }) else { return };
-            s.store(line, sum);
+        let mut sums = [[s.splat(0.0)]; T];
+        add_products(s, [codes], [scales], zero, ahead, self.x.rows(token, T), &mut sums);
+        self.write(s, token, n, &sums);
+    }
+
+    /// Up to [`PASS`] tokens with all groups.
+    #[inline(always)]
+    fn pass<S: Simd, C: Codes, X: Scales, const N: usize>(
+        self,
+        s: S,
+        codes: [C; N],
+        scales: [X; N],
+        zero: Option<u32>,
+        ahead: Option<Ahead<'_>>,
+        tokens: Range<usize>,
+    ) {
+        for token in tokens.clone() {
+            for n in 0..N {
+                self.out.prefetch(token, self.index + n);
+            }
+        }
+        let mut sums = [[s.splat(0.0); N]; PASS];
+        let (x, sums) = (self.x.rows(tokens.start, tokens.len()), &mut sums[..tokens.len()]);
+        add_products(s, codes, scales, zero, ahead, x, sums);
+        self.write(s, tokens.start, 0, sums);
+    }
+
+    /// Writes the sums of some tokens and of the groups from the `n`-th on.
+    #[inline(always)]
+    fn write<S: Simd, const N: usize>(self, s: S, token: usize, n: usize, sums: &[[S::V; N]]) {
+        for (t, sums) in sums.iter().enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let group = self.index + n + i;
+                let sum = self.bias.map_or(*sum, |bias| s.add(*sum, s.load(&bias[group])));
+                // SAFETY: a group's columns are written only by the task that has the group, and the
+                // products of one call have different outputs.
+                let [line] = (unsafe { self.out.lines(token + t, group, 1) }) else { return };
+                s.store(line, sum);
+            }
         }
     }
 }
 
-/// The products of a group's sixteen rows with `T` tokens, whose blocks lie one token after the other.
+/// Adds to `sums` the products of `N` groups of sixteen rows with its tokens, whose blocks lie one token
+/// after the other.
 #[inline(always)]
-fn sums<S: Simd, C: Codes, X: Scales, const T: usize>(
+fn add_products<S: Simd, C: Codes, X: Scales, const N: usize>(
     s: S,
-    codes: C,
-    scales: X,
+    codes: [C; N],
+    scales: [X; N],
     zero: Option<u32>,
     ahead: Option<Ahead<'_>>,
     x: &[Block],
-) -> [S::V; T] {
-    let tiles = x.len() / T;
-    assert!(x.len() == T * tiles, "whole tokens");
-    let mut out = [s.splat(0.0); T];
+    sums: &mut [[S::V; N]],
+) {
+    let tiles = x.len() / sums.len();
+    assert!(x.len() == sums.len() * tiles, "whole tokens");
     for tile in 0..tiles {
         if let Some(ahead) = ahead {
             ahead.prefetch(s, tile);
         }
-        let w = codes.tile(s, tile);
-        let scale =
-            [scales.scale(s, tile, 0), if X::HALVES { scales.scale(s, tile, 1) } else { s.splat(0.0) }];
-        let zeros = s.splat(0.0);
-        let minimum = match (X::MINIMA, X::HALVES) {
-            (false, _) => [zeros; 2],
-            (true, false) => [scales.minimum(s, tile, 0), zeros],
-            (true, true) => [scales.minimum(s, tile, 0), scales.minimum(s, tile, 1)],
-        };
-        for (t, out) in out.iter_mut().enumerate() {
-            // SAFETY: t < T and tile < tiles, and x has T × tiles blocks by the check above.
+        let mut w = [[s.code_zero(); VECTORS]; N];
+        let mut scale = [[s.splat(0.0); 2]; N];
+        let mut minimum = [[s.splat(0.0); 2]; N];
+        for n in 0..N {
+            w[n] = codes[n].tile(s, tile);
+            for half in 0..if X::HALVES { 2 } else { 1 } {
+                scale[n][half] = scales[n].scale(s, tile, half);
+                if X::MINIMA {
+                    minimum[n][half] = scales[n].minimum(s, tile, half);
+                }
+            }
+        }
+        for (t, out) in sums.iter_mut().enumerate() {
+            // SAFETY: t and tile are below the numbers of tokens and of tiles, whose product is x's length.
             let block = unsafe { x.get_unchecked(t * tiles + tile) };
             let (x, _) = block.codes.as_chunks::<4>();
             let token_scale = s.splat(block.scale);
-            if X::HALVES {
-                for half in 0..2 {
-                    let first = half * VECTORS / 2;
-                    let mut sum = start(s, block.negated_halves[half], zero);
-                    for j in first..first + VECTORS / 2 {
-                        sum = s.dot(sum, w[j], x[j], C::WIDE);
-                    }
-                    *out = s.fma(s.float(sum), s.mul(scale[half], token_scale), *out);
-                    if X::MINIMA {
-                        let of_codes = -block.scale * block.negated_halves[half] as f32;
-                        *out = s.fma(minimum[half], s.splat(of_codes), *out);
+            // Each tile's inputs in one part or in halves.
+            for half in 0..if X::HALVES { 2 } else { 1 } {
+                let (range, negated) = if X::HALVES {
+                    (half * VECTORS / 2..(half + 1) * VECTORS / 2, block.negated_halves[half])
+                } else {
+                    (0..VECTORS, block.negated_sum)
+                };
+                let mut dots = [start(s, negated, zero); N];
+                for j in range {
+                    for n in 0..N {
+                        dots[n] = s.dot(dots[n], w[n][j], x[j], C::WIDE);
                     }
                 }
-            } else {
-                let mut sum = start(s, block.negated_sum, zero);
-                for j in 0..VECTORS {
-                    sum = s.dot(sum, w[j], x[j], C::WIDE);
+                for n in 0..N {
+                    out[n] = s.fma(s.float(dots[n]), s.mul(scale[n][half], token_scale), out[n]);
                 }
-                *out = s.fma(s.float(sum), s.mul(scale[0], token_scale), *out);
                 if X::MINIMA {
-                    let of_codes = -block.scale * block.negated_sum as f32;
-                    *out = s.fma(minimum[0], s.splat(of_codes), *out);
+                    let of_codes = s.splat(-block.scale * negated as f32);
+                    for n in 0..N {
+                        out[n] = s.fma(minimum[n][half], of_codes, out[n]);
+                    }
                 }
             }
         }
     }
-    out
 }
 
 /// What a sum of products of codes begins with, so that it is that of the codes less their zero.

@@ -124,68 +124,88 @@ impl Packed {
         self.cols
     }
 
-    /// Calls `visitor` with a group in its own types.
+    /// Calls `visitor` with `N` groups from one on, in their own types.
     #[inline(always)]
     #[allow(clippy::inline_always)]
-    pub(super) fn visit<V: Visitor>(&self, group: usize, visitor: V) -> V::Output {
+    pub(super) fn visit<V: Visitor, const N: usize>(&self, first: usize, visitor: V) -> V::Output {
         let group_lines = self.layout.len / size_of::<Line>();
         let layout = self.layout;
-        let group = bytes(&self.lines[group * group_lines..(group + 1) * group_lines]);
-        let ahead = Ahead::new(group, layout.tiles);
-        let low = &group[layout.low..][..layout.tiles * layout.form.low_bits * CODES].as_chunks::<CODES>().0;
-        let high = &group[layout.high..][..layout.tiles * layout.form.high_bits * CODES];
-        let high: &[Vector] = high.as_chunks().0;
-        let halves = |start: usize, count: usize| group[start..][..count * 2 * LANES].as_chunks().0;
-        let plain = || Plain(halves(layout.scales, layout.tiles));
-        let with_minima =
-            || WithMinima(halves(layout.scales, layout.tiles), halves(layout.minima, layout.tiles));
-        let small = |start: usize| group[start..][..layout.tiles * layout.form.parts * LANES].as_chunks().0;
+        let groups = bytes(&self.lines[first * group_lines..(first + N) * group_lines]);
+        let ahead = Ahead::new::<N>(groups, layout.tiles);
+        let part = |n: usize, start: usize, len: usize| &groups[n * layout.len + start..][..len];
+        let low = |n: usize| part(n, layout.low, layout.tiles * layout.form.low_bits * CODES);
+        let high = |n: usize| -> &[Vector] {
+            part(n, layout.high, layout.tiles * layout.form.high_bits * CODES).as_chunks().0
+        };
+        let halves = |n: usize, start: usize, count: usize| part(n, start, count * 2 * LANES).as_chunks().0;
+        let plain = |n: usize| Plain(halves(n, layout.scales, layout.tiles));
+        let with_minima = |n: usize| {
+            WithMinima(halves(n, layout.scales, layout.tiles), halves(n, layout.minima, layout.tiles))
+        };
+        let small =
+            |n: usize, start: usize| part(n, start, layout.tiles * layout.form.parts * LANES).as_chunks().0;
         let supers = layout.tiles.div_ceil(SUPER_TILES);
         macro_rules! scaled {
             ($halves:literal, true) => {
-                Super::<$halves, true> {
-                    scales: small(layout.scales),
-                    minima: small(layout.minima),
-                    scale_of_scales: halves(layout.scale_of_scales, supers),
-                    scale_of_minima: halves(layout.scale_of_minima, supers),
+                |n: usize| Super::<$halves, true> {
+                    scales: small(n, layout.scales),
+                    minima: small(n, layout.minima),
+                    scale_of_scales: halves(n, layout.scale_of_scales, supers),
+                    scale_of_minima: halves(n, layout.scale_of_minima, supers),
                 }
             };
             ($halves:literal, false) => {
-                Super::<$halves, false> {
-                    scales: small(layout.scales),
+                |n: usize| Super::<$halves, false> {
+                    scales: small(n, layout.scales),
                     minima: &[],
-                    scale_of_scales: halves(layout.scale_of_scales, supers),
+                    scale_of_scales: halves(n, layout.scale_of_scales, supers),
                     scale_of_minima: &[],
                 }
             };
         }
-        let four = || Four(low.as_chunks().0);
+        macro_rules! visit {
+            ($codes:expr, $scales:expr, $zero:expr) => {{
+                let (codes, scales) = (std::array::from_fn($codes), std::array::from_fn($scales));
+                visitor.visit::<_, _, N>(Packs { codes, scales, zero: $zero, ahead })
+            }};
+        }
+        let four = |n: usize| Four(low(n).as_chunks::<CODES>().0.as_chunks().0);
+        let two = |n: usize| Two(low(n).as_chunks::<CODES>().0.as_chunks().0);
         match self.kind {
-            TensorKind::Q4_0 => visitor.visit(four(), plain(), Some(3), ahead),
-            TensorKind::Q4_1 => visitor.visit(four(), with_minima(), None, ahead),
-            TensorKind::Q5_0 => visitor.visit(Five(four(), high), plain(), Some(4), ahead),
-            TensorKind::Q5_1 => visitor.visit(Five(four(), high), with_minima(), None, ahead),
-            TensorKind::Q8_0 => visitor.visit(Eight(low.as_chunks().0), plain(), Some(7), ahead),
-            TensorKind::Q2K => visitor.visit(Two(low.as_chunks().0), scaled!(true, true), None, ahead),
-            TensorKind::Q3K => {
-                visitor.visit(Three(Two(low.as_chunks().0), high), scaled!(true, false), Some(2), ahead)
+            TensorKind::Q4_0 => visit!(four, plain, Some(3)),
+            TensorKind::Q4_1 => visit!(four, with_minima, None),
+            TensorKind::Q5_0 => visit!(|n| Five(four(n), high(n)), plain, Some(4)),
+            TensorKind::Q5_1 => visit!(|n| Five(four(n), high(n)), with_minima, None),
+            TensorKind::Q8_0 => {
+                visit!(|n| Eight(low(n).as_chunks::<CODES>().0.as_chunks().0), plain, Some(7))
             }
-            TensorKind::Q4K => visitor.visit(four(), scaled!(false, true), None, ahead),
-            TensorKind::Q5K => visitor.visit(Five(four(), high), scaled!(false, true), None, ahead),
+            TensorKind::Q2K => visit!(two, scaled!(true, true), None),
+            TensorKind::Q3K => visit!(|n| Three(two(n), high(n)), scaled!(true, false), Some(2)),
+            TensorKind::Q4K => visit!(four, scaled!(false, true), None),
+            TensorKind::Q5K => visit!(|n| Five(four(n), high(n)), scaled!(false, true), None),
             TensorKind::Q6K => {
-                visitor.visit(Six(four(), Two(high.as_chunks().0)), scaled!(true, false), Some(5), ahead)
+                visit!(|n| Six(four(n), Two(high(n).as_chunks().0)), scaled!(true, false), Some(5))
             }
             TensorKind::F32 | TensorKind::F16 | TensorKind::BF16 => unreachable!("not packed"),
         }
     }
 }
 
-/// What is done with a group of any format.
+/// Neighbouring groups of one format. A weight is `scale × (code − 2^zero) + minimum`, or without `zero`
+/// `scale × code + minimum`.
+#[derive(Clone, Copy)]
+pub(super) struct Packs<'a, C, X, const N: usize> {
+    pub(super) codes: [C; N],
+    pub(super) scales: [X; N],
+    pub(super) zero: Option<u32>,
+    pub(super) ahead: Ahead<'a>,
+}
+
+/// What is done with groups of any format.
 pub(super) trait Visitor {
     type Output;
 
-    /// A weight is `scale × (code − 2^zero) + minimum`, or without `zero` `scale × code + minimum`.
-    fn visit<C: Codes, X: Scales>(self, codes: C, scales: X, zero: Option<u32>, ahead: Ahead<'_>) -> Self::Output;
+    fn visit<C: Codes, X: Scales, const N: usize>(self, groups: Packs<'_, C, X, N>) -> Self::Output;
 }
 
 /// Writes up to sixteen rows of a matrix into the lanes of a group.
@@ -281,7 +301,7 @@ impl Unpacked {
         scales: X,
         tiles: usize,
         zero: Option<u32>,
-        ahead: Ahead<'_>,
+        ahead: Option<Ahead<'_>>,
     ) {
         let parts = if X::HALVES { 2 } else { 1 };
         // Only ever grown: what an earlier group left is overwritten.
@@ -293,7 +313,9 @@ impl Unpacked {
             self.minima.resize(2 * tiles, Line::ZERO);
         }
         for tile in 0..tiles {
-            ahead.prefetch(s, tile);
+            if let Some(ahead) = ahead {
+                ahead.prefetch(s, tile);
+            }
             for (line, u) in self.codes[tile].iter_mut().zip(codes.tile(s, tile)) {
                 let u = if let Some(zero) = zero { s.code_less(u, 1 << zero) } else { u };
                 s.store_codes(line, u);

@@ -1,6 +1,8 @@
 //! What happens to each token by itself: norms, rotation, the gate of the feed-forward layer.
 #![allow(clippy::inline_always)]
 
+use std::ops::Range;
+
 use super::lines::{LANES, Line, Rows, Shared, SharedRows, flat, flat_mut};
 use super::simd::{Kernel, Level, Simd, exp};
 use super::tanh::gelu_exponent;
@@ -90,25 +92,29 @@ fn gated<S: Simd>(s: S, activation: Activation, gate: S::V, up: S::V) -> S::V {
     s.mul(s.div(gate, s.add(s.splat(1.0), exp(s, exponent))), up)
 }
 
-/// Sixteen columns of gates with what they gate, a line for each token.
-pub(super) struct GateGroup<'a> {
+/// Some columns of gates with what they gate, a line of each token for every group of sixteen.
+pub(super) struct GateGroups<'a> {
     pub(super) activation: Activation,
     pub(super) gates: &'a [Line],
     pub(super) ups: &'a [Line],
     pub(super) out: SharedRows<'a>,
-    /// Which sixteen columns, for this thread alone.
-    pub(super) group: usize,
+    /// Which groups of columns, for this thread alone.
+    pub(super) groups: Range<usize>,
 }
 
-impl Kernel for GateGroup<'_> {
+impl Kernel for GateGroups<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (token, (gate, up)) in self.gates.iter().zip(self.ups).enumerate() {
+        let count = self.groups.len();
+        let rows = self.gates.chunks_exact(count).zip(self.ups.chunks_exact(count));
+        for (token, (gates, ups)) in rows.enumerate() {
             // SAFETY: each group of columns is one task's.
-            let [line] = (unsafe { self.out.lines(token, self.group, 1) }) else { return };
-            s.store(line, gated(s, self.activation, s.load(gate), s.load(up)));
+            let lines = unsafe { self.out.lines(token, self.groups.start, count) };
+            for ((line, gate), up) in lines.iter_mut().zip(gates).zip(ups) {
+                s.store(line, gated(s, self.activation, s.load(gate), s.load(up)));
+            }
         }
     }
 }

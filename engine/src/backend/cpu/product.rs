@@ -6,7 +6,7 @@ use super::float::{PANEL, Panel};
 use super::integer::Groups;
 use super::lines::{Line, Rows, SharedRows};
 use super::pack::{GROUP, Packed, Unpacked};
-use super::pointwise::GateGroup;
+use super::pointwise::GateGroups;
 use super::quantise::Quantised;
 use super::simd::Level;
 use super::team::Machine;
@@ -51,10 +51,13 @@ impl Matrix {
 
 const _: () = assert!(PANEL == GROUP, "a task is sixteen rows whatever the format");
 
+/// Groups that a task has at least, where there are as many: kernels multiply them together.
+const PAIR: usize = 2;
+
 #[derive(Default)]
 struct Scratch {
     panel: Vec<Line>,
-    unpacked: Unpacked,
+    unpacked: [Unpacked; 2],
     gate: Rows,
     up: Rows,
 }
@@ -106,7 +109,8 @@ pub(super) fn multiply<const N: usize>(
         return;
     }
     let quantised = &*quantised;
-    machine.for_ranges(first, 1, |level, groups| {
+    machine.for_ranges(first.div_ceil(PAIR), 1, |level, pairs| {
+        let groups = pairs.start * PAIR..first.min(pairs.end * PAIR);
         SCRATCH.with_borrow_mut(|scratch| {
             for (own, weight, bias, out) in &parts {
                 let from = groups.start.max(own.start);
@@ -136,27 +140,28 @@ pub(super) fn multiply_gated(
     quantise(machine, x, quantised, [gate.weight, up.weight]);
     out.reshape(tokens, rows);
     let (quantised, out) = (&*quantised, out.shared());
-    machine.for_ranges(rows.div_ceil(GROUP), 1, |level, groups| {
+    let all = rows.div_ceil(GROUP);
+    machine.for_ranges(all.div_ceil(PAIR), 1, |level, pairs| {
         SCRATCH.with_borrow_mut(|scratch| {
             // Out of the scratch while it is in use.
             let (mut gates, mut ups) = (std::mem::take(&mut scratch.gate), std::mem::take(&mut scratch.up));
-            for group in groups {
-                let range = group..group + 1;
+            for pair in pairs {
+                let groups = pair * PAIR..all.min((pair + 1) * PAIR);
                 for (factor, to) in [(gate, &mut gates), (up, &mut ups)] {
-                    to.reshape(tokens, GROUP);
-                    if (group + 1) * GROUP > rows {
+                    to.reshape(tokens, groups.len() * GROUP);
+                    if groups.end * GROUP > rows {
                         // What pads the last group stays zero.
                         to.lines_mut().fill(Line::ZERO);
                     }
-                    let to = to.shared().starting_at(group);
-                    part(level, factor.weight, factor.bias, x, quantised, to, range.clone(), scratch);
+                    let to = to.shared().starting_at(groups.start);
+                    part(level, factor.weight, factor.bias, x, quantised, to, groups.clone(), scratch);
                 }
-                level.run_floats(GateGroup {
+                level.run_floats(GateGroups {
                     activation,
                     gates: gates.lines(),
                     ups: ups.lines(),
                     out,
-                    group,
+                    groups,
                 });
             }
             (scratch.gate, scratch.up) = (gates, ups);

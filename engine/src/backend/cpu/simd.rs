@@ -83,6 +83,11 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn to_halves(self, v: Self::V) -> [u8; 2 * LANES];
 
     fn codes(self, from: &[u8; CODES]) -> Self::U;
+    /// Codes that are zero.
+    #[inline(always)]
+    fn code_zero(self) -> Self::U {
+        self.codes(&[0; CODES])
+    }
     fn store_codes(self, to: &mut Line, u: Self::U);
     /// `(u >> SHIFT) & mask` of each byte, for a mask of at most `8 - SHIFT` bits.
     fn code_bits<const SHIFT: u32>(self, u: Self::U, mask: u8) -> Self::U;
