@@ -213,7 +213,8 @@ mod tests {
     fn plain(logits: &[f32], cut: Truncation, at: f64) -> u32 {
         let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weight = |logit: &f32| f64::from((logit - top).exp());
-        let mut left: Vec<(u32, f64)> = logits.iter().enumerate().map(|(i, x)| (i as u32, weight(x))).collect();
+        let mut left: Vec<(u32, f64)> =
+            logits.iter().enumerate().map(|(i, x)| (i as u32, weight(x))).collect();
         left.retain(|(_, weight)| *weight >= f64::from(cut.min_p));
         left.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         left.truncate(if cut.top_k > 0 { cut.top_k } else { usize::MAX });

@@ -1,6 +1,6 @@
 //! One forward pass over all tokens of a step.
 
-use super::attention::{self, Attention, Shape};
+use super::attention::{Attention, Shape, Tasks};
 use super::cache::Cache;
 use super::experts::Mixture;
 use super::layer::{FeedForward, Layer, Projection};
@@ -40,6 +40,7 @@ pub(super) struct Activations {
     positions: Vec<u32>,
     slots: Vec<(u32, u32)>,
     lora_runs: LoraRuns,
+    tasks: Tasks,
     /// The residual stream.
     stream: Rows,
     normed: Rows,
@@ -65,6 +66,7 @@ impl Activations {
             positions: Vec::new(),
             slots: Vec::new(),
             lora_runs: LoraRuns::default(),
+            tasks: Tasks::default(),
             stream: Rows::default(),
             normed: Rows::default(),
             quantised: Quantised::default(),
@@ -187,7 +189,7 @@ impl Model {
             scale: spec.attention_scale.unwrap_or_else(|| 1.0 / (spec.head_dim as f32).sqrt()),
             softcap: spec.attention_softcap,
         };
-        let tasks = attention::tasks(&step.spans, shape);
+        a.tasks.divide(&step.spans, shape);
         let mut products = 0;
         a.place(step);
         embed(machine, embedding, &step.tokens, &mut a.stream);
@@ -215,7 +217,7 @@ impl Model {
             cache.layer_mut(index).write(machine, &a.slots, &a.keys, &a.values);
             Attention { shape, spans: &step.spans, queries: &a.queries, cache: cache.layer(index) }.run(
                 machine,
-                &tasks,
+                &a.tasks,
                 &mut a.attended,
             );
             let projection = [layer.attention_output.to(&mut a.projected)];

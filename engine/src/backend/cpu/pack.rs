@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::codes::{
-    Ahead, Codes, Eight, Five, Floats, Four, Plain, SUPER_TILES, Scales, Seven, Six, Super, Three, Two, VECTORS,
-    Vector, WithMinima,
+    Ahead, Codes, Eight, Five, Floats, Four, Plain, SUPER_TILES, Scales, Seven, Six, Super, Three, Two,
+    VECTORS, Vector, WithMinima,
 };
 use super::lines::{LANES, Line, Shared, ZeroedLines, bytes, bytes_mut};
 use super::quantise::BLOCK;

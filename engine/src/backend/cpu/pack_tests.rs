@@ -20,7 +20,7 @@ fn plain_row(kind: TensorKind, row: &[u8], layout: &Layout, lane: usize, group: 
                 let at = start + (tile * bits + vector % bits) * CODES + byte;
                 group[at] |= code << (vector / bits * bits);
             };
-            put(0, form.low_bits, code & low_mask as u8);
+            put(layout.low, form.low_bits, code & low_mask as u8);
             if form.high_bits > 0 {
                 put(layout.high, form.high_bits, code >> form.low_bits);
             }

@@ -203,6 +203,35 @@ fn a_cached_prefix_equals_an_uncached_one() {
     }
 }
 
+/// Sequences that begin with the same blocks are read together where they are, whatever follows in each.
+#[test]
+fn decodes_that_share_blocks_equal_those_alone() {
+    let prefix: Vec<u32> = (0..64).map(|i| i * 7 % VOCAB as u32).collect();
+    let shared = [3, 1, 2, 9];
+    for (spec, cache) in shapes_and_caches() {
+        for level in Level::available() {
+            let mut backend = backend_on(&spec, options(2, cache), level);
+            run(&mut backend, &prefix, 64, &shared);
+            let (mut together, mut alone) = (StepBatch::default(), Vec::new());
+            for i in 0..9u32 {
+                // Some share all of the prefix, some half of it; and all differ in length.
+                let common = if i % 3 == 2 { 32 } else { 64 };
+                let own = (0..2 + i * 3).map(|t| (t * 5 + i * 11) % VOCAB as u32);
+                let sequence: Vec<u32> = prefix[..common].iter().copied().chain(own).collect();
+                let mut table = shared[..common / 16].to_vec();
+                table.extend(blocks(16 + i * 3, 3));
+                let end = sequence.len();
+                let mut step = StepBatch::default();
+                span(&mut step, &sequence, common, end, &table);
+                alone.extend(to_bits(&backend.forward(&step).unwrap().data));
+                span(&mut together, &sequence, end - 1, end, &table);
+            }
+            let together = to_bits(&backend.forward(&together).unwrap().data);
+            assert!(together == alone, "{} with {cache:?}: {spec:?}", level.name());
+        }
+    }
+}
+
 #[test]
 fn what_a_block_held_before_does_not_matter() {
     let spec = ModelSpec::tiny(VOCAB);

@@ -86,7 +86,7 @@ impl Kernel for Head<'_> {
                 s.store(line, s.mul(sum, scale));
             }
             flat_mut(&mut scratch.weights)[text.len()..].fill(f32::NEG_INFINITY);
-            let total = exponentials(s, &mut scratch.weights);
+            let total = exponentials(s, &mut scratch.weights, 1);
             for (c, line) in scratch.output.iter_mut().enumerate() {
                 let mut sum = s.splat(0.0);
                 for (i, weight) in flat(&scratch.weights)[..text.len()].iter().enumerate() {
