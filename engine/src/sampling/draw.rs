@@ -21,7 +21,8 @@ fn by_weight(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
 /// The likeliest token; among equals the lowest id. `None` when no logit is a number.
 pub(super) fn likeliest(logits: &[f32]) -> Option<u32> {
     let top = largest(logits);
-    (top > f32::NEG_INFINITY).then(|| logits.iter().position(|logit| *logit == top).map(|i| i as u32))?
+    let place = || logits.iter().position(|logit| *logit >= top);
+    if top > f32::NEG_INFINITY { place().map(|i| i as u32) } else { None }
 }
 
 /// The largest number; minus infinity where there is none.

@@ -20,15 +20,14 @@ pub(super) fn weigh(logits: &[f32], top: f32, scale: f32, weights: &mut Vec<f32>
 fn exp(x: f32) -> f32 {
     let bounded = if x > LEAST { x } else { LEAST };
     let near = bounded * std::f32::consts::LOG2_E + ROUNDS;
-    let n = near - ROUNDS;
-    let r = bounded - n * LN_2[0] - n * LN_2[1];
-    let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
+    let whole = near - ROUNDS;
+    let rest = bounded - whole * LN_2[0] - whole * LN_2[1];
+    let mut sum = 1.987_569_1e-4;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        sum = sum * rest + coefficient;
     }
-    let e = p * (r * r) + r + 1.0;
     let power = f32::from_bits((near.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
-    if x >= LEAST { e * power } else { 0.0 }
+    if x >= LEAST { (sum * (rest * rest) + rest + 1.0) * power } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ const LEAST_SHARED: usize = 2;
 /// A step's queries, divided.
 #[derive(Debug, Default)]
 pub(in crate::backend::cpu) struct Tasks {
-    tasks: Vec<Entry>,
+    entries: Vec<Entry>,
     /// Spans of one token that could share blocks, those with the same blocks side by side.
     order: Vec<usize>,
     /// Those that do: where in `order` they are, and how many of their first blocks are the same.
@@ -65,12 +65,12 @@ impl Task<'_> {
 impl Tasks {
     /// Divides a step's queries anew.
     pub(in crate::backend::cpu) fn divide(&mut self, spans: &[SequenceSpan], shape: Shape) {
-        self.tasks.clear();
+        self.entries.clear();
         self.find_gangs(spans, shape.group);
         // By heads, so that neighbours read the same part of the shared blocks.
         for kv_head in 0..shape.kv_heads {
             for &(first, spans, shared) in &self.gangs {
-                self.tasks.push(Entry { kv_head, queries: Queries::Gang { first, spans, shared } });
+                self.entries.push(Entry { kv_head, queries: Queries::Gang { first, spans, shared } });
             }
         }
         let in_gangs = self.gangs.iter().flat_map(|(first, spans, _)| &self.order[*first..first + spans]);
@@ -78,7 +78,7 @@ impl Tasks {
         for (span, s) in spans.iter().enumerate().filter(|(span, _)| !in_gangs.contains(span)) {
             for kv_head in 0..shape.kv_heads {
                 let pairs = s.len * shape.group;
-                self.tasks.extend((0..pairs).step_by(WIDE).map(|first| {
+                self.entries.extend((0..pairs).step_by(WIDE).map(|first| {
                     let count = WIDE.min(pairs - first);
                     Entry { kv_head, queries: Queries::Of { span, first, count } }
                 }));
@@ -116,11 +116,11 @@ impl Tasks {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.tasks.len()
+        self.entries.len()
     }
 
     pub(super) fn task(&self, index: usize, group: usize) -> Task<'_> {
-        let Entry { kv_head, queries } = self.tasks[index];
+        let Entry { kv_head, queries } = self.entries[index];
         match queries {
             Queries::Of { span, first, count } => {
                 Task { kv_head, spans: Spans::One(span), first, count, shared: usize::MAX }
