@@ -189,7 +189,7 @@ impl Model {
             scale: spec.attention_scale.unwrap_or_else(|| 1.0 / (spec.head_dim as f32).sqrt()),
             softcap: spec.attention_softcap,
         };
-        a.tasks.divide(&step.spans, shape);
+        a.tasks.divide(&step.spans, shape, machine.threads());
         let mut products = 0;
         a.place(step);
         embed(machine, embedding, &step.tokens, &mut a.stream);

@@ -15,7 +15,7 @@ use super::quantise::{Block, Quantised};
 use super::simd::{Kernel, Simd};
 
 /// Up to so many tokens a group's codes are read as they are packed; for more it is unpacked once.
-const DIRECT: usize = 4;
+pub(super) const DIRECT: usize = 4;
 /// The same where the registers hold the codes of two groups: to unpack them a second time there costs
 /// less than to write them down.
 const WIDE_DIRECT: usize = 32;
@@ -166,7 +166,7 @@ impl<S: Simd> Visitor for Unpack<'_, S> {
 }
 
 impl Group<'_> {
-    /// All tokens: as many together as the registers hold, then what is left.
+    /// All tokens, from groups that were unpacked.
     #[inline(always)]
     fn sweep<S: Simd, C: Codes, X: Scales, const N: usize>(
         self,

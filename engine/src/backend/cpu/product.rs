@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use super::float::{PANEL, Panel};
-use super::integer::Groups;
+use super::integer::{DIRECT, Groups};
 use super::lines::{Line, Rows, SharedRows};
 use super::pack::{GROUP, Packed, Unpacked};
 use super::pointwise::GateGroups;
@@ -51,8 +51,10 @@ impl Matrix {
 
 const _: () = assert!(PANEL == GROUP, "a task is sixteen rows whatever the format");
 
-/// Groups that a task has at least, where there are as many: kernels multiply them together.
-const PAIR: usize = 2;
+/// Groups that kernels multiply together with so many tokens: as many a task has, if there are as many.
+fn together(tokens: usize) -> usize {
+    if tokens > DIRECT { 2 } else { 1 }
+}
 
 #[derive(Default)]
 struct Scratch {
@@ -109,8 +111,9 @@ pub(super) fn multiply<const N: usize>(
         return;
     }
     let quantised = &*quantised;
-    machine.for_ranges(first.div_ceil(PAIR), 1, |level, pairs| {
-        let groups = pairs.start * PAIR..first.min(pairs.end * PAIR);
+    let together = together(tokens);
+    machine.for_ranges(first.div_ceil(together), 1, |level, range| {
+        let groups = range.start * together..first.min(range.end * together);
         SCRATCH.with_borrow_mut(|scratch| {
             for (own, weight, bias, out) in &parts {
                 let from = groups.start.max(own.start);
@@ -140,13 +143,13 @@ pub(super) fn multiply_gated(
     quantise(machine, x, quantised, [gate.weight, up.weight]);
     out.reshape(tokens, rows);
     let (quantised, out) = (&*quantised, out.shared());
-    let all = rows.div_ceil(GROUP);
-    machine.for_ranges(all.div_ceil(PAIR), 1, |level, pairs| {
+    let (all, together) = (rows.div_ceil(GROUP), together(tokens));
+    machine.for_ranges(all.div_ceil(together), 1, |level, range| {
         SCRATCH.with_borrow_mut(|scratch| {
             // Out of the scratch while it is in use.
             let (mut gates, mut ups) = (std::mem::take(&mut scratch.gate), std::mem::take(&mut scratch.up));
-            for pair in pairs {
-                let groups = pair * PAIR..all.min((pair + 1) * PAIR);
+            for index in range {
+                let groups = index * together..all.min((index + 1) * together);
                 for (factor, to) in [(gate, &mut gates), (up, &mut ups)] {
                     to.reshape(tokens, groups.len() * GROUP);
                     if groups.end * GROUP > rows {

@@ -202,6 +202,11 @@ impl Machine {
         Ok(Self { level, team: Team::new(threads)? })
     }
 
+    /// Threads that share the work.
+    pub(super) fn threads(&self) -> usize {
+        self.team.workers.len() + 1
+    }
+
     /// Runs a kernel on this thread.
     #[inline]
     pub(super) fn run<K: Kernel>(&self, kernel: K) -> K::Output {
@@ -222,8 +227,7 @@ impl Machine {
         least: usize,
         work: impl Fn(Level, std::ops::Range<usize>) + Sync,
     ) {
-        let threads = self.team.workers.len() + 1;
-        let piece = len.div_ceil(4 * threads).max(least);
+        let piece = len.div_ceil(4 * self.threads()).max(least);
         self.for_each(len.div_ceil(piece), |level, i| work(level, i * piece..len.min((i + 1) * piece)));
     }
 }

@@ -116,6 +116,9 @@ fn shapes() -> Vec<ModelSpec> {
             experts: experts(false),
             ..plain.clone()
         },
+        // Groups of which a tile holds parts.
+        ModelSpec { heads: 18, per_layer: vec![LayerSpec::default(), windows(19)], ..plain.clone() },
+        ModelSpec { heads: 13, kv_heads: 1, ..plain.clone() },
     ]
 }
 

@@ -10,6 +10,10 @@ use crate::backend::{BackendError, Logits, SequenceSpan};
 use crate::runtime::generation::Event;
 use crate::step::{Part, Plan, SequenceId};
 
+/// Numbers of a step's logits up to which their memory is kept for the next one: a prompt that is scored
+/// has a row for each token.
+const KEPT_LOGITS: usize = 16 << 20;
+
 impl Driver {
     pub(super) fn run_plan(&mut self, plan: &Plan) {
         let begun = Instant::now();
@@ -37,7 +41,9 @@ impl Driver {
         } else {
             self.accept(plan, &logits, begun);
         }
-        self.logits = logits;
+        if logits.data.capacity() <= KEPT_LOGITS {
+            self.logits = logits;
+        }
     }
 
     /// Hands out what a step that has run says.
@@ -75,6 +81,7 @@ impl Driver {
     fn forward(&mut self, plan: &Plan, logits: &mut Logits) -> Result<(), BackendError> {
         let name = self.backend.info().name;
         let backend = &mut self.backend;
+        logits.data.clear();
         catch_unwind(AssertUnwindSafe(|| backend.forward_into(&plan.batch, &mut *logits))).unwrap_or_else(
             |_| Err(BackendError::Device { backend: name, message: "it panicked; see the log".into() }),
         )?;

@@ -40,7 +40,7 @@ fn runs(sights: &[Sight], alike: fn(&Sight, &Sight) -> bool) -> impl Iterator<It
 }
 
 /// Which blocks are scored for which queries: the `shared` first ones for all together, then those of
-/// each span. Every query is scored with all blocks from [`first_block`] to its [`end_block`].
+/// each span. Every query is scored with all blocks from its own [`first_block`] to its [`end_block`].
 pub(super) fn scored(sights: &[Sight], shared: usize, parts: &mut Vec<Part>) {
     parts.clear();
     let first = first_block(sights);
@@ -50,9 +50,9 @@ pub(super) fn scored(sights: &[Sight], shared: usize, parts: &mut Vec<Part>) {
         parts.push(Part { queries: 0..sights.len(), range: first..common });
     }
     for run in runs(sights, |_, _| true) {
-        let end = last(&sights[run.clone()]);
-        if end > common {
-            parts.push(Part { queries: run, range: common..end });
+        let own = first_block(&sights[run.clone()]).max(common)..last(&sights[run.clone()]);
+        if !own.is_empty() {
+            parts.push(Part { queries: run, range: own });
         }
     }
 }
@@ -146,14 +146,14 @@ mod tests {
             }
             let mut parts = Vec::new();
             weighed(&sights, shared, &mut parts);
-            let (mut scores, first) = (Vec::new(), first_block(&sights));
+            let mut scores = Vec::new();
             scored(&sights, shared, &mut scores);
             for (i, sight) in sights.iter().enumerate() {
                 let met = parts.iter().filter(|p| p.queries.contains(&i)).flat_map(|p| p.range.clone());
                 prop_assert!(met.eq(sight.sees.clone()), "query {}: {:?}", i, parts);
                 let met = scores.iter().filter(|p| p.queries.contains(&i)).flat_map(|p| p.range.clone());
-                let met: Vec<_> = met.take(end_block(sight) - first).collect();
-                prop_assert!(met.into_iter().eq(first..end_block(sight)), "query {}: {:?}", i, scores);
+                let own = first_block(std::slice::from_ref(sight))..end_block(sight);
+                prop_assert!(met.filter(|b| own.contains(b)).eq(own.clone()), "query {}: {:?}", i, scores);
             }
             for part in parts.iter().chain(&scores) {
                 let spans = &sights[part.queries.clone()];

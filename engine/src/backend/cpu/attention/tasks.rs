@@ -5,8 +5,10 @@ use crate::backend::SequenceSpan;
 
 /// Queries that read the cache together at most.
 pub(super) const WIDE: usize = 12;
-/// Sequences read blocks together if they begin with at least so many of the same.
-const LEAST_SHARED: usize = 2;
+/// Sequences read blocks together if these are at least such a part of each one's.
+const LEAST_SHARE: usize = 4;
+/// Tasks that each thread is left with where sequences go together.
+const LEAST_TASKS: usize = 2;
 
 /// A step's queries, divided.
 #[derive(Debug, Default)]
@@ -16,6 +18,8 @@ pub(in crate::backend::cpu) struct Tasks {
     order: Vec<usize>,
     /// Those that do: where in `order` they are, and how many of their first blocks are the same.
     gangs: Vec<(usize, usize, usize)>,
+    /// Which spans are in one.
+    in_gang: Vec<bool>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,19 +67,17 @@ impl Task<'_> {
 }
 
 impl Tasks {
-    /// Divides a step's queries anew.
-    pub(in crate::backend::cpu) fn divide(&mut self, spans: &[SequenceSpan], shape: Shape) {
+    /// Divides a step's queries anew, for so many threads.
+    pub(in crate::backend::cpu) fn divide(&mut self, spans: &[SequenceSpan], shape: Shape, threads: usize) {
         self.entries.clear();
-        self.find_gangs(spans, shape.group);
+        self.find_gangs(spans, shape, threads);
         // By heads, so that neighbours read the same part of the shared blocks.
         for kv_head in 0..shape.kv_heads {
             for &(first, spans, shared) in &self.gangs {
                 self.entries.push(Entry { kv_head, queries: Queries::Gang { first, spans, shared } });
             }
         }
-        let in_gangs = self.gangs.iter().flat_map(|(first, spans, _)| &self.order[*first..first + spans]);
-        let in_gangs: Vec<usize> = in_gangs.copied().collect();
-        for (span, s) in spans.iter().enumerate().filter(|(span, _)| !in_gangs.contains(span)) {
+        for (span, s) in spans.iter().enumerate().filter(|(span, _)| !self.in_gang[*span]) {
             for kv_head in 0..shape.kv_heads {
                 let pairs = s.len * shape.group;
                 self.entries.extend((0..pairs).step_by(WIDE).map(|first| {
@@ -87,22 +89,26 @@ impl Tasks {
     }
 
     /// Gangs of decodes: of those in the order of their blocks, as many neighbours as fit a tile.
-    fn find_gangs(&mut self, spans: &[SequenceSpan], group: usize) {
+    fn find_gangs(&mut self, spans: &[SequenceSpan], shape: Shape, threads: usize) {
         self.gangs.clear();
+        self.in_gang.clear();
+        self.in_gang.resize(spans.len(), false);
         self.order.clear();
-        let most = WIDE / group;
+        self.order.extend((0..spans.len()).filter(|span| spans[*span].len == 1));
+        let most =
+            (self.order.len() * shape.kv_heads / (LEAST_TASKS * threads.max(1))).min(WIDE / shape.group);
         if most < 2 {
             return;
         }
-        self.order.extend((0..spans.len()).filter(|span| spans[*span].len == 1));
         let blocks = |span: usize| spans[span].blocks.as_slice();
-        self.order.sort_by(|a, b| blocks(*a).cmp(blocks(*b)));
+        self.order.sort_unstable_by(|a, b| blocks(*a).cmp(blocks(*b)).then(a.cmp(b)));
         let mut first = 0;
         while first < self.order.len() {
             let (mut len, mut shared) = (1, usize::MAX);
             while len < most && first + len < self.order.len() {
-                let same = shared_blocks(blocks(self.order[first]), blocks(self.order[first + len]));
-                if same < LEAST_SHARED {
+                let (a, b) = (blocks(self.order[first]), blocks(self.order[first + len]));
+                let same = shared_blocks(a, b);
+                if same * LEAST_SHARE < a.len().max(b.len()) {
                     break;
                 }
                 shared = shared.min(same);
@@ -110,6 +116,9 @@ impl Tasks {
             }
             if len > 1 {
                 self.gangs.push((first, len, shared));
+                for span in &self.order[first..first + len] {
+                    self.in_gang[*span] = true;
+                }
             }
             first += len;
         }
@@ -168,16 +177,25 @@ mod tests {
 
     #[test]
     fn decodes_that_begin_alike_go_together() {
-        let tables = [vec![1, 2, 3, 4], vec![9, 8], vec![1, 2, 5], vec![1, 7, 6], vec![1, 2, 3, 9]];
+        let tables = [vec![1, 2, 3, 4], vec![9, 8], vec![1, 2, 5], vec![1, 7, 6, 6, 6, 6], vec![1, 2, 3, 9]];
         let spans: Vec<_> = tables.into_iter().enumerate().map(|(i, t)| span(i, 1, t)).collect();
         let mut tasks = Tasks::default();
-        tasks.divide(&spans, shape(3));
+        tasks.divide(&spans, shape(3), 1);
         let first = tasks.task(0, 3);
         assert!(matches!(first.spans, Spans::Several([0, 4, 2])), "{first:?}");
         assert_eq!((first.count, first.shared), (9, 2));
         assert_eq!(queries(&tasks, 3).len(), 5 * 3 * 2);
-        tasks.divide(&spans, shape(8));
-        assert!((0..tasks.len()).all(|i| matches!(tasks.task(i, 8).spans, Spans::One(_))), "no room for two");
+        tasks.divide(&spans, shape(8), 1);
+        let alone = |tasks: &Tasks, group| {
+            (0..tasks.len()).all(|i| matches!(tasks.task(i, group).spans, Spans::One(_)))
+        };
+        assert!(alone(&tasks, 8), "no room for two");
+        tasks.divide(&spans, shape(3), 4);
+        assert!(alone(&tasks, 3), "every thread has something to do");
+        let long = [vec![1; 40], [vec![1; 9], vec![2; 31]].concat(), vec![1; 9]];
+        let spans: Vec<_> = long.into_iter().enumerate().map(|(i, t)| span(i, 1, t)).collect();
+        tasks.divide(&spans, shape(3), 1);
+        assert!(alone(&tasks, 3), "too little in common");
     }
 
     proptest! {
@@ -186,6 +204,7 @@ mod tests {
         fn every_query_is_in_one_task(
             parts in prop::collection::vec((1usize..5, prop::collection::vec(0u32..3, 1..5)), 1..30),
             group in 1usize..14,
+            threads in 1usize..4,
         ) {
             let mut start = 0;
             let spans: Vec<_> = parts.into_iter().map(|(len, blocks)| {
@@ -193,7 +212,7 @@ mod tests {
                 span(start - len, len, blocks)
             }).collect();
             let mut tasks = Tasks::default();
-            tasks.divide(&spans, shape(group));
+            tasks.divide(&spans, shape(group), threads);
             let mut got = queries(&tasks, group);
             got.sort_unstable();
             let want: Vec<_> = (0..2)

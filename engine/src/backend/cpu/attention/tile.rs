@@ -14,7 +14,7 @@ use crate::backend::cpu::lines::{LANES, Line, SharedRows, flat};
 use crate::backend::cpu::simd::{Kernel, Simd, exp};
 use crate::backend::cpu::tanh::soft_cap;
 
-/// Queries from which on all registers are used, the missing ones of [`WIDE`] computed in vain.
+/// Queries of a tile from which on all of them are computed as if there were [`WIDE`].
 const NEARLY_WIDE: usize = 9;
 /// Blocks between the one that is read and the one that is asked for: a block is a page or less, beyond
 /// which the processor does not look ahead by itself, and read sooner than memory answers.
@@ -51,12 +51,13 @@ pub(super) struct Tile<'a, E> {
 }
 
 /// Calls `$run::<S, E, N>` for as many queries at a time as fit the registers, `$at` being the first.
+/// Only all of a tile's are rounded up to [`WIDE`]: behind fewer of them are others.
 macro_rules! by_width {
-    ($queries:expr, $at:ident => $run:ident($($argument:expr),*)) => {{
+    ($queries:expr, $all:expr, $at:ident => $run:ident($($argument:expr),*)) => {{
         let (mut $at, end) = ($queries.start, $queries.end);
         while $at < end {
             let left = end - $at;
-            if S::WIDE && left >= NEARLY_WIDE {
+            if S::WIDE && left >= NEARLY_WIDE && left == $all {
                 $run::<S, E, WIDE>($($argument),*);
                 $at += WIDE;
             } else if left >= 4 {
@@ -102,12 +103,14 @@ impl<E: Element> Kernel for Tile<'_, E> {
             // Many queries of one sequence find its blocks in a near cache.
             let near = count >= NEARLY_WIDE && matches!(task.spans, Spans::One(_));
             let ahead = !near || blocks > MANY_BLOCKS;
-            by_width!(part.queries, at => score(s, &area, at, part, table, queries, sights, ahead, scores));
+            by_width!(part.queries, count, at => score(s, &area, at, part, table, queries, sights, ahead, scores));
         }
         totals.clear();
         for (i, sight) in sights.iter().enumerate() {
-            let lines = (end_block(sight) - first - 1) * area.stride + 1;
-            totals.push(exponentials(s, &mut scores[i..i + lines], area.stride));
+            let own = first_block(std::slice::from_ref(sight));
+            let from = (own - first) * area.stride + i;
+            let lines = (end_block(sight) - own - 1) * area.stride + 1;
+            totals.push(exponentials(s, &mut scores[from..from + lines], area.stride));
         }
         if E::TYPE.scaled() {
             for part in parts.iter() {
@@ -121,7 +124,7 @@ impl<E: Element> Kernel for Tile<'_, E> {
         weighed(sights, task.shared, parts);
         for part in parts.iter() {
             let table = &spans[sights[part.queries.start].span].blocks;
-            by_width!(part.queries, at => add(s, &area, at, part, table, scores, outputs));
+            by_width!(part.queries, count, at => add(s, &area, at, part, table, scores, outputs));
         }
         for (i, (row, column)) in places.iter().enumerate() {
             let output = &outputs[i * width..(i + 1) * width];
