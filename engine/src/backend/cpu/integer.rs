@@ -71,6 +71,7 @@ impl Groups<'_> {
                     groups.map(|group| group.$codes()),
                     groups.map(|group| group.scales::<$halves, $minima>()),
                     zero,
+                    None,
                 )
             };
         }
@@ -106,34 +107,8 @@ impl<S: Simd> Visitor for Direct<'_, S> {
 
     #[inline(always)]
     fn visit<C: Codes, X: Scales, const N: usize>(self, groups: Packs<'_, C, X, N>) {
-        let Self { s, task } = self;
         let Packs { codes, scales, zero, ahead } = groups;
-        // The first pass over the groups asks for the next ones.
-        let (mut token, mut ahead) = (0, Some(ahead));
-        if S::WIDE && task.tokens > DIRECT {
-            while token < task.tokens {
-                let count = PASS.min(task.tokens - token);
-                task.pass(s, codes, scales, zero, ahead.take(), token..token + count);
-                token += count;
-            }
-            return;
-        }
-        for n in 0..N {
-            let (codes, scales) = (codes[n], scales[n]);
-            let mut ahead = ahead.take();
-            token = 0;
-            while task.tokens - token >= 4 {
-                task.tile::<S, C, X, 4>(s, codes, scales, zero, ahead.take(), (token, n));
-                token += 4;
-            }
-            while task.tokens - token >= 2 {
-                task.tile::<S, C, X, 2>(s, codes, scales, zero, ahead.take(), (token, n));
-                token += 2;
-            }
-            if token < task.tokens {
-                task.tile::<S, C, X, 1>(s, codes, scales, zero, ahead.take(), (token, n));
-            }
-        }
+        self.task.sweep(self.s, codes, scales, zero, Some(ahead));
     }
 }
 
@@ -166,7 +141,7 @@ impl<S: Simd> Visitor for Unpack<'_, S> {
 }
 
 impl Group<'_> {
-    /// All tokens, from groups that were unpacked.
+    /// All tokens with all groups. The first pass over the groups asks for what is `ahead`.
     #[inline(always)]
     fn sweep<S: Simd, C: Codes, X: Scales, const N: usize>(
         self,
@@ -174,12 +149,13 @@ impl Group<'_> {
         codes: [C; N],
         scales: [X; N],
         zero: Option<u32>,
+        mut ahead: Option<Ahead<'_>>,
     ) {
         let mut token = 0;
-        if S::WIDE {
+        if S::WIDE && self.tokens > DIRECT {
             while token < self.tokens {
                 let count = PASS.min(self.tokens - token);
-                self.pass(s, codes, scales, zero, None, token..token + count);
+                self.pass(s, codes, scales, zero, ahead.take(), token..token + count);
                 token += count;
             }
             return;
@@ -189,12 +165,16 @@ impl Group<'_> {
             token = 0;
             if !S::PLAIN {
                 while self.tokens - token >= 4 {
-                    self.tile::<S, C, X, 4>(s, codes, scales, zero, None, (token, n));
+                    self.tile::<S, C, X, 4>(s, codes, scales, zero, ahead.take(), (token, n));
                     token += 4;
+                }
+                if self.tokens - token >= 2 {
+                    self.tile::<S, C, X, 2>(s, codes, scales, zero, ahead.take(), (token, n));
+                    token += 2;
                 }
             }
             while token < self.tokens {
-                self.tile::<S, C, X, 1>(s, codes, scales, zero, None, (token, n));
+                self.tile::<S, C, X, 1>(s, codes, scales, zero, ahead.take(), (token, n));
                 token += 1;
             }
         }
