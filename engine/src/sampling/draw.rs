@@ -85,6 +85,14 @@ fn mass(weights: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|w| f64::from(*w)).sum::<f64>()
 }
 
+/// The first of these weights up to which their sum exceeds `left`.
+fn reaching(mut weights: impl Iterator<Item = f32>, mut left: f64) -> Option<usize> {
+    weights.position(|weight| {
+        left -= f64::from(weight);
+        left < 0.0
+    })
+}
+
 /// The token at the share `at` of the mass of all, in the order of their ids.
 fn pick(weights: &[f32], at: f64) -> Option<u32> {
     let total: f64 = weights.chunks(RUN).map(mass).sum();
@@ -95,11 +103,8 @@ fn pick(weights: &[f32], at: f64) -> Option<u32> {
             left -= mass;
             continue;
         }
-        for (i, weight) in of_run.iter().enumerate() {
-            left -= f64::from(*weight);
-            if left < 0.0 {
-                return Some((run * RUN + i) as u32);
-            }
+        if let Some(i) = reaching(of_run.iter().copied(), left) {
+            return Some((run * RUN + i) as u32);
         }
         // What rounding left over.
         left = 0.0;
@@ -140,14 +145,8 @@ fn pick_cut(weights: &[f32], cut: Truncation, floor: f32, at: f64) -> Option<u32
     // The sum runs in id order, so that truncation's reordering cannot change a rounding.
     candidates.sort_unstable_by_key(|c| c.token);
     let mass: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
-    let mut left = at * mass;
-    for candidate in &candidates {
-        left -= f64::from(candidate.weight);
-        if left < 0.0 {
-            return Some(candidate.token);
-        }
-    }
-    candidates.last().map(|c| c.token)
+    let drawn = reaching(candidates.iter().map(|c| c.weight), at * mass).map(|i| &candidates[i]);
+    drawn.or(candidates.last()).map(|c| c.token)
 }
 
 /// Keeps the likeliest candidates whose weights reach the mass `target`; at least one.
