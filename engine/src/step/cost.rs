@@ -4,6 +4,12 @@
 /// A step with prompts may take this much longer than one without, as a share of the latter, times the
 /// sequences for each that decodes: with 1 : 1, 2.8 times as long.
 const PROMPT_SHARE: f64 = 0.9;
+/// A prompt that takes so many seconds or less is brief. Whoever decodes hardly notices one, whether it is
+/// read at once or bit by bit, and of a crowd of them each waits for all before it: so these are read
+/// sooner than a long one, which would be noticed for as long as it is read.
+const BRIEF: f64 = 0.5;
+/// A step with brief prompts may take so many seconds longer than one without.
+const BRIEF_SECONDS: f64 = 0.15;
 /// Steps below this many seconds need not be cut: nobody notices them.
 const UNNOTICED: f64 = 0.002;
 /// Prompt tokens that a step takes at least, so that prompts go on whatever was measured.
@@ -68,15 +74,22 @@ impl StepCost {
         below.iter().rev().chain(above).find_map(|mean| mean.0)
     }
 
+    /// Whether a prompt of so many tokens to read is brief.
+    pub fn is_brief(&self, tokens: usize) -> bool {
+        self.prompt_token.0.is_some_and(|each| tokens as f64 * each <= BRIEF)
+    }
+
     /// Tokens of prompts that a step with `decodes` decodes of `rows` rows may take while `prompts`
-    /// prompts want to be read. The decodes' step grows by a fixed share, times all sequences for each
-    /// decode: what delays few and speeds up many is worth it.
-    pub fn prompt_tokens(&self, rows: usize, decodes: usize, prompts: usize) -> usize {
+    /// prompts want to be read, and `brief` tokens of brief ones. The decodes' step grows by a fixed share,
+    /// times all sequences for each decode: what delays few and speeds up many is worth it. For brief
+    /// prompts it may grow by a fixed time instead.
+    pub fn prompt_tokens(&self, rows: usize, decodes: usize, prompts: usize, brief: usize) -> usize {
         let (Some(rest), Some(each)) = (self.decode_seconds(rows), self.prompt_token.0) else {
             return usize::MAX;
         };
         let crowd = 1.0 + prompts as f64 / decodes.max(1) as f64;
-        let more = (PROMPT_SHARE * crowd * rest).max(UNNOTICED - rest);
+        let brief = (brief as f64 * each).min(BRIEF_SECONDS);
+        let more = (PROMPT_SHARE * crowd * rest).max(UNNOTICED - rest).max(brief);
         // A cast of infinity is the largest number.
         ((more / each) as usize).max(LEAST)
     }
@@ -89,17 +102,29 @@ mod tests {
     #[test]
     fn a_step_with_prompts_stays_near_one_without() {
         let mut cost = StepCost::default();
-        assert_eq!(cost.prompt_tokens(4, 4, 1), usize::MAX, "nothing is known");
+        assert_eq!(cost.prompt_tokens(4, 4, 1, 0), usize::MAX, "nothing is known");
         cost.note(4, 0, 0.008);
         cost.note(0, 512, 0.128);
         // 9 ms at a quarter of a millisecond each.
-        assert_eq!(cost.prompt_tokens(4, 4, 1), 36);
-        assert_eq!(cost.prompt_tokens(4, 4, 4), 57, "one waits for each that decodes");
-        assert_eq!(cost.prompt_tokens(4, 4, 12), 115, "three wait for each that decodes");
+        assert_eq!(cost.prompt_tokens(4, 4, 1, 0), 36);
+        assert_eq!(cost.prompt_tokens(4, 4, 4, 0), 57, "one waits for each that decodes");
+        assert_eq!(cost.prompt_tokens(4, 4, 12, 0), 115, "three wait for each that decodes");
         for _ in 0..40 {
             cost.note(4, 10, 0.028);
         }
-        assert_eq!(cost.prompt_tokens(4, 4, 1), LEAST, "prompts became dear, and still go on");
+        assert_eq!(cost.prompt_tokens(4, 4, 1, 0), LEAST, "prompts became dear, and still go on");
+    }
+
+    #[test]
+    fn brief_prompts_are_read_sooner() {
+        let mut cost = StepCost::default();
+        assert!(!cost.is_brief(1), "nothing is known");
+        cost.note(16, 0, 0.032);
+        cost.note(0, 512, 0.512);
+        assert!(cost.is_brief(500) && !cost.is_brief(501));
+        assert_eq!(cost.prompt_tokens(16, 16, 1, 40), 40, "all that there is");
+        assert_eq!(cost.prompt_tokens(16, 16, 1, 10), 30, "as for a long one");
+        assert_eq!(cost.prompt_tokens(16, 16, 4, 500), 150);
     }
 
     #[test]
@@ -107,9 +132,9 @@ mod tests {
         let mut cost = StepCost::default();
         cost.note(1, 0, 0.000_01);
         cost.note(1, 100, 0.000_11);
-        assert!(cost.prompt_tokens(1, 1, 1) > 1500);
+        assert!(cost.prompt_tokens(1, 1, 1, 0) > 1500);
         cost.note(1, 100, 0.000_005);
-        assert!(cost.prompt_tokens(1, 1, 1) > 1500, "a step below the idle one costs nothing");
+        assert!(cost.prompt_tokens(1, 1, 1, 0) > 1500, "a step below the idle one costs nothing");
     }
 
     #[test]

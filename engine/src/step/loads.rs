@@ -103,6 +103,7 @@ impl Planner {
         if let Some(mut sequence) = self.loading.remove(&order) {
             sequence.awaited.clear();
             sequence.advance(&mut self.pool, blocks * BLOCK_TOKENS, self.prefix_cache);
+            sequence.begin();
             let (cached, loaded) = (sequence.computed, blocks * BLOCK_TOKENS);
             self.arrived.push((order, cached, loaded));
             self.running.insert(order, sequence);

@@ -19,6 +19,8 @@ pub(super) struct Prompt {
     /// Whose turn its turn is: its own, or that of one that waits for the prefix that it computes.
     turn: Order,
     remaining: usize,
+    /// What remained when it began.
+    to_read: usize,
     waits: bool,
 }
 
@@ -36,17 +38,19 @@ impl Planner {
             order: *order,
             turn: *order,
             remaining: s.remaining(),
+            to_read: s.to_read(),
             waits: false,
         }));
         let crowd = prompts.len() + self.waiting.len().min(self.places());
-        let mut budget = match decodes {
-            0 => draft.budget,
-            _ => self.cost.prompt_tokens(rows, decodes, crowd).min(draft.budget),
-        };
         // What was just preempted would only take the blocks back.
-        if plan.preempted.is_empty() && budget > 0 && !self.held {
+        if plan.preempted.is_empty() && draft.budget > 0 && !self.held {
             self.admissible(&mut prompts);
         }
+        let brief = prompts.iter().filter(|p| self.cost.is_brief(p.to_read)).map(|p| p.remaining).sum();
+        let mut budget = match decodes {
+            0 => draft.budget,
+            _ => self.cost.prompt_tokens(rows, decodes, crowd, brief).min(draft.budget),
+        };
         if let Some(first) = prompts.iter().min_by_key(|p| p.turn).copied() {
             let certain = first.remaining.min(budget.div_ceil(2));
             budget -= certain;
@@ -95,7 +99,8 @@ impl Planner {
                 break;
             }
             let remaining = sequence.tokens.len() - hit.blocks * BLOCK_TOKENS;
-            prompts.push(Prompt { order: *order, turn: *order, remaining, waits: true });
+            let (order, turn, to_read) = (*order, *order, remaining);
+            prompts.push(Prompt { order, turn, remaining, to_read, waits: true });
             reserved += takes;
             growing += 1;
             places -= 1;

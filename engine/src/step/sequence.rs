@@ -17,6 +17,8 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     pub(super) computed: usize,
+    /// Tokens of which it had them when it last began.
+    begun_with: usize,
     /// Physical blocks of the first tokens. A step shares them with the backend; between steps they
     /// are held here alone and grow in place.
     pub(super) blocks: Arc<Vec<u32>>,
@@ -44,6 +46,7 @@ impl Sequence {
         }
         Self {
             computed: 0,
+            begun_with: 0,
             blocks: Arc::default(),
             drafts: Vec::new(),
             named: 0,
@@ -59,6 +62,16 @@ impl Sequence {
     /// Tokens that must be run before the next one can be sampled: never zero.
     pub(super) fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Tokens that it was to run when it last began, before the next one could be sampled.
+    pub(super) fn to_read(&self) -> usize {
+        self.tokens.len() - self.begun_with
+    }
+
+    /// It begins with what it has.
+    pub(super) fn begin(&mut self) {
+        self.begun_with = self.computed;
     }
 
     /// Whether the next token to run is one of the prompt whose logits say how likely the one after it
@@ -89,6 +102,7 @@ impl Sequence {
         self.named = blocks.len();
         self.computed = blocks.len() * BLOCK_TOKENS;
         self.blocks = Arc::new(blocks);
+        self.begin();
         self.computed
     }
 
