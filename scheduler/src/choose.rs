@@ -9,6 +9,7 @@ use strata_wire::ErrorKind;
 use strata_wire::prefix::Prefix;
 use tokio::time::Instant;
 
+use crate::index::Found;
 use crate::pick::{Ask, Candidate, Outcome, Policy, pick};
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica};
@@ -153,7 +154,13 @@ fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> 
             }
             decision.track = rules.canary_percent.map(|_| replicas[at].track());
             scheduler.metrics.picked(&pool.name, began.elapsed(), &decision);
-            Ok(replicas[at].lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed))
+            Ok(replicas[at].lease(
+                decision,
+                &wanted.prefix,
+                wanted.bytes,
+                &scheduler.registry.changed,
+                scheduler.now(),
+            ))
         }
         Outcome::Saturated => Err(NoRoom::Full),
         Outcome::NoneReady => Err(NoRoom::NoneReady),
@@ -176,9 +183,13 @@ pub(crate) fn place_prompt(
     }
     let weights = pool.rules.load().weights;
     match pick(Policy::Prefix, &ask(scheduler, wanted), &candidates, &weights, 0, scheduler.random()) {
-        Outcome::Picked(at, decision) => {
-            Ok(replicas[at].lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed))
-        }
+        Outcome::Picked(at, decision) => Ok(replicas[at].lease(
+            decision,
+            &wanted.prefix,
+            wanted.bytes,
+            &scheduler.registry.changed,
+            scheduler.now(),
+        )),
         Outcome::Saturated => Err(NoRoom::Full),
         Outcome::NoneReady => Err(NoRoom::NoneReady),
     }
@@ -199,14 +210,16 @@ fn candidates<'a>(
     tried: &Tried,
 ) -> Vec<Candidate<'a>> {
     let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
+    let mut found = Found::default();
+    scheduler.registry.blocks.find(&wanted.prefix.blocks, &mut found);
     let candidate = |replica: &'a Arc<Replica>| {
-        let view = replica.view(&wanted.prefix, now, stale);
+        let view = replica.view(&wanted.prefix, &found, now, stale);
         Candidate {
             name: replica.name(),
             track: replica.track(),
             eligible: view.ready && !tried.excludes(replica, view.epoch),
             load: view.load,
-            cached_blocks: view.cached_blocks,
+            cached: view.cached,
             bytes_per_token: view.bytes_per_token,
         }
     };

@@ -12,6 +12,8 @@ pub mod demand;
 pub mod discovery;
 pub mod endpoints;
 pub mod exposition;
+pub mod follow;
+pub mod index;
 pub mod metrics;
 pub mod options;
 pub mod pick;

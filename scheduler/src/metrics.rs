@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use strata_wire::prefix::Prefix;
 
+use crate::index::Found;
 use crate::pick::Decision;
 use crate::scheduler::Shared;
 
@@ -89,6 +90,9 @@ pub struct Metrics {
     watch_failures: Family<OfKind, Counter>,
     malformed: Family<OfKind, Counter>,
     discovered: Gauge,
+    telling: Family<OfPool, Gauge>,
+    told_blocks: Gauge,
+    events_ended: Family<OfReason, Counter>,
 }
 
 fn seconds() -> Histogram {
@@ -130,6 +134,9 @@ impl Metrics {
             watch_failures: Family::default(),
             malformed: Family::default(),
             discovered: Gauge::default(),
+            telling: Family::default(),
+            told_blocks: Gauge::default(),
+            events_ended: Family::default(),
         };
         metrics.register();
         metrics
@@ -232,6 +239,21 @@ impl Metrics {
             self.malformed.clone(),
         );
         r.register(
+            "strata_scheduler_telling_replicas",
+            "Replicas that tell which blocks they hold",
+            self.telling.clone(),
+        );
+        r.register(
+            "strata_scheduler_told_blocks",
+            "Pairs of a block and a replica that holds it in one medium, those to be swept away among them",
+            self.told_blocks.clone(),
+        );
+        r.register(
+            "strata_scheduler_event_streams_ended",
+            "Streams of a replica's events that ended, by why",
+            self.events_ended.clone(),
+        );
+        r.register(
             "strata_scheduler_discovered",
             "1 when every source of models and replicas has been read whole",
             self.discovered.clone(),
@@ -286,6 +308,11 @@ impl Metrics {
         self.watch_failures.get_or_create(&OfKind { kind }).inc();
     }
 
+    /// A stream of a replica's events ended.
+    pub fn events_ended(&self, reason: &str) {
+        self.events_ended.get_or_create(&OfReason { reason: reason.to_owned() }).inc();
+    }
+
     /// An object of this kind could not be read.
     pub fn malformed(&self, kind: &'static str) {
         self.malformed.get_or_create(&OfKind { kind }).inc();
@@ -324,7 +351,10 @@ impl Metrics {
         self.prefill_requests.clear();
         self.retry_budget.set(shared.budget().left());
         self.discovered.set(i64::from(shared.is_discovered()));
+        self.telling.clear();
+        self.told_blocks.set(shared.registry.blocks.entries() as i64);
         let (now, stale, nothing) = (shared.now(), shared.options.stale_after(), Prefix::default());
+        let found = Found::default();
         for (name, pool) in shared.registry.pools().iter() {
             let of_model = OfModel { model_name: name.clone() };
             let of_pool = OfPool { name: name.clone() };
@@ -336,7 +366,7 @@ impl Metrics {
             for replica in replicas.iter().chain(prefill.iter()) {
                 let label = OfReplica { name: name.clone(), model_server_pod: replica.name().to_owned() };
                 self.index_size.get_or_create(&label).set(replica.indexed_blocks() as i64);
-                let view = replica.view(&nothing, now, stale);
+                let view = replica.view(&nothing, &found, now, stale);
                 if let Some(count) = view.load.waiting.filter(|_| view.ready) {
                     self.replica_queue.get_or_create(&label).set(count);
                 }
@@ -353,6 +383,8 @@ impl Metrics {
                 kv.extend(view.kv_usage);
                 waiting.extend(view.load.waiting);
             }
+            let telling = replicas.iter().chain(prefill.iter()).filter(|replica| replica.tells()).count();
+            self.telling.get_or_create(&of_pool).set(telling as i64);
             self.ready.get_or_create(&of_pool).set(ready);
             // No ready replica at all is as full as can be.
             let saturation = if emptiest.is_finite() { emptiest } else { 1.0 };

@@ -167,7 +167,7 @@ async fn compute(
     let asked = tokio::time::timeout(limit, ask(scheduler, call, &lease, limit)).await;
     let failure = match asked.unwrap_or(Err(Failure::told("timeout", "it took too long".to_owned()))) {
         Ok(words) => {
-            lease.begun(true);
+            lease.begun(Some(scheduler.now()));
             return Ok((lease.replica.name().to_owned(), words));
         }
         Err(failure) => failure,

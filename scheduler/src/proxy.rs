@@ -92,7 +92,7 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 prefill.give_up("transfer");
             }
             Ok(begun) => {
-                lease.begun(begun.head.status.is_success());
+                lease.begun(begun.head.status.is_success().then(|| scheduler.now()));
                 return Ok(respond(&call, begun, lease, running));
             }
             Err(Failure::Final(fault)) => return Err(fault),

@@ -11,6 +11,7 @@ use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, Replica
 use tokio::sync::{Notify, watch};
 
 use crate::demand::Asked;
+use crate::index::BlockIndex;
 use crate::pick::{Split, Weights};
 use crate::replica::Replica;
 
@@ -127,6 +128,8 @@ impl Pool {
 pub struct Registry {
     pools: ArcSwap<BTreeMap<String, Arc<Pool>>>,
     replicas: Mutex<BTreeMap<Endpoint, Arc<Replica>>>,
+    /// Which replica holds which blocks, as far as they tell.
+    pub blocks: BlockIndex,
     /// Bytes of the bodies of all requests that wait.
     pub held_bytes: AtomicUsize,
     /// Told whenever a waiting request might now find a place.

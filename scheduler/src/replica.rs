@@ -1,21 +1,28 @@
 //! One engine replica: whether it can take requests, how loaded it is, and what it probably holds.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use strata_wire::engine_events;
 use strata_wire::models::Model;
-use strata_wire::prefix::Prefix;
+use strata_wire::prefix::{BlockHash, Prefix};
 use strata_wire::replicas::{Endpoint, ReplicaState, Role, Track};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::pick::{Decision, Load, Own, PrefixIndex};
+use crate::index::{Found, Lane};
+use crate::pick::{Cached, Decision, Load, Own, PrefixIndex};
 use crate::telemetry::{Reading, Trend};
 
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
 /// the second.
 const FAILED_SCRAPES: u32 = 3;
+/// A request that was sent so short a time before a replica told its load may be missing in it.
+const UNSEEN: Duration = Duration::from_millis(10);
+/// A prompt that a replica has begun to answer and does not tell of after this time is not kept there.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// A replica, shared by the models that it serves and the requests that it runs.
 #[derive(Debug)]
@@ -25,6 +32,8 @@ pub struct Replica {
     requests: AtomicU64,
     /// Asks the scraper to look at once.
     pub wake: Notify,
+    /// Told when it becomes ready.
+    ready: Notify,
     /// Cancelled when the replica is no longer listed.
     pub stop: CancellationToken,
 }
@@ -40,7 +49,54 @@ struct Inner {
     own_at_scrape: Own,
     trend: Trend,
     index: PrefixIndex,
+    /// What it tells that it holds; `None` while it tells nothing.
+    lane: Option<Lane>,
+    /// Prompts that were sent there and that it has not told of.
+    pledges: VecDeque<Pledge>,
+    next_pledge: u64,
+    /// When the last requests were sent, and their tokens, until its told load has them.
+    sent: VecDeque<(Duration, f64)>,
     models: Vec<Model>,
+}
+
+/// A prompt that a replica computes.
+#[derive(Debug)]
+struct Pledge {
+    id: u64,
+    chain: Arc<[BlockHash]>,
+    /// Until when it counts, once its answer has begun.
+    until: Option<Duration>,
+}
+
+impl Inner {
+    /// How many of these blocks are being computed there.
+    fn coming(&self, chain: &[BlockHash], now: Duration) -> usize {
+        let same = |pledge: &Pledge| {
+            let both = chain.len().min(pledge.chain.len());
+            // A block's hash tells all before it.
+            let (mut low, mut high) = (0, both);
+            while low < high {
+                let middle = (low + high).div_ceil(2);
+                if chain[middle - 1] == pledge.chain[middle - 1] {
+                    low = middle;
+                } else {
+                    high = middle - 1;
+                }
+            }
+            low
+        };
+        let counts = |pledge: &&Pledge| pledge.until.is_none_or(|until| now < until);
+        self.pledges.iter().filter(counts).map(same).max().unwrap_or(0)
+    }
+
+    fn cached(&self, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
+        let bytes_per_token = self.trend.bytes_per_token();
+        match &self.lane {
+            Some(lane) => Cached::told(found.tokens(lane))
+                .with_coming(self.coming(&prefix.blocks, now), bytes_per_token),
+            None => Cached::guessed(self.index.matched(&prefix.blocks), bytes_per_token),
+        }
+    }
 }
 
 /// Why a scrape came to nothing.
@@ -61,8 +117,8 @@ pub struct View {
     pub epoch: u64,
     /// How loaded it is.
     pub load: Load,
-    /// Blocks of the prompt that it probably holds.
-    pub cached_blocks: usize,
+    /// What it has of the prompt.
+    pub cached: Cached,
     /// Bytes of canonical text to one token.
     pub bytes_per_token: f64,
     /// Share of its KV blocks in use, if known.
@@ -82,10 +138,15 @@ impl Replica {
                 own_at_scrape: Own::default(),
                 trend: Trend::default(),
                 index: PrefixIndex::default(),
+                lane: None,
+                pledges: VecDeque::new(),
+                next_pledge: 0,
+                sent: VecDeque::new(),
                 models: Vec::new(),
             }),
             requests: AtomicU64::new(0),
             wake: Notify::new(),
+            ready: Notify::new(),
             stop: CancellationToken::new(),
         }
     }
@@ -124,15 +185,16 @@ impl Replica {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it stands now, for a prompt of this prefix. Metrics older than `stale` do not count.
-    pub fn view(&self, prefix: &Prefix, now: Duration, stale: Duration) -> View {
+    /// How it stands now, for a prompt of this prefix, of which `found` tells who holds what. Metrics older
+    /// than `stale` do not count.
+    pub fn view(&self, prefix: &Prefix, found: &Found, now: Duration, stale: Duration) -> View {
         let inner = self.lock();
         let gauges = inner.trend.gauges(inner.own_at_scrape, now, stale);
         View {
             ready: inner.unready.is_none(),
             epoch: inner.epoch,
             load: Load::estimate(gauges.as_ref(), inner.own),
-            cached_blocks: inner.index.matched(&prefix.blocks),
+            cached: inner.cached(prefix, found, now),
             bytes_per_token: inner.trend.bytes_per_token(),
             kv_usage: inner.trend.reading(now, stale).and_then(|reading| reading.kv_usage),
         }
@@ -154,9 +216,47 @@ impl Replica {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Blocks in its prefix index.
+    /// Blocks that it tells of, or else those in its prefix index.
     pub fn indexed_blocks(&self) -> usize {
-        self.lock().index.len()
+        let inner = self.lock();
+        inner.lane.as_ref().map_or_else(|| inner.index.len(), Lane::entries)
+    }
+
+    /// Whether it tells what it holds.
+    pub fn tells(&self) -> bool {
+        self.lock().lane.is_some()
+    }
+
+    /// It has told what it holds, or tells nothing.
+    pub fn told(&self, lane: Option<Lane>) {
+        let mut inner = self.lock();
+        if lane.is_none() {
+            inner.pledges.clear();
+        }
+        inner.lane = lane;
+    }
+
+    /// It has told how busy it is.
+    pub fn told_load(&self, load: engine_events::Load, now: Duration) {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        while inner.sent.front().is_some_and(|(at, _)| *at + UNSEEN <= now) {
+            inner.sent.pop_front();
+        }
+        if inner.trend.told(&load, now) {
+            let unseen = inner.sent.len() as u64;
+            let tokens: f64 = inner.sent.iter().map(|(_, tokens)| tokens).sum();
+            inner.own_at_scrape = Own {
+                in_flight: inner.own.in_flight.saturating_sub(unseen),
+                pending: inner.own.pending.saturating_sub(unseen),
+                pending_tokens: (inner.own.pending_tokens - tokens).max(0.0),
+            };
+        }
+    }
+
+    /// Waits until it becomes ready, if it is not now.
+    pub async fn became_ready(&self) {
+        self.ready.notified().await;
     }
 
     /// Sends it a request, by the books. The request ends when the lease is dropped.
@@ -166,21 +266,33 @@ impl Replica {
         prefix: &Prefix,
         bytes: usize,
         changed: &Arc<Notify>,
+        now: Duration,
     ) -> Lease {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.lock();
-        let held = (decision.cached_blocks * strata_wire::defaults::BLOCK_BYTES).min(bytes);
-        let tokens = (bytes - held) as f64 / inner.trend.bytes_per_token();
+        let tokens = (bytes as f64 / inner.trend.bytes_per_token() - decision.cached.tokens).max(0.0);
         inner.own.in_flight += 1;
         inner.own.pending += 1;
         inner.own.pending_tokens += tokens;
         inner.index.record(&prefix.blocks);
+        inner.pledges.retain(|pledge| pledge.until.is_none_or(|until| now < until));
+        let id = inner.next_pledge;
+        if inner.lane.is_some() {
+            inner.next_pledge += 1;
+            let chain = prefix.blocks.as_slice().into();
+            inner.pledges.push_back(Pledge { id, chain, until: None });
+            inner.sent.push_back((now, tokens));
+            while inner.sent.front().is_some_and(|(at, _)| *at + UNTOLD <= now) {
+                inner.sent.pop_front();
+            }
+        }
         Lease {
             replica: Arc::clone(self),
             epoch: inner.epoch,
             decision,
             tokens,
             spared: 0.0,
+            pledge: id,
             bytes: prefix.bytes,
             pending: true,
             changed: Arc::clone(changed),
@@ -214,6 +326,9 @@ impl Replica {
             inner.epoch += 1;
         }
         inner.unready = None;
+        if returned || restarted {
+            self.ready.notify_one();
+        }
         returned
     }
 
@@ -290,6 +405,7 @@ pub struct Lease {
     /// Tokens of its prompt that wait here, and that wait elsewhere instead.
     tokens: f64,
     spared: f64,
+    pledge: u64,
     bytes: usize,
     pending: bool,
     changed: Arc<Notify>,
@@ -311,14 +427,20 @@ impl Lease {
         self.tokens += tokens;
     }
 
-    /// Its response has begun. `answered` tells that the prompt was processed, not refused.
-    pub fn begun(&mut self, answered: bool) {
+    /// Its response has begun. `answered` is when, if the prompt was processed and not refused.
+    pub fn begun(&mut self, answered: Option<Duration>) {
         if std::mem::take(&mut self.pending) {
             let mut inner = self.replica.lock();
             inner.own.pending -= 1;
             inner.own.pending_tokens = (inner.own.pending_tokens - self.tokens).max(0.0);
-            if answered {
+            let pledge = inner.pledges.iter().position(|pledge| pledge.id == self.pledge);
+            if let Some(now) = answered {
                 inner.trend.answered(self.bytes);
+                if let Some(at) = pledge {
+                    inner.pledges[at].until = Some(now + UNTOLD);
+                }
+            } else if let Some(at) = pledge {
+                inner.pledges.remove(at);
             }
             drop(inner);
             self.changed.notify_waiters();
@@ -328,7 +450,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.begun(false);
+        self.begun(None);
         self.replica.lock().own.in_flight -= 1;
         self.changed.notify_waiters();
     }
@@ -357,6 +479,7 @@ mod tests {
             track: None,
             score: 0.0,
             parts: Parts { hit: 0.0, queue: 0.0, decode: 0.0, latency: 0.0 },
+            cached: Cached::default(),
             cached_blocks: 0,
             blocks: 4,
             candidates: 1,
@@ -399,14 +522,15 @@ mod tests {
     fn the_index_survives_a_slow_moment_and_no_restart() {
         let (r, changed) = (replica(), Arc::new(Notify::new()));
         r.scraped(reading(10.0), Own::default(), Duration::ZERO);
-        drop(r.lease(decision(), &prefix(4), 1024, &changed));
-        assert_eq!(r.view(&prefix(6), Duration::ZERO, STALE).cached_blocks, 4);
+        drop(r.lease(decision(), &prefix(4), 1024, &changed, Duration::ZERO));
+        let has = r.view(&prefix(6), &Found::default(), Duration::ZERO, STALE).cached;
+        assert_eq!(has, Cached::guessed(4, 4.0));
         r.scrape_failed(ScrapeFailure::Certain("refused".into()));
         r.scraped(reading(11.0), Own::default(), Duration::ZERO);
         assert_eq!(r.indexed_blocks(), 4, "counters that grew prove that it is the same process");
         r.scraped(reading(2.0), Own::default(), Duration::ZERO);
         assert_eq!(r.indexed_blocks(), 0, "counters that fell prove that it is another");
-        drop(r.lease(decision(), &prefix(4), 1024, &changed));
+        drop(r.lease(decision(), &prefix(4), 1024, &changed, Duration::ZERO));
         r.scrape_failed(ScrapeFailure::Certain("refused".into()));
         r.scraped(Reading::default(), Own::default(), Duration::ZERO);
         assert_eq!(r.indexed_blocks(), 0, "without proof it is another");
@@ -416,14 +540,14 @@ mod tests {
     fn a_lease_keeps_the_books() {
         let (r, changed) = (replica(), Arc::new(Notify::new()));
         r.scraped(reading(10.0), Own::default(), Duration::ZERO);
-        let mut a = r.lease(decision(), &prefix(4), 1024, &changed);
-        let b = r.lease(decision(), &prefix(4), 1024, &changed);
+        let mut a = r.lease(decision(), &prefix(4), 1024, &changed, Duration::ZERO);
+        let b = r.lease(decision(), &prefix(4), 1024, &changed, Duration::ZERO);
         assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 512.0 });
         a.spare();
         assert_eq!(r.own(), Own { in_flight: 2, pending: 2, pending_tokens: 256.0 });
         a.burden();
-        a.begun(true);
-        a.begun(true);
+        a.begun(Some(Duration::ZERO));
+        a.begun(Some(Duration::ZERO));
         assert_eq!(r.own(), Own { in_flight: 2, pending: 1, pending_tokens: 256.0 });
         drop(b);
         drop(a);
@@ -437,7 +561,7 @@ mod tests {
         // 10 blocks of 64 tokens of 4 bytes are 10 blocks of 256 bytes.
         let small = Reading { cache_tokens: Some(640.0), ..reading(1.0) };
         r.scraped(small, Own::default(), Duration::ZERO);
-        drop(r.lease(decision(), &prefix(100), 25_600, &changed));
+        drop(r.lease(decision(), &prefix(100), 25_600, &changed, Duration::ZERO));
         assert_eq!(r.indexed_blocks(), 10);
     }
 }

@@ -1,4 +1,4 @@
-//! Watches one replica: its metrics, its health and the models that it serves.
+//! Watches one replica: its metrics, its health, the models that it serves, and what it tells of its cache.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use strata_hop::{Body, SendError, forward};
 use strata_wire::models::ModelList;
 use tokio_util::sync::CancellationToken;
 
+use crate::follow::follow;
 use crate::replica::{Replica, ScrapeFailure};
 use crate::scheduler::Scheduler;
 use crate::telemetry::Reading;
@@ -28,6 +29,7 @@ pub fn watch(scheduler: Scheduler, replica: Arc<Replica>) {
             () = gone.cancelled() => {}
             () = stop.cancelled() => {}
             () = look_again_and_again(&scheduler, &replica) => {}
+            () = follow(&scheduler, &replica) => {}
         }
     });
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use strata_wire::defaults::BLOCK_BYTES;
+use strata_wire::engine_events::Load;
 use strata_wire::metrics::engine;
 
 use crate::exposition::samples;
@@ -171,6 +172,20 @@ impl Trend {
         }
         self.last = Some((reading, now));
         restarted
+    }
+
+    /// Takes what the replica tells of its load by itself, in the place of what its metrics said. `false`
+    /// when there are no metrics yet.
+    pub fn told(&mut self, load: &Load, now: Duration) -> bool {
+        let Some((reading, at)) = &mut self.last else { return false };
+        reading.running = Some(load.running as f64);
+        reading.waiting = Some(load.waiting as f64);
+        reading.waiting_tokens = Some(load.waiting_tokens as f64);
+        if load.total_blocks > 0 {
+            reading.kv_usage = Some(1.0 - load.free_blocks as f64 / load.total_blocks as f64);
+        }
+        *at = now;
+        true
     }
 
     /// Whether this reading proves that the process is still the one looked at last: the same start

@@ -4,6 +4,7 @@ use std::fmt;
 
 use strata_wire::replicas::Track;
 
+use super::cached::Cached;
 use super::score::Parts;
 
 /// What decided.
@@ -50,7 +51,9 @@ pub struct Decision {
     pub score: f64,
     /// The scores.
     pub parts: Parts,
-    /// Blocks of the prompt's prefix that it probably holds.
+    /// What it has of the prompt.
+    pub cached: Cached,
+    /// The same in blocks of the prompt's prefix.
     pub cached_blocks: usize,
     /// Blocks of the prompt's prefix.
     pub blocks: usize,
@@ -78,6 +81,9 @@ impl fmt::Display for Decision {
             self.blocks,
             self.candidates,
         )?;
+        if self.cached.told {
+            write!(f, " cached_tokens={:.0}", self.cached.tokens)?;
+        }
         if let Some(track) = self.track {
             write!(f, " track={track}")?;
         }
@@ -113,6 +119,7 @@ mod tests {
             score: 41.23,
             parts: Parts { hit: 0.857, queue: 0.0, decode: 0.016, latency: 0.1 },
             cached_blocks: 12,
+            cached: Cached::guessed(12, 4.0),
             blocks: 14,
             candidates: 2,
             why: Why::MostCached,
@@ -121,6 +128,8 @@ mod tests {
         insta::assert_snapshot!(decision, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=12/14 candidates=2; it holds 12 of the prompt's 14 blocks, more than any other");
         let tie = Decision { why: Why::Tie, cached_blocks: 0, track: Some(Track::Canary), ..decision };
         insta::assert_snapshot!(tie, @"replica=m-0 score=41.2 hit=0.86 queue=0.00 decode=0.02 latency=0.10 cached_blocks=0/14 candidates=2 track=canary; the best scored alike, and of these it had the fewest requests in flight");
+        let told = Decision { cached: Cached::told([768, 0, 0]), ..tie.clone() };
+        assert!(told.to_string().contains(" candidates=2 cached_tokens=768 track=canary; "));
         let by = |prompt| Decision { prompt: Some(prompt), ..tie.clone() }.to_string();
         assert!(by(Prompt::By("p-0".to_owned())).contains(" track=canary prefill=p-0; the best"));
         assert!(by(Prompt::Here("timeout")).contains(" prefill=none(timeout); "));

@@ -19,8 +19,8 @@ pub const MAX_CAPACITY: usize = 1 << 20;
 const NONE: u32 = u32::MAX;
 
 /// Block hashes are cut from blake3, so they need no second hash.
-#[derive(Default)]
-struct Identity(u64);
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Identity(u64);
 
 impl Hasher for Identity {
     fn finish(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! Which replica a request goes to, and why. Pure: replicas, time and chance come in as arguments.
 
 pub mod budget;
+pub mod cached;
 pub mod decision;
 pub mod index;
 pub mod load;
@@ -8,6 +9,7 @@ pub mod score;
 pub mod split;
 
 pub use budget::RetryBudget;
+pub use cached::Cached;
 pub use decision::{Decision, Prompt, Why};
 pub use index::PrefixIndex;
 pub use load::{Gauges, InterToken, Load, Own};
@@ -27,8 +29,8 @@ pub struct Candidate<'a> {
     pub eligible: bool,
     /// How loaded it is.
     pub load: Load,
-    /// Blocks of the request's prefix that it probably holds, from the first.
-    pub cached_blocks: usize,
+    /// What it has of the request's prompt.
+    pub cached: Cached,
     /// Bytes of canonical text to one token, as observed there.
     pub bytes_per_token: f64,
 }
@@ -72,7 +74,7 @@ pub fn pick(
         .iter()
         .enumerate()
         .filter(|(_, c)| c.is_open())
-        .map(|(place, c)| (place, score::parts(ask, c.cached_blocks, c.bytes_per_token, &c.load, idle)))
+        .map(|(place, c)| (place, score::parts(ask, &c.cached, c.bytes_per_token, &c.load, idle)))
         .collect();
     if open.is_empty() {
         return Outcome::Saturated;
@@ -90,7 +92,8 @@ pub fn pick(
         track: None,
         score: parts.score(weights),
         parts,
-        cached_blocks: chosen.cached_blocks,
+        cached_blocks: chosen.cached.blocks(chosen.bytes_per_token, ask.blocks),
+        cached: chosen.cached,
         blocks: ask.blocks,
         candidates: open.len(),
         why,
@@ -114,7 +117,7 @@ fn best(
     tied.retain(|(place, _)| in_flight(*place) == fewest);
     let (place, parts) = tied[(random % tied.len() as u64) as usize];
     let most_cached = open.iter().all(|(other, _)| {
-        *other == place || candidates[*other].cached_blocks < candidates[place].cached_blocks
+        *other == place || candidates[*other].cached.tokens < candidates[place].cached.tokens
     });
     let why = if open.len() == 1 {
         Why::OnlyOne

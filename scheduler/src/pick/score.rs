@@ -3,8 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use strata_wire::defaults::BLOCK_BYTES;
-
+use super::cached::Cached;
 use super::load::{InterToken, Load};
 
 /// The value of a score whose metric is missing: neither praise nor blame.
@@ -94,22 +93,17 @@ pub struct Ask {
     pub inter_token_objective: f64,
 }
 
-/// The share of a prompt that these cached blocks cover, 0 to 1.
-pub fn covered(ask: &Ask, cached_blocks: usize) -> f64 {
-    if ask.bytes == 0 { 0.0 } else { ((cached_blocks * BLOCK_BYTES) as f64 / ask.bytes as f64).min(1.0) }
-}
-
 /// Scores a replica. `idle_inter_token` stands in for a replica that has the metric and nothing to
 /// measure: what its siblings take, in seconds.
 pub fn parts(
     ask: &Ask,
-    cached_blocks: usize,
+    has: &Cached,
     bytes_per_token: f64,
     load: &Load,
     idle_inter_token: Option<f64>,
 ) -> Parts {
     let tokens = ask.bytes as f64 / bytes_per_token.max(0.1);
-    let cached = tokens * covered(ask, cached_blocks);
+    let cached = has.worth.min(tokens);
     // Both are tokens at the replica's own rate, which cancels out: seconds / seconds.
     let until_done = load.waiting_tokens + (tokens - cached);
     let hit = if cached > 0.0 { cached / (cached + until_done) } else { 0.0 };
@@ -140,7 +134,13 @@ pub fn parts(
 
 #[cfg(test)]
 mod tests {
+    use strata_wire::defaults::BLOCK_BYTES;
+
     use super::*;
+
+    fn has(blocks: usize) -> Cached {
+        Cached::guessed(blocks, 4.0)
+    }
 
     const ASK: Ask = Ask { blocks: 14, bytes: 14 * BLOCK_BYTES, inter_token_objective: 0.1 };
 
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn an_idle_replica_scores_by_the_share_it_holds() {
-        let p = parts(&ASK, 12, 4.0, &idle(), None);
+        let p = parts(&ASK, &has(12), 4.0, &idle(), None);
         assert!((p.hit - 12.0 / 14.0).abs() < 1e-9);
         assert_eq!((p.queue, p.decode), (0.0, 0.0));
         assert!((p.latency - 0.2).abs() < 1e-9);
@@ -168,21 +168,24 @@ mod tests {
     #[test]
     fn waiting_work_devalues_a_hit() {
         let busy = Load { waiting_tokens: 2000.0, running: Some(64.0), ..idle() };
-        let p = parts(&ASK, 14, 4.0, &busy, None);
+        let p = parts(&ASK, &has(14), 4.0, &busy, None);
         assert!((p.hit - 896.0 / 2896.0).abs() < 1e-9, "{p:?}");
         assert!((p.queue - 0.5).abs() < 1e-9 && (p.decode - 1.0).abs() < 1e-9);
-        assert!(p.score(&Weights::default()) < parts(&ASK, 0, 4.0, &idle(), None).score(&Weights::default()));
+        assert!(
+            p.score(&Weights::default())
+                < parts(&ASK, &has(0), 4.0, &idle(), None).score(&Weights::default())
+        );
     }
 
     #[test]
     fn a_missing_metric_is_a_half_and_never_zero() {
-        let p = parts(&ASK, 0, 4.0, &Load::default(), None);
+        let p = parts(&ASK, &has(0), 4.0, &Load::default(), None);
         assert_eq!(p, Parts { hit: 0.0, queue: 0.5, decode: 0.5, latency: 0.5 });
         let unrated = Load { prefill_rate: None, waiting_tokens: 10.0, ..idle() };
-        assert_eq!(parts(&ASK, 0, 4.0, &unrated, None).queue.to_bits(), 0.5f64.to_bits());
+        assert_eq!(parts(&ASK, &has(0), 4.0, &unrated, None).queue.to_bits(), 0.5f64.to_bits());
         let resting = Load { inter_token: InterToken::Idle, ..idle() };
-        assert_eq!(parts(&ASK, 0, 4.0, &resting, None).latency.to_bits(), 0.5f64.to_bits());
-        assert!((parts(&ASK, 0, 4.0, &resting, Some(0.03)).latency - 0.3).abs() < 1e-9);
+        assert_eq!(parts(&ASK, &has(0), 4.0, &resting, None).latency.to_bits(), 0.5f64.to_bits());
+        assert!((parts(&ASK, &has(0), 4.0, &resting, Some(0.03)).latency - 0.3).abs() < 1e-9);
     }
 
     #[test]

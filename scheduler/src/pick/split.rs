@@ -133,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pick::Load;
+    use crate::pick::{Cached, Load};
 
     fn on(track: Track, eligible: bool) -> Candidate<'static> {
         Candidate {
@@ -141,7 +141,7 @@ mod tests {
             track,
             eligible,
             load: Load::default(),
-            cached_blocks: 0,
+            cached: Cached::default(),
             bytes_per_token: 4.0,
         }
     }

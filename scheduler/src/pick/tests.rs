@@ -45,7 +45,7 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate<'static>>> {
                     track: Track::Stable,
                     eligible,
                     load,
-                    cached_blocks,
+                    cached: Cached::guessed(cached_blocks, bytes_per_token),
                     bytes_per_token,
                 })
                 .collect()
@@ -62,7 +62,8 @@ fn idle(name: &str, cached_blocks: usize) -> Candidate<'_> {
         prefill_rate: Some(1000.0),
         ..Load::default()
     };
-    Candidate { name, track: Track::Stable, eligible: true, load, cached_blocks, bytes_per_token: 4.0 }
+    let cached = Cached::guessed(cached_blocks, 4.0);
+    Candidate { name, track: Track::Stable, eligible: true, load, cached, bytes_per_token: 4.0 }
 }
 
 fn place(outcome: &Outcome) -> Option<usize> {
@@ -105,7 +106,7 @@ proptest! {
         if let Outcome::Picked(_, decision) = pick(Policy::Prefix, &ASK, &candidates, &weights, 0, random) {
             let idle = sibling_inter_token(&candidates);
             for c in candidates.iter().filter(|c| c.eligible && !c.load.is_saturated()) {
-                let parts = score::parts(&ASK, c.cached_blocks, c.bytes_per_token, &c.load, idle);
+                let parts = score::parts(&ASK, &c.cached, c.bytes_per_token, &c.load, idle);
                 prop_assert!(parts.score(&weights) <= decision.score + 1e-6);
             }
         }
@@ -120,7 +121,8 @@ proptest! {
             cached.iter().map(|c| Candidate { load, ..idle("m", *c) }).collect();
         let outcome = pick(Policy::Prefix, &ASK, &candidates, &Weights::default(), 0, random);
         let chosen = place(&outcome).expect("none is saturated");
-        prop_assert_eq!(candidates[chosen].cached_blocks, *cached.iter().max().unwrap());
+        let most = Cached::guessed(*cached.iter().max().unwrap(), 4.0);
+        prop_assert_eq!(candidates[chosen].cached, most);
     }
 
     /// Requests that all share one prefix and never end: the replica that holds it takes some, then
@@ -147,7 +149,7 @@ proptest! {
                 prop_assert!(own.iter().all(|o| o.in_flight as f64 >= 16.0 + SATURATED_WAITING));
                 break;
             };
-            let uncached = ASK.bytes as f64 / 4.0 * (1.0 - score::covered(&ASK, cached[i]));
+            let uncached = ASK.bytes as f64 / 4.0 - Cached::guessed(cached[i], 4.0).tokens;
             own[i].in_flight += 1;
             own[i].pending += 1;
             own[i].pending_tokens += uncached;

@@ -16,4 +16,5 @@ mod prefill;
 mod readiness;
 mod stopping;
 mod streaming;
+mod told;
 mod waking;

@@ -15,9 +15,10 @@ use futures::StreamExt;
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use strata_wire::engine_events::EngineEvent;
 use strata_wire::metrics::engine as names;
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// What the engine does with the next requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,6 +90,17 @@ pub(crate) struct Inner {
     pub(crate) prompts: AtomicU64,
     pub(crate) model: String,
     pub(crate) ended: AtomicBool,
+    script: watch::Sender<Script>,
+    /// From where on it was asked to tell, each time that it was.
+    followed: Mutex<Vec<String>>,
+}
+
+/// What the engine tells everybody who follows it. It tells nothing when there are no messages.
+#[derive(Clone, Debug, Default)]
+struct Script {
+    messages: Option<Vec<EngineEvent>>,
+    /// Whoever followed another script is hung up on.
+    number: usize,
 }
 
 pub(crate) struct Engine {
@@ -123,6 +135,8 @@ impl Engine {
             prompts: AtomicU64::new(0),
             model: model.to_owned(),
             ended: AtomicBool::new(false),
+            script: watch::Sender::default(),
+            followed: Mutex::default(),
         });
         let (runtime, addr) = serve(&inner, "127.0.0.1:0".parse().unwrap());
         Self { name: name.to_owned(), addr, inner, runtime: Some(runtime) }
@@ -157,6 +171,24 @@ impl Engine {
     /// Lets held streams send so many pieces more.
     pub(crate) fn let_go(&self, pieces: usize) {
         self.inner.pieces.add_permits(pieces);
+    }
+
+    /// Hangs up on all who follow its events, and tells this from now on.
+    pub(crate) fn tells(&self, messages: Vec<EngineEvent>) {
+        self.inner.script.send_modify(|script| {
+            script.messages = Some(messages);
+            script.number += 1;
+        });
+    }
+
+    /// Tells one thing more.
+    pub(crate) fn adds(&self, message: EngineEvent) {
+        self.inner.script.send_modify(|script| script.messages.get_or_insert_default().push(message));
+    }
+
+    /// From where on it was asked to tell, each time that it was.
+    pub(crate) fn followed(&self) -> Vec<String> {
+        self.inner.followed.lock().unwrap().clone()
     }
 
     /// Ends the engine with all its connections.
@@ -197,6 +229,7 @@ fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
         .route("/metrics", get(metrics))
         .route("/health", get(health))
         .route("/v1/models", get(models))
+        .route("/internal/v1/events", get(events))
         .route("/v1/chat/completions", post(answer))
         .route("/v1/completions", post(answer))
         .route("/v1/embeddings", post(answer))
@@ -226,6 +259,25 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+async fn events(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    inner.followed.lock().unwrap().push(request.uri().query().unwrap_or_default().to_owned());
+    let script = inner.script.subscribe();
+    let number = script.borrow().number;
+    if script.borrow().messages.is_none() {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let body = futures::stream::unfold((script, 0), move |(mut script, told)| async move {
+        let has = |script: &Script| {
+            script.number != number || script.messages.as_ref().is_some_and(|all| all.len() > told)
+        };
+        let now = script.wait_for(has).await.ok()?.clone();
+        let message = now.messages.filter(|_| now.number == number)?[told].clone();
+        let text = format!("data: {}\n\n", serde_json::to_string(&message).unwrap());
+        Some((Ok::<_, std::io::Error>(Bytes::from(text)), (script, told + 1)))
+    });
+    ([("content-type", "text/event-stream")], Body::from_stream(body)).into_response()
 }
 
 async fn health(State(inner): State<Arc<Inner>>) -> StatusCode {

@@ -1,0 +1,417 @@
+//! From a block to who holds it: a map in shards, so that those who ask and those who tell seldom meet.
+//!
+//! A chain's blocks are held like a tree's branches: whoever holds a block holds those before it. So the
+//! holders of a chain shrink from its first block to its last, and a look-up bisects for the places where
+//! they do, instead of asking for each block.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::BuildHasherDefault;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use strata_wire::engine_events::{Medium, Removed, Stored};
+use strata_wire::prefix::BlockHash;
+
+use super::lanes::{Lane, Lanes};
+use crate::pick::index::Identity;
+
+const SHARDS: usize = 256;
+/// Blocks that nobody says anything of may lie between two of a chain: those in which no token ends that
+/// the block before has not.
+const GAP: usize = 3;
+const MEDIA: usize = 3;
+
+/// One replica that holds a block in one medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holder {
+    /// Its lane's number and the medium.
+    key: u32,
+    tokens: u32,
+}
+
+fn key(lane: u32, medium: Medium) -> u32 {
+    lane << 2 | medium as u32
+}
+
+/// Sorted by their keys.
+#[derive(Debug)]
+enum Holders {
+    One(Holder),
+    // A vector by itself would make the entries of all other blocks larger.
+    #[allow(clippy::box_collection)]
+    Several(Box<Vec<Holder>>),
+}
+
+impl Holders {
+    fn all(&self) -> &[Holder] {
+        match self {
+            Self::One(holder) => std::slice::from_ref(holder),
+            Self::Several(holders) => holders,
+        }
+    }
+
+    /// Returns whether it is new.
+    fn add(&mut self, new: Holder) -> bool {
+        match self {
+            Self::One(holder) if holder.key == new.key => {
+                *holder = new;
+                false
+            }
+            Self::One(holder) => {
+                let mut both = vec![*holder, new];
+                both.sort_unstable_by_key(|holder| holder.key);
+                *self = Self::Several(Box::new(both));
+                true
+            }
+            Self::Several(holders) => match holders.binary_search_by_key(&new.key, |holder| holder.key) {
+                Ok(at) => {
+                    holders[at] = new;
+                    false
+                }
+                Err(at) => {
+                    holders.insert(at, new);
+                    true
+                }
+            },
+        }
+    }
+
+    /// Keeps those that `keep` says. Returns whether any are left.
+    fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) -> bool {
+        match self {
+            Self::One(holder) => keep(holder.key),
+            Self::Several(holders) => {
+                holders.retain(|holder| keep(holder.key));
+                if let [only] = holders[..] {
+                    *self = Self::One(only);
+                    return true;
+                }
+                !holders.is_empty()
+            }
+        }
+    }
+}
+
+type Shard = HashMap<BlockHash, Holders, BuildHasherDefault<Identity>>;
+
+/// Who holds which blocks.
+#[derive(Debug)]
+pub struct BlockIndex {
+    shards: Box<[RwLock<Shard>]>,
+    lanes: Lanes,
+    entries: AtomicUsize,
+}
+
+impl Default for BlockIndex {
+    fn default() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            lanes: Lanes::default(),
+            entries: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl BlockIndex {
+    /// A lane in which nothing is held.
+    pub fn open(&self) -> Lane {
+        self.lanes.open()
+    }
+
+    /// Pairs of a block and who holds it in one medium, those of closed lanes that have not been swept away
+    /// among them. Each takes about 40 bytes.
+    pub fn entries(&self) -> usize {
+        self.entries.load(Ordering::Acquire)
+    }
+
+    /// The replica of this lane holds these.
+    pub fn store(&self, lane: &Lane, stored: &[Stored]) {
+        for Stored { hash, tokens, medium } in stored {
+            let holder = Holder { key: key(lane.number(), *medium), tokens: *tokens };
+            let new = match self.write(*hash).entry(*hash) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Holders::One(holder));
+                    true
+                }
+                Entry::Occupied(mut held) => held.get_mut().add(holder),
+            };
+            if new {
+                lane.add();
+                self.entries.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// It no longer holds these.
+    pub fn remove(&self, lane: &Lane, removed: &[Removed]) {
+        for Removed { hash, medium } in removed {
+            let gone = key(lane.number(), *medium);
+            let mut shard = self.write(*hash);
+            let Entry::Occupied(mut held) = shard.entry(*hash) else { continue };
+            let before = held.get().all().len();
+            if !held.get_mut().retain(|key| key != gone) {
+                held.remove();
+            } else if held.get().all().len() == before {
+                continue;
+            }
+            drop(shard);
+            lane.take();
+            self.entries.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether it is time to [sweep](Self::sweep).
+    pub fn is_littered(&self) -> bool {
+        self.lanes.is_littered(self.entries())
+    }
+
+    /// Takes away what closed lanes held, when that has become much. Slow: millions of blocks take a
+    /// second, during which others wait for one shard of many at a time.
+    pub fn sweep(&self) {
+        let Some(mut sweep) = self.lanes.begin_sweep(self.entries()) else { return };
+        for shard in &self.shards {
+            let mut went = 0;
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|_, holders| {
+                let before = holders.all().len();
+                let any = holders.retain(|key| !sweep.takes(key >> 2));
+                went += before - if any { holders.all().len() } else { 0 };
+                any
+            });
+            if shard.capacity() > 4 * shard.len() {
+                shard.shrink_to_fit();
+            }
+            drop(shard);
+            sweep.went(went);
+            self.entries.fetch_sub(went, Ordering::AcqRel);
+        }
+    }
+
+    /// Finds who holds how much of a prompt with these blocks.
+    pub fn find(&self, chain: &[BlockHash], found: &mut Found) {
+        found.clear();
+        let Some(last) = self.last_held(chain) else { return };
+        let first = (0..=last).find(|at| self.holders(chain, *at) > 0).unwrap_or(last);
+        self.note(chain[last], found);
+        let (most, least) = (self.holders(chain, first), self.holders(chain, last));
+        self.divide(chain, (first, most), (last, least), found);
+    }
+
+    /// The last block of the chain that somebody holds.
+    fn last_held(&self, chain: &[BlockHash]) -> Option<usize> {
+        let held_near = |at: usize| (at..chain.len().min(at + 1 + GAP)).any(|at| self.holders(chain, at) > 0);
+        let (mut low, mut high) = (0, chain.len());
+        while low < high {
+            let middle = usize::midpoint(low, high);
+            if held_near(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        let end = chain.len().min(low + GAP);
+        (0..end).rev().take(2 * GAP + 1).find(|at| self.holders(chain, *at) > 0)
+    }
+
+    /// Notes the holders of the places between `low` and `high` from which on there are fewer.
+    fn divide(&self, chain: &[BlockHash], low: (usize, usize), high: (usize, usize), found: &mut Found) {
+        if low.1 <= high.1 {
+            return;
+        }
+        if high.0 - low.0 <= 1 {
+            self.note(chain[low.0], found);
+            return;
+        }
+        // Nobody says anything of a block in a gap: the one before it does.
+        let middle = usize::midpoint(low.0, high.0);
+        let told = (low.0 + 1..=middle).rev().take(GAP + 1).find_map(|at| {
+            let holders = self.holders(chain, at);
+            (holders > 0).then_some((at, holders))
+        });
+        let Some(middle) = told else {
+            self.note(chain[low.0], found);
+            return;
+        };
+        self.divide(chain, low, middle, found);
+        self.divide(chain, middle, high, found);
+    }
+
+    fn holders(&self, chain: &[BlockHash], at: usize) -> usize {
+        let hash = chain[at];
+        self.read(hash).get(&hash).map_or(0, |holders| holders.all().len())
+    }
+
+    fn note(&self, hash: BlockHash, found: &mut Found) {
+        if let Some(holders) = self.read(hash).get(&hash) {
+            for holder in holders.all() {
+                found.note(holder.key >> 2, (holder.key & 3) as usize, holder.tokens);
+            }
+        }
+    }
+
+    fn shard(&self, hash: BlockHash) -> &RwLock<Shard> {
+        // The map takes the low bits.
+        &self.shards[(hash.0 >> 56) as usize % SHARDS]
+    }
+
+    fn read(&self, hash: BlockHash) -> RwLockReadGuard<'_, Shard> {
+        self.shard(hash).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, hash: BlockHash) -> RwLockWriteGuard<'_, Shard> {
+        self.shard(hash).write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tokens of one prompt by lane and medium, from its first.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    lanes: Vec<u32>,
+    tokens: Vec<[u32; MEDIA]>,
+}
+
+impl Found {
+    fn clear(&mut self) {
+        for lane in self.lanes.drain(..) {
+            self.tokens[lane as usize] = [0; MEDIA];
+        }
+    }
+
+    fn note(&mut self, lane: u32, medium: usize, tokens: u32) {
+        let at = lane as usize;
+        if at >= self.tokens.len() {
+            self.tokens.resize(at + 1, [0; MEDIA]);
+        }
+        if self.tokens[at] == [0; MEDIA] {
+            self.lanes.push(lane);
+        }
+        let known = &mut self.tokens[at][medium];
+        *known = tokens.max(*known);
+    }
+
+    /// Tokens of the prompt that the replica of this lane has in each medium, in the order of
+    /// [`MEDIA`](strata_wire::engine_events::MEDIA).
+    pub fn tokens(&self, lane: &Lane) -> [u32; MEDIA] {
+        self.tokens.get(lane.number() as usize).copied().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chain(family: u64, len: u64) -> Vec<BlockHash> {
+        // Like those of blake3: all bits differ.
+        (0..len).map(|i| BlockHash((family * 1000 + i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
+    }
+
+    fn stored(chain: &[BlockHash], medium: Medium) -> Vec<Stored> {
+        let one =
+            |(i, hash): (usize, &BlockHash)| Stored { hash: *hash, tokens: 16 * (i as u32 + 1), medium };
+        chain.iter().enumerate().map(one).collect()
+    }
+
+    fn look(index: &BlockIndex, chain: &[BlockHash], lane: &Lane) -> [u32; 3] {
+        let mut found = Found::default();
+        index.find(chain, &mut found);
+        found.tokens(lane)
+    }
+
+    #[test]
+    fn each_replica_is_found_with_what_it_holds() {
+        let index = BlockIndex::default();
+        let (a, b, c) = (index.open(), index.open(), index.open());
+        let prompt = chain(1, 40);
+        index.store(&a, &stored(&prompt[..10], Medium::Device));
+        index.store(&a, &stored(&prompt[..30], Medium::Disk));
+        index.store(&b, &stored(&prompt[..11], Medium::Device));
+        assert_eq!(look(&index, &prompt, &a), [160, 0, 480]);
+        assert_eq!(look(&index, &prompt, &b), [176, 0, 0]);
+        assert_eq!(look(&index, &prompt, &c), [0, 0, 0]);
+        assert_eq!(look(&index, &chain(2, 40), &a), [0, 0, 0]);
+        assert_eq!(look(&index, &[], &a), [0, 0, 0]);
+        let tail: Vec<_> =
+            prompt[5..10].iter().map(|hash| Removed { hash: *hash, medium: Medium::Device }).collect();
+        index.remove(&a, &tail);
+        index.remove(&a, &tail);
+        assert_eq!(look(&index, &prompt, &a), [80, 0, 480]);
+        assert_eq!((index.entries(), a.entries()), (46, 35));
+    }
+
+    #[test]
+    fn a_gap_in_a_chain_hides_nothing() {
+        let index = BlockIndex::default();
+        let (a, b) = (index.open(), index.open());
+        let prompt = chain(1, 60);
+        let told: Vec<_> = stored(&prompt, Medium::Device).into_iter().enumerate().collect();
+        let without = |gaps: &[usize], upto: usize| -> Vec<Stored> {
+            told.iter().filter(|(i, _)| *i < upto && !gaps.contains(i)).map(|(_, s)| *s).collect()
+        };
+        let gaps = [0, 7, 8, 19, 30, 31, 32, 39];
+        index.store(&a, &without(&gaps, 40));
+        index.store(&b, &without(&gaps, 20));
+        assert_eq!(look(&index, &prompt, &a)[0], 39 * 16);
+        assert_eq!(look(&index, &prompt, &b)[0], 19 * 16);
+    }
+
+    #[test]
+    fn what_a_closed_lane_held_goes_and_its_number_comes_back() {
+        let index = BlockIndex::default();
+        let stays = index.open();
+        index.store(&stays, &stored(&chain(0, 10), Medium::Device));
+        for n in 0..2000u64 {
+            let lane = index.open();
+            index.store(&lane, &stored(&chain(n % 7, 60), Medium::Device));
+            drop(lane);
+            index.sweep();
+        }
+        assert!(index.entries() <= 10 + (MOST_CLOSED_FOR_TEST + 1) * 60, "{}", index.entries());
+        assert!(index.open().number() <= MOST_CLOSED_FOR_TEST as u32 + 1);
+        assert_eq!(look(&index, &chain(0, 10), &stays)[0], 160);
+        assert_eq!(index.entries() - index.lanes.dead(), 10);
+    }
+
+    const MOST_CLOSED_FOR_TEST: usize = 1025;
+
+    proptest! {
+        /// Whatever is stored and removed, as engines do: from the ends of chains. A look-up by bisection
+        /// finds what a look at every block finds.
+        #[test]
+        fn bisection_finds_what_a_search_finds(
+            held in prop::collection::vec((0usize..5, 0u64..3, 0u64..50, 0usize..3), 0..25),
+            asked in (0u64..3, 0u64..60),
+        ) {
+            let index = BlockIndex::default();
+            let lanes: Vec<Lane> = (0..5).map(|_| index.open()).collect();
+            let mut truth: BTreeMap<(usize, u64, usize), u64> = BTreeMap::new();
+            let media = strata_wire::engine_events::MEDIA;
+            for (lane, family, len, medium) in held {
+                let before = truth.insert((lane, family, medium), len).unwrap_or(0);
+                let all = chain(family, 60);
+                if len >= before {
+                    index.store(&lanes[lane], &stored(&all[..len as usize], media[medium]));
+                } else {
+                    let gone = &all[len as usize..before as usize];
+                    let gone: Vec<_> = gone.iter().map(|h| Removed { hash: *h, medium: media[medium] }).collect();
+                    index.remove(&lanes[lane], &gone);
+                }
+            }
+            prop_assert_eq!(index.entries() as u64, truth.values().sum::<u64>());
+            let mut found = Found::default();
+            for _ in 0..2 {
+                index.find(&chain(asked.0, asked.1), &mut found);
+                for (i, lane) in lanes.iter().enumerate() {
+                    let want = [0, 1, 2].map(|m| {
+                        truth.get(&(i, asked.0, m)).map_or(0, |len| 16 * (*len).min(asked.1) as u32)
+                    });
+                    prop_assert_eq!(found.tokens(lane), want);
+                }
+            }
+        }
+    }
+}
