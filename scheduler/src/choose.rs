@@ -1,16 +1,18 @@
 //! Finds a replica for a request, and holds the request while there is none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::prefix::Prefix;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::index::Found;
-use crate::pick::{Ask, Candidate, Outcome, Policy, pick};
+use crate::pick::{Ask, Candidate, Outcome, Patience, Policy, pick};
+use crate::queue::{Offer, patience};
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica};
 use crate::scheduler::Scheduler;
@@ -35,7 +37,7 @@ pub struct Wanted {
 
 /// The replicas that already failed a request. One that has since been away and come back may be tried
 /// again.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tried(Vec<(Arc<Replica>, u64)>);
 
 impl Tried {
@@ -59,6 +61,15 @@ impl Tried {
     }
 }
 
+/// A request in the queue of its model.
+#[derive(Debug)]
+pub struct Waiting {
+    wanted: Wanted,
+    tried: Tried,
+    /// Where its place is told; nobody listens when it has left.
+    to: oneshot::Sender<Lease>,
+}
+
 /// Places a request: at once when a replica can take it and no other request waits, else when it is its
 /// turn. Refuses it when too many wait, or it has waited too long. While the model has no replica at
 /// all, it may wait for one to be woken, and its patience with busy ones begins when one is there.
@@ -69,30 +80,34 @@ pub async fn choose(
     tried: &Tried,
 ) -> Result<Lease, Fault> {
     // A request that already failed somewhere has waited its turn before.
-    let in_turn = tried.times() > 0 || pool.held.load(Ordering::Acquire) == 0;
-    if in_turn && let Ok(lease) = place(scheduler, pool, wanted, tried) {
+    let failed_before = tried.times() > 0;
+    let patience = patience(Duration::ZERO, scheduler.options.queue_timeout, 0, true);
+    let in_turn = failed_before || pool.held.load(Ordering::Acquire) == 0;
+    if in_turn && let Ok(lease) = place(scheduler, pool, wanted, tried, patience) {
         return Ok(lease);
     }
     let (arrived, arrived_at) = (Instant::now(), scheduler.now());
-    let _held = Held::enter(scheduler, pool, wanted.body_bytes, tried.times() > 0)?;
-    let full = AtomicBool::new(false);
-    let in_turn = async {
-        let _head = pool.gate.lock().await;
+    let _held = Held::enter(scheduler, pool, wanted.body_bytes, failed_before)?;
+    let (to, placed) = oneshot::channel();
+    let waiting = Waiting { wanted: wanted.clone(), tried: tried.clone(), to };
+    let ticket = pool.queue().push(waiting, failed_before, arrived_at);
+    let _ticket = Ticket { pool, ticket };
+    offer(scheduler, pool);
+    // One of those that wait looks for all, whenever something changes.
+    let gone = async {
+        let _gate = pool.gate.lock().await;
         loop {
             let changed = scheduler.registry.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             if pool.gone.load(Ordering::Acquire) {
-                return Err(unknown_model(&pool.name));
+                return;
             }
-            match place(scheduler, pool, wanted, tried) {
-                Ok(lease) => return Ok(lease),
-                Err(no_room) => full.store(no_room == NoRoom::Full, Ordering::Relaxed),
-            }
+            offer(scheduler, pool);
             changed.await;
         }
     };
-    tokio::pin!(in_turn);
+    tokio::pin!(gone, placed);
     let mut awake = pool.awake.subscribe();
     let waited = loop {
         let options = &scheduler.options;
@@ -103,7 +118,8 @@ pub async fn choose(
         let until = (arrived + patience).min(wanted.deadline);
         tokio::select! {
             biased;
-            placed = &mut in_turn => break Some(placed),
+            Ok(lease) = &mut placed => break Some(Ok(lease)),
+            () = &mut gone => break Some(Err(unknown_model(&pool.name))),
             Ok(()) = awake.changed() => {}
             () = tokio::time::sleep_until(until) => break None,
         }
@@ -113,10 +129,52 @@ pub async fn choose(
         Some(placed) => placed,
         None if pool.is_asleep() => Err(starting(&pool.name, "did not start in time")),
         None if Instant::now() >= wanted.deadline => Err(past_deadline()),
-        // Whoever waits behind others does not see the replicas himself.
-        None if full.load(Ordering::Relaxed) || is_full(pool) => Err(all_full(&pool.name, "waited too long")),
+        None if pool.was_full.load(Ordering::Relaxed) || is_full(pool) => {
+            Err(all_full(&pool.name, "waited too long"))
+        }
         None => Err(none_ready(&pool.name)),
     }
+}
+
+/// Takes a request out of the queue when it is dropped.
+struct Ticket<'a> {
+    pool: &'a Pool,
+    ticket: u64,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.pool.queue().remove(self.ticket);
+    }
+}
+
+/// Gives those that wait what places there are.
+fn offer(scheduler: &Scheduler, pool: &Pool) {
+    let times = (scheduler.now(), scheduler.options.queue_timeout);
+    let place = |waiting: &Waiting, patience| {
+        if waiting.to.is_closed() {
+            return Offer::Waits;
+        }
+        match place(scheduler, pool, &waiting.wanted, &waiting.tried, patience) {
+            Ok(lease) => Offer::Placed(lease),
+            Err(no_room) => {
+                pool.was_full.store(no_room == NoRoom::Full, Ordering::Relaxed);
+                if has_room(scheduler, pool) { Offer::Waits } else { Offer::NoRoom }
+            }
+        }
+    };
+    let mut placed = Vec::new();
+    pool.queue().offer(times, place, |waiting, lease| placed.push((waiting.to, lease)));
+    // Out of the lock: a lease that nobody takes ends here.
+    for (to, lease) in placed {
+        let _ = to.send(lease);
+    }
+}
+
+/// Whether any replica can take a request, whichever that is.
+fn has_room(scheduler: &Scheduler, pool: &Pool) -> bool {
+    let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
+    pool.replicas.load().iter().any(|replica| replica.has_room(now, stale))
 }
 
 /// Why no replica can take a request now.
@@ -129,9 +187,15 @@ pub(crate) enum NoRoom {
 }
 
 /// Chooses among the replicas as they are now, and books the choice.
-fn place(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, tried: &Tried) -> Result<Lease, NoRoom> {
+fn place(
+    scheduler: &Scheduler,
+    pool: &Pool,
+    wanted: &Wanted,
+    tried: &Tried,
+    patience: Patience,
+) -> Result<Lease, NoRoom> {
     let began = std::time::Instant::now();
-    let ask = ask(scheduler, wanted);
+    let ask = Ask { patience, ..ask(scheduler, wanted) };
     let mut split = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let replicas = pool.replicas.load();
     let mut candidates = candidates(scheduler, &replicas, wanted, tried);
@@ -200,6 +264,7 @@ fn ask(scheduler: &Scheduler, wanted: &Wanted) -> Ask {
         blocks: wanted.prefix.blocks.len(),
         bytes: wanted.bytes,
         inter_token_objective: scheduler.options.inter_token_objective.as_secs_f64(),
+        patience: Patience::default(),
     }
 }
 

@@ -19,6 +19,7 @@ pub mod options;
 pub mod pick;
 pub mod prefill;
 pub mod proxy;
+pub mod queue;
 pub mod registry;
 pub mod replica;
 pub mod report;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -10,9 +10,11 @@ use strata_wire::models::Model;
 use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, ReplicaReport};
 use tokio::sync::{Notify, watch};
 
+use crate::choose::Waiting;
 use crate::demand::Asked;
 use crate::index::BlockIndex;
 use crate::pick::{Split, Weights};
+use crate::queue::Queue;
 use crate::replica::Replica;
 
 /// How the replicas of a model are chosen from.
@@ -40,8 +42,12 @@ pub struct Pool {
     /// Since when there has been a replica, as a time since the scheduler's start; `None` while there is
     /// none: the model is asleep, or its first replica starts.
     pub awake: watch::Sender<Option<Duration>>,
-    /// Held by the request that is next to be placed; the others wait for it in the order they came.
+    /// Requests that wait for a replica.
+    queue: Mutex<Queue<Waiting>>,
+    /// Held by the one of them that looks for places for all.
     pub gate: tokio::sync::Mutex<()>,
+    /// Whether those that wait do so because all replicas are full, and not because none is ready.
+    pub was_full: AtomicBool,
     /// Requests that wait.
     pub held: AtomicUsize,
     /// Bytes of their bodies.
@@ -66,7 +72,9 @@ impl Pool {
             prefill: ArcSwap::default(),
             rules: ArcSwap::default(),
             awake: watch::Sender::new(None),
+            queue: Mutex::default(),
             gate: tokio::sync::Mutex::new(()),
+            was_full: AtomicBool::new(false),
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),
             choosing: Mutex::default(),
@@ -87,6 +95,11 @@ impl Pool {
         }
         said.or_else(|| self.told.load().as_deref().cloned())
             .unwrap_or_else(|| Model::new(&self.name, self.created))
+    }
+
+    /// Requests that wait for a replica.
+    pub fn queue(&self) -> MutexGuard<'_, Queue<Waiting>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it has no replica.

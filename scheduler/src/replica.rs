@@ -200,6 +200,13 @@ impl Replica {
         }
     }
 
+    /// Whether it can take a request now.
+    pub fn has_room(&self, now: Duration, stale: Duration) -> bool {
+        let inner = self.lock();
+        let gauges = inner.trend.gauges(inner.own_at_scrape, now, stale);
+        inner.unready.is_none() && !Load::estimate(gauges.as_ref(), inner.own).is_saturated()
+    }
+
     /// Whether it may get requests.
     pub fn is_ready(&self) -> bool {
         self.lock().unready.is_none()

@@ -262,6 +262,7 @@ impl Trend {
             waiting: reading.waiting,
             waiting_tokens,
             max_sequences: reading.max_sequences,
+            kv_usage: reading.kv_usage,
             prefill_rate,
             inter_token,
             own,

@@ -7,6 +7,9 @@ pub const SATURATED_WAITING: f64 = 8.0;
 /// Sequences assumed to fit into a replica that does not say: vLLM's usual default.
 pub const ASSUMED_MAX_SEQUENCES: f64 = 256.0;
 
+/// Sequences that must run before what they hold tells how many the KV cache has room for.
+const LEAST_TO_JUDGE: f64 = 4.0;
+
 /// What this scheduler has under way at one replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Own {
@@ -41,6 +44,8 @@ pub struct Gauges {
     pub waiting_tokens: Option<f64>,
     /// Sequences that the running batch holds at most.
     pub max_sequences: Option<f64>,
+    /// Share of its KV blocks that sequences hold.
+    pub kv_usage: Option<f64>,
     /// Prompt tokens processed a second.
     pub prefill_rate: Option<f64>,
     /// Time between two tokens.
@@ -71,6 +76,20 @@ pub struct Load {
     pub inter_token: InterToken,
 }
 
+impl Gauges {
+    /// Sequences that find room beside each other: as many as it runs at most, or as its KV cache holds of
+    /// those that run now.
+    fn slots(&self) -> f64 {
+        let most = self.max_sequences.unwrap_or(ASSUMED_MAX_SEQUENCES);
+        match (self.running, self.kv_usage) {
+            (Some(running), Some(usage)) if running >= LEAST_TO_JUDGE && usage > 0.0 => {
+                most.min((running / usage).max(1.0))
+            }
+            _ => most,
+        }
+    }
+}
+
 impl Load {
     /// Corrects metrics by what happened since they were asked for. `None` when there are none, or
     /// they are too old to be believed: then only what this scheduler knows itself counts, so a
@@ -81,7 +100,7 @@ impl Load {
         };
         let sent = now.in_flight as f64 - gauges.own.in_flight as f64;
         let still = now.pending as f64 - gauges.own.pending as f64;
-        let slots = gauges.max_sequences.unwrap_or(ASSUMED_MAX_SEQUENCES);
+        let slots = gauges.slots();
         let (running, waiting) = match (gauges.running, gauges.waiting) {
             (Some(running), Some(waiting)) => {
                 let all = (running + waiting + sent).max(now.in_flight as f64);
@@ -131,6 +150,7 @@ mod tests {
             waiting: Some(waiting),
             waiting_tokens: Some(waiting * 100.0),
             max_sequences: Some(16.0),
+            kv_usage: None,
             prefill_rate: Some(1000.0),
             inter_token: InterToken::Idle,
             own,
@@ -151,6 +171,18 @@ mod tests {
         let load = Load::estimate(Some(&idle), own(24, 24));
         assert_eq!((load.running, load.waiting), (Some(16.0), Some(8.0)));
         assert!(load.is_saturated(), "a burst between two looks at the metrics is bounded");
+    }
+
+    #[test]
+    fn a_cache_that_is_full_has_no_room_for_a_burst() {
+        let half = Gauges { kv_usage: Some(0.8), max_sequences: Some(256.0), ..gauges(8.0, 0.0, own(8, 0)) };
+        let load = Load::estimate(Some(&half), own(10, 2));
+        assert_eq!((load.running, load.waiting), (Some(10.0), Some(0.0)));
+        let load = Load::estimate(Some(&half), own(18, 10));
+        assert_eq!((load.running, load.waiting), (Some(10.0), Some(8.0)));
+        assert!(load.is_saturated());
+        let few = Gauges { running: Some(1.0), ..half };
+        assert_eq!(Load::estimate(Some(&few), own(18, 10)).waiting, Some(0.0), "one tells little");
     }
 
     #[test]

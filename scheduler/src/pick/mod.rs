@@ -13,7 +13,7 @@ pub use cached::Cached;
 pub use decision::{Decision, Prompt, Why};
 pub use index::PrefixIndex;
 pub use load::{Gauges, InterToken, Load, Own};
-pub use score::{Ask, Parts, Weights};
+pub use score::{Ask, Parts, Patience, Weights};
 pub use split::Split;
 pub use strata_wire::replicas::Policy;
 use strata_wire::replicas::Track;
@@ -40,6 +40,15 @@ impl Candidate<'_> {
     pub fn is_open(&self) -> bool {
         self.eligible && !self.load.is_saturated()
     }
+
+    /// Whether it should take a request that may wait, of whose prompt no replica has more than `most` tokens:
+    /// the last places of a queue are for those whose prompts are here. Without it an overload takes
+    /// prompts to whichever replica has the next place, the caches become alike, and what they save is lost
+    /// when it is needed most.
+    fn is_for(&self, most: f64) -> bool {
+        let holds = most > 0.0 && self.cached.tokens >= HOLDS * most;
+        holds || self.load.waiting.unwrap_or(0.0) < FREE_FOR_ALL
+    }
 }
 
 /// What came of choosing.
@@ -47,12 +56,17 @@ impl Candidate<'_> {
 pub enum Outcome {
     /// The candidate at this place.
     Picked(usize, Decision),
-    /// There are eligible replicas, and all are full: hold the request.
+    /// There are eligible replicas, and all are full, or it should wait for another than those that are
+    /// not: hold the request.
     Saturated,
     /// No replica is eligible.
     NoneReady,
 }
 
+/// Waiting sequences up to which a replica takes any request.
+const FREE_FOR_ALL: f64 = 2.0;
+/// A replica that has such a part of what the one with the most has is as good as that.
+const HOLDS: f64 = 0.75;
 /// Scores closer than this are equal.
 const TIE: f64 = 1e-6;
 
@@ -70,10 +84,12 @@ pub fn pick(
         return Outcome::NoneReady;
     }
     let idle = sibling_inter_token(candidates);
+    let most = candidates.iter().filter(|c| c.eligible).map(|c| c.cached.tokens).fold(0.0, f64::max);
+    let waits = if most > 0.0 { ask.patience.for_holder } else { ask.patience.for_room };
     let open: Vec<(usize, Parts)> = candidates
         .iter()
         .enumerate()
-        .filter(|(_, c)| c.is_open())
+        .filter(|(_, c)| c.is_open() && (!waits || c.is_for(most)))
         .map(|(place, c)| (place, score::parts(ask, &c.cached, c.bytes_per_token, &c.load, idle)))
         .collect();
     if open.is_empty() {

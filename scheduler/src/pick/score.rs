@@ -12,6 +12,10 @@ pub const UNKNOWN: f64 = 0.5;
 /// by noise sends everything to one of two equal replicas.
 const LATENCY_STEP: f64 = 0.05;
 
+/// Saving so short a time is half as good as saving any time at all: without it the few tokens that all
+/// conversations begin with would draw them all to one replica.
+const UNNOTICED_SECONDS: f64 = 0.3;
+
 /// How much each score counts. The signs are fixed: a hit speaks for a replica, the rest against it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
@@ -62,7 +66,7 @@ impl Weights {
 /// The four scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Parts {
-    /// Prefill seconds that the cache saves / (these + the predicted wait until the prompt is done).
+    /// Prefill seconds that the cache saves / (these + the predicted wait until the prompt is done + 0.3).
     pub hit: f64,
     /// Waiting prompt tokens / (these + the prompt tokens processed in one second).
     pub queue: f64,
@@ -91,6 +95,17 @@ pub struct Ask {
     pub bytes: usize,
     /// Seconds between two tokens that the model aims at.
     pub inter_token_objective: f64,
+    /// What it may wait for.
+    pub patience: Patience,
+}
+
+/// What a request may wait for, while there are replicas that could take it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Patience {
+    /// For a replica that has its prompt.
+    pub for_holder: bool,
+    /// Where none has: for one that has room beside the requests whose prompts it has.
+    pub for_room: bool,
 }
 
 /// Scores a replica. `idle_inter_token` stands in for a replica that has the metric and nothing to
@@ -105,7 +120,8 @@ pub fn parts(
     let tokens = ask.bytes as f64 / bytes_per_token.max(0.1);
     let cached = has.worth.min(tokens);
     // Both are tokens at the replica's own rate, which cancels out: seconds / seconds.
-    let until_done = load.waiting_tokens + (tokens - cached);
+    let unnoticed = load.prefill_rate.unwrap_or(0.0) * UNNOTICED_SECONDS;
+    let until_done = load.waiting_tokens + (tokens - cached) + unnoticed;
     let hit = if cached > 0.0 { cached / (cached + until_done) } else { 0.0 };
 
     let queue = if load.waiting_tokens <= 0.0 {
@@ -142,7 +158,12 @@ mod tests {
         Cached::guessed(blocks, 4.0)
     }
 
-    const ASK: Ask = Ask { blocks: 14, bytes: 14 * BLOCK_BYTES, inter_token_objective: 0.1 };
+    const ASK: Ask = Ask {
+        blocks: 14,
+        bytes: 14 * BLOCK_BYTES,
+        inter_token_objective: 0.1,
+        patience: Patience { for_holder: false, for_room: false },
+    };
 
     fn idle() -> Load {
         Load {
@@ -159,17 +180,17 @@ mod tests {
     #[test]
     fn an_idle_replica_scores_by_the_share_it_holds() {
         let p = parts(&ASK, &has(12), 4.0, &idle(), None);
-        assert!((p.hit - 12.0 / 14.0).abs() < 1e-9);
+        assert!((p.hit - 768.0 / (768.0 + 128.0 + 600.0)).abs() < 1e-9);
         assert_eq!((p.queue, p.decode), (0.0, 0.0));
         assert!((p.latency - 0.2).abs() < 1e-9);
-        assert!((p.score(&Weights::default()) - (50.0 * 12.0 / 14.0 - 2.0)).abs() < 1e-6);
+        assert!((p.score(&Weights::default()) - (50.0 * p.hit - 2.0)).abs() < 1e-6);
     }
 
     #[test]
     fn waiting_work_devalues_a_hit() {
         let busy = Load { waiting_tokens: 2000.0, running: Some(64.0), ..idle() };
         let p = parts(&ASK, &has(14), 4.0, &busy, None);
-        assert!((p.hit - 896.0 / 2896.0).abs() < 1e-9, "{p:?}");
+        assert!((p.hit - 896.0 / (2896.0 + 600.0)).abs() < 1e-9, "{p:?}");
         assert!((p.queue - 0.5).abs() < 1e-9 && (p.decode - 1.0).abs() < 1e-9);
         assert!(
             p.score(&Weights::default())

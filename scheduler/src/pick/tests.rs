@@ -5,7 +5,12 @@ use super::load::{ASSUMED_MAX_SEQUENCES, SATURATED_WAITING};
 use super::*;
 
 const BLOCKS: usize = 10;
-const ASK: Ask = Ask { blocks: BLOCKS, bytes: BLOCKS * BLOCK_BYTES, inter_token_objective: 0.1 };
+const ASK: Ask = Ask {
+    blocks: BLOCKS,
+    bytes: BLOCKS * BLOCK_BYTES,
+    inter_token_objective: 0.1,
+    patience: Patience { for_holder: false, for_room: false },
+};
 
 fn maybe(range: std::ops::Range<f64>) -> impl Strategy<Value = Option<f64>> {
     prop::option::weighted(0.8, range)
@@ -28,8 +33,16 @@ fn any_load() -> impl Strategy<Value = Load> {
             fresh,
         )| {
             let own = Own { in_flight: flying, pending: flying / 2, pending_tokens: flying as f64 * 20.0 };
-            let gauges =
-                Gauges { running, waiting, waiting_tokens, max_sequences, prefill_rate, inter_token, own };
+            let gauges = Gauges {
+                running,
+                waiting,
+                waiting_tokens,
+                max_sequences,
+                kv_usage: None,
+                prefill_rate,
+                inter_token,
+                own,
+            };
             let now = Own { in_flight: flying + since, pending: flying / 2 + since, ..own };
             Load::estimate(fresh.then_some(&gauges), now)
         },
