@@ -92,8 +92,10 @@ impl Inner {
     fn cached(&self, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
         let bytes_per_token = self.trend.bytes_per_token();
         match &self.lane {
-            Some(lane) => Cached::told(found.tokens(lane))
-                .with_coming(self.coming(&prefix.blocks, now), bytes_per_token),
+            Some(lane) => {
+                let coming = self.coming(&prefix.blocks, now);
+                Cached::told(found.tokens(lane)).with_coming(coming, found.blocks(lane), bytes_per_token)
+            }
             None => Cached::guessed(self.index.matched(&prefix.blocks), bytes_per_token),
         }
     }

@@ -193,7 +193,7 @@ impl BlockIndex {
         found.clear();
         let Some(last) = self.last_held(chain) else { return };
         let first = (0..=last).find(|at| self.holders(chain, *at) > 0).unwrap_or(last);
-        self.note(chain[last], found);
+        self.note(chain, last, found);
         let (most, least) = (self.holders(chain, first), self.holders(chain, last));
         self.divide(chain, (first, most), (last, least), found);
     }
@@ -220,7 +220,7 @@ impl BlockIndex {
             return;
         }
         if high.0 - low.0 <= 1 {
-            self.note(chain[low.0], found);
+            self.note(chain, low.0, found);
             return;
         }
         // Nobody says anything of a block in a gap: the one before it does.
@@ -230,7 +230,7 @@ impl BlockIndex {
             (holders > 0).then_some((at, holders))
         });
         let Some(middle) = told else {
-            self.note(chain[low.0], found);
+            self.note(chain, low.0, found);
             return;
         };
         self.divide(chain, low, middle, found);
@@ -242,10 +242,11 @@ impl BlockIndex {
         self.read(hash).get(&hash).map_or(0, |holders| holders.all().len())
     }
 
-    fn note(&self, hash: BlockHash, found: &mut Found) {
+    fn note(&self, chain: &[BlockHash], at: usize, found: &mut Found) {
+        let hash = chain[at];
         if let Some(holders) = self.read(hash).get(&hash) {
             for holder in holders.all() {
-                found.note(holder.key >> 2, (holder.key & 3) as usize, holder.tokens);
+                found.note(*holder, at + 1);
             }
         }
     }
@@ -268,32 +269,39 @@ impl BlockIndex {
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     lanes: Vec<u32>,
-    tokens: Vec<[u32; MEDIA]>,
+    /// By lane: tokens, and whole blocks.
+    by_lane: Vec<([u32; MEDIA], usize)>,
 }
 
 impl Found {
     fn clear(&mut self) {
         for lane in self.lanes.drain(..) {
-            self.tokens[lane as usize] = [0; MEDIA];
+            self.by_lane[lane as usize] = ([0; MEDIA], 0);
         }
     }
 
-    fn note(&mut self, lane: u32, medium: usize, tokens: u32) {
-        let at = lane as usize;
-        if at >= self.tokens.len() {
-            self.tokens.resize(at + 1, [0; MEDIA]);
+    fn note(&mut self, holder: Holder, blocks: usize) {
+        let (lane, medium) = ((holder.key >> 2) as usize, (holder.key & 3) as usize);
+        if lane >= self.by_lane.len() {
+            self.by_lane.resize(lane + 1, ([0; MEDIA], 0));
         }
-        if self.tokens[at] == [0; MEDIA] {
-            self.lanes.push(lane);
+        let (tokens, known) = &mut self.by_lane[lane];
+        if *known == 0 {
+            self.lanes.push(lane as u32);
         }
-        let known = &mut self.tokens[at][medium];
-        *known = tokens.max(*known);
+        tokens[medium] = holder.tokens.max(tokens[medium]);
+        *known = blocks.max(*known);
     }
 
     /// Tokens of the prompt that the replica of this lane has in each medium, in the order of
     /// [`MEDIA`](strata_wire::engine_events::MEDIA).
     pub fn tokens(&self, lane: &Lane) -> [u32; MEDIA] {
-        self.tokens.get(lane.number() as usize).copied().unwrap_or_default()
+        self.by_lane.get(lane.number() as usize).map_or([0; MEDIA], |known| known.0)
+    }
+
+    /// How many of the prompt's blocks it has, in any medium.
+    pub fn blocks(&self, lane: &Lane) -> usize {
+        self.by_lane.get(lane.number() as usize).map_or(0, |known| known.1)
     }
 }
 
@@ -332,6 +340,9 @@ mod tests {
         index.store(&b, &stored(&prompt[..11], Medium::Device));
         assert_eq!(look(&index, &prompt, &a), [160, 0, 480]);
         assert_eq!(look(&index, &prompt, &b), [176, 0, 0]);
+        let mut found = Found::default();
+        index.find(&prompt, &mut found);
+        assert_eq!((found.blocks(&a), found.blocks(&b), found.blocks(&c)), (30, 11, 0));
         assert_eq!(look(&index, &prompt, &c), [0, 0, 0]);
         assert_eq!(look(&index, &chain(2, 40), &a), [0, 0, 0]);
         assert_eq!(look(&index, &[], &a), [0, 0, 0]);

@@ -35,12 +35,12 @@ impl Cached {
         Self { tokens, worth, told: true }
     }
 
-    /// The same, when so many of the prompt's first blocks are being computed there already.
+    /// The same, when so many of the prompt's first blocks are being computed there already, and `told` is
+    /// how many it has told of. What lies beyond these is guessed.
     #[must_use]
-    pub fn with_coming(self, blocks: usize, bytes_per_token: f64) -> Self {
-        let coming = Self::guessed(blocks, bytes_per_token);
-        let better = coming.worth > self.worth;
-        if better { Self { told: self.told, ..coming } } else { self }
+    pub fn with_coming(self, blocks: usize, told: usize, bytes_per_token: f64) -> Self {
+        let more = Self::guessed(blocks.saturating_sub(told), bytes_per_token).tokens;
+        Self { tokens: self.tokens + more, worth: self.worth + more, told: self.told }
     }
 
     /// As blocks of a prompt that has `of` of them.
@@ -67,9 +67,9 @@ mod tests {
     #[test]
     fn what_is_being_computed_there_counts_as_there() {
         let told = Cached::told([64, 0, 0]);
-        assert_eq!(told.with_coming(1, 4.0), told);
-        let coming = told.with_coming(3, 4.0);
-        assert_eq!((coming.tokens, coming.told), (192.0, true));
+        assert_eq!(told.with_coming(1, 1, 4.0), told);
+        let coming = told.with_coming(3, 1, 4.0);
+        assert_eq!((coming.tokens, coming.worth, coming.told), (192.0, 192.0, true));
         assert_eq!((coming.blocks(4.0, 9), coming.blocks(4.0, 2), coming.blocks(8.0, 9)), (3, 2, 6));
     }
 }
