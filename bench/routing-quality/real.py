@@ -123,6 +123,8 @@ class Run:
             except OSError:
                 # The one that was killed in this moment.
                 url = next(s.url for s in self.schedulers if s.url != url)
+        else:
+            raise RuntimeError("no scheduler answers")
         if status != 200:
             raise RuntimeError(f"{status}: {answer[:300]!r}")
         said = json.loads(answer)
@@ -145,14 +147,12 @@ class Run:
         order = [i for i in range(self.args.conversations) for _ in range(self.args.turns)]
         chance.shuffle(order)
         # A conversation's turns follow each other: only different ones run side by side.
-        half, done = len(order) // 2, 0
+        left, half, done = order.copy(), len(order) // 2, 0
         with concurrent.futures.ThreadPoolExecutor(self.args.side_by_side) as pool:
             while done < len(order):
-                batch = list(dict.fromkeys(order[done:]))[: self.args.side_by_side]
+                batch = list(dict.fromkeys(left))[: self.args.side_by_side]
                 for i in batch:
-                    order.remove(i)
-                    order.insert(0, i)
-                for i in batch:
+                    left.remove(i)
                     histories[i].append({"role": "user", "content": text(chance, 30)})
                 futures = [pool.submit(self.turn, histories[i], len(histories[i])) for i in batch]
                 if self.policy == "prefix" and done < half <= done + len(batch):

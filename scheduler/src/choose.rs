@@ -22,6 +22,11 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// The same, after a model did not wake in time.
 const RETRY_STARTING: Duration = Duration::from_secs(5);
 
+/// Between two looks for places for those that wait.
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
+/// The same, in times of what a look took.
+const LOOK_PART: u32 = 4;
+
 /// What of a request decides where it goes.
 #[derive(Clone, Debug)]
 pub struct Wanted {
@@ -92,21 +97,8 @@ pub async fn choose(
     let waiting = Waiting { wanted: wanted.clone(), tried: tried.clone(), to };
     let ticket = pool.queue().push(waiting, failed_before, arrived_at);
     let _ticket = Ticket { pool, ticket };
-    offer(scheduler, pool);
-    // One of those that wait looks for all, whenever something changes.
-    let gone = async {
-        let _gate = pool.gate.lock().await;
-        loop {
-            let changed = scheduler.registry.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if pool.gone.load(Ordering::Acquire) {
-                return;
-            }
-            offer(scheduler, pool);
-            changed.await;
-        }
-    };
+    pool.arrived.notify_one();
+    let gone = look_for_all(scheduler, pool);
     tokio::pin!(gone, placed);
     let mut awake = pool.awake.subscribe();
     let waited = loop {
@@ -118,10 +110,11 @@ pub async fn choose(
         let until = (arrived + patience).min(wanted.deadline);
         tokio::select! {
             biased;
-            Ok(lease) = &mut placed => break Some(Ok(lease)),
+            lease = &mut placed => break lease.ok().map(Ok),
             () = &mut gone => break Some(Err(unknown_model(&pool.name))),
             Ok(()) = awake.changed() => {}
-            () = tokio::time::sleep_until(until) => break None,
+            // Placed in this very moment, perhaps by itself.
+            () = tokio::time::sleep_until(until) => break placed.try_recv().ok().map(Ok),
         }
     };
     scheduler.metrics.queued(&pool.name, arrived.elapsed());
@@ -148,18 +141,45 @@ impl Drop for Ticket<'_> {
     }
 }
 
+/// Looks for places for all that wait, whenever something changes: one of them does at a time. Ends when
+/// the model is gone.
+async fn look_for_all(scheduler: &Scheduler, pool: &Pool) {
+    let _gate = pool.gate.lock().await;
+    loop {
+        let changed = scheduler.registry.changed.notified();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        if pool.gone.load(Ordering::Acquire) {
+            return;
+        }
+        let began = Instant::now();
+        offer(scheduler, pool);
+        // Something always changes: looking takes a part of a core at most, and this request its turn.
+        tokio::time::sleep(LOOK_PAUSE.max(began.elapsed() * LOOK_PART)).await;
+        tokio::select! {
+            () = changed => {}
+            () = pool.arrived.notified() => {}
+        }
+    }
+}
+
 /// Gives those that wait what places there are.
 fn offer(scheduler: &Scheduler, pool: &Pool) {
     let times = (scheduler.now(), scheduler.options.queue_timeout);
+    let mut room = None;
     let place = |waiting: &Waiting, patience| {
         if waiting.to.is_closed() {
             return Offer::Waits;
         }
         match place(scheduler, pool, &waiting.wanted, &waiting.tried, patience) {
-            Ok(lease) => Offer::Placed(lease),
+            Ok(lease) => {
+                room = None;
+                Offer::Placed(lease)
+            }
             Err(no_room) => {
                 pool.was_full.store(no_room == NoRoom::Full, Ordering::Relaxed);
-                if has_room(scheduler, pool) { Offer::Waits } else { Offer::NoRoom }
+                let room = *room.get_or_insert_with(|| has_room(scheduler, pool));
+                if room { Offer::Waits } else { Offer::NoRoom }
             }
         }
     };

@@ -39,7 +39,7 @@ enum Ended {
 pub async fn follow(scheduler: &Scheduler, replica: &Arc<Replica>) {
     let (mut told, mut pause, mut heard) = (Told::default(), AGAIN.0, scheduler.now());
     loop {
-        let before = heard;
+        let began = scheduler.now();
         match listen(scheduler, replica, &mut told, &mut heard).await {
             Ended::TellsNothing(status) => {
                 let status = status.as_u16();
@@ -66,8 +66,8 @@ pub async fn follow(scheduler: &Scheduler, replica: &Arc<Replica>) {
             told = Told::default();
             replica.told(None);
         }
-        // What could be followed is not what cannot be had.
-        if heard > before {
+        // What could be followed for a while is not what cannot be had or read.
+        if heard.saturating_sub(began) > AGAIN.1 {
             pause = AGAIN.0;
         }
         let jitter = 0.5 + (scheduler.random() % 1024) as f64 / 1024.0;

@@ -46,6 +46,8 @@ pub struct Pool {
     queue: Mutex<Queue<Waiting>>,
     /// Held by the one of them that looks for places for all.
     pub gate: tokio::sync::Mutex<()>,
+    /// Tells that one when another has come.
+    pub arrived: Notify,
     /// Whether those that wait do so because all replicas are full, and not because none is ready.
     pub was_full: AtomicBool,
     /// Requests that wait.
@@ -74,6 +76,7 @@ impl Pool {
             awake: watch::Sender::new(None),
             queue: Mutex::default(),
             gate: tokio::sync::Mutex::new(()),
+            arrived: Notify::new(),
             was_full: AtomicBool::new(false),
             held: AtomicUsize::new(0),
             held_bytes: AtomicUsize::new(0),

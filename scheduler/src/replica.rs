@@ -19,8 +19,9 @@ use crate::telemetry::{Reading, Trend};
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
 /// the second.
 const FAILED_SCRAPES: u32 = 3;
-/// A request that was sent so short a time before a replica told its load may be missing in it.
-const UNSEEN: Duration = Duration::from_millis(10);
+/// A request that was sent so short a time before a replica told its load may be missing in it: it is read,
+/// and the load is told when it has changed, 20 ms apart.
+const UNSEEN: Duration = Duration::from_millis(50);
 /// A prompt that a replica has begun to answer and does not tell of after this time is not kept there.
 const UNTOLD: Duration = Duration::from_secs(1);
 
@@ -53,10 +54,18 @@ struct Inner {
     lane: Option<Lane>,
     /// Prompts that were sent there and that it has not told of.
     pledges: VecDeque<Pledge>,
-    next_pledge: u64,
-    /// When the last requests were sent, and their tokens, until its told load has them.
-    sent: VecDeque<(Duration, f64)>,
+    next_request: u64,
+    /// Requests that its told load may not have yet.
+    sent: VecDeque<Sent>,
     models: Vec<Model>,
+}
+
+/// A request that was sent a moment ago.
+#[derive(Debug)]
+struct Sent {
+    id: u64,
+    at: Duration,
+    tokens: f64,
 }
 
 /// A prompt that a replica computes.
@@ -142,7 +151,7 @@ impl Replica {
                 index: PrefixIndex::default(),
                 lane: None,
                 pledges: VecDeque::new(),
-                next_pledge: 0,
+                next_request: 0,
                 sent: VecDeque::new(),
                 models: Vec::new(),
             }),
@@ -249,12 +258,10 @@ impl Replica {
     pub fn told_load(&self, load: engine_events::Load, now: Duration) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        while inner.sent.front().is_some_and(|(at, _)| *at + UNSEEN <= now) {
-            inner.sent.pop_front();
-        }
+        inner.sent.retain(|sent| sent.at + UNSEEN > now);
         if inner.trend.told(&load, now) {
             let unseen = inner.sent.len() as u64;
-            let tokens: f64 = inner.sent.iter().map(|(_, tokens)| tokens).sum();
+            let tokens: f64 = inner.sent.iter().map(|sent| sent.tokens).sum();
             inner.own_at_scrape = Own {
                 in_flight: inner.own.in_flight.saturating_sub(unseen),
                 pending: inner.own.pending.saturating_sub(unseen),
@@ -285,15 +292,12 @@ impl Replica {
         inner.own.pending_tokens += tokens;
         inner.index.record(&prefix.blocks);
         inner.pledges.retain(|pledge| pledge.until.is_none_or(|until| now < until));
-        let id = inner.next_pledge;
+        let id = inner.next_request;
+        inner.next_request += 1;
         if inner.lane.is_some() {
-            inner.next_pledge += 1;
             let chain = prefix.blocks.as_slice().into();
             inner.pledges.push_back(Pledge { id, chain, until: None });
-            inner.sent.push_back((now, tokens));
-            while inner.sent.front().is_some_and(|(at, _)| *at + UNTOLD <= now) {
-                inner.sent.pop_front();
-            }
+            inner.sent.push_back(Sent { id, at: now, tokens });
         }
         Lease {
             replica: Arc::clone(self),
@@ -301,7 +305,7 @@ impl Replica {
             decision,
             tokens,
             spared: 0.0,
-            pledge: id,
+            id,
             bytes: prefix.bytes,
             pending: true,
             changed: Arc::clone(changed),
@@ -414,7 +418,7 @@ pub struct Lease {
     /// Tokens of its prompt that wait here, and that wait elsewhere instead.
     tokens: f64,
     spared: f64,
-    pledge: u64,
+    id: u64,
     bytes: usize,
     pending: bool,
     changed: Arc<Notify>,
@@ -442,7 +446,8 @@ impl Lease {
             let mut inner = self.replica.lock();
             inner.own.pending -= 1;
             inner.own.pending_tokens = (inner.own.pending_tokens - self.tokens).max(0.0);
-            let pledge = inner.pledges.iter().position(|pledge| pledge.id == self.pledge);
+            let pledge = inner.pledges.iter().position(|pledge| pledge.id == self.id);
+            inner.sent.retain(|sent| sent.id != self.id);
             if let Some(now) = answered {
                 inner.trend.answered(self.bytes);
                 if let Some(at) = pledge {

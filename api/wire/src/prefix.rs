@@ -132,6 +132,13 @@ struct Turn<'a> {
     tool_calls: Option<&'a RawValue>,
 }
 
+/// A part of a content that is a text: no other kind of part has a member `text`.
+#[derive(Deserialize)]
+struct TextPart<'a> {
+    #[serde(borrow)]
+    text: &'a RawValue,
+}
+
 /// A text of a body, as it stands in the canonical text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passage<'a> {
@@ -148,7 +155,7 @@ pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
 }
 
 /// The same, with the texts that a prompt is made of, in their order. What stands in the body in
-/// another form than a text (parts of a content, token ids) is no passage.
+/// another form than a text (images, token ids) is no passage.
 pub fn with_passages<'a>(scope: &str, body: &'a [u8]) -> Option<(Prefix, Vec<Passage<'a>>)> {
     let mut passages = Vec::new();
     let prefix = walk(scope, body, |passage| passages.push(passage))?;
@@ -202,14 +209,30 @@ fn push_prompt<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut i
     }
 }
 
+/// A content is a text, or parts of which some are texts. A single text part is the same as the text.
 fn push_text<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut impl FnMut(Passage<'a>)) {
     let at = hasher.prefix.bytes;
-    match text(raw) {
-        Some(text) => {
-            hasher.push(text.as_bytes());
-            passage(Passage { at, text });
+    if let Some(text) = text(raw) {
+        hasher.push(text.as_bytes());
+        passage(Passage { at, text });
+        return;
+    }
+    let Ok(parts) = serde_json::from_str::<Vec<&RawValue>>(raw.get()) else {
+        hasher.push(raw.get().as_bytes());
+        return;
+    };
+    for (i, part) in parts.into_iter().enumerate() {
+        if i > 0 {
+            hasher.push(UNIT);
         }
-        None => hasher.push(raw.get().as_bytes()),
+        let at = hasher.prefix.bytes;
+        match serde_json::from_str::<TextPart<'_>>(part.get()).ok().and_then(|part| text(part.text)) {
+            Some(text) => {
+                hasher.push(text.as_bytes());
+                passage(Passage { at, text });
+            }
+            None => hasher.push(part.get().as_bytes()),
+        }
     }
 }
 
@@ -289,12 +312,33 @@ mod tests {
         let (prefix, passages) = with_passages("s", body.as_bytes()).unwrap();
         assert_eq!(of_body("s", body.as_bytes()), Some(prefix));
         // `[1]` and a separator, `system` and a separator; `bé`, a separator, `user`, ...
-        let parts = r#"[{"type":"text","text":"x"}]"#.len();
         let texts: Vec<_> = passages.iter().map(|p| (p.at, &*p.text)).collect();
-        assert_eq!(texts, [(11, "bé"), (11 + 3 + 1 + 5 + parts + 1 + 5, "q")]);
+        // After each text a separator, `user`, and a separator.
+        assert_eq!(texts, [(11, "bé"), (11 + 3 + 6, "x"), (11 + 3 + 6 + 1 + 6, "q")]);
         let (_, passages) = with_passages("s", br#"{"prompt":"to go on"}"#).unwrap();
         assert_eq!(passages, [Passage { at: 0, text: "to go on".into() }]);
         assert_eq!(with_passages("s", br#"{"prompt":[1,2]}"#).unwrap().1, []);
+    }
+
+    #[test]
+    fn a_text_is_the_same_as_one_part_and_other_parts_are_their_bytes() {
+        let of = |content: &str| {
+            let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":{content}}}]}}"#);
+            with_passages("s", body.as_bytes()).map(|(prefix, passages)| (prefix, passages.len())).unwrap()
+        };
+        let long = "w".repeat(600);
+        let plain = of(&format!("\"{long}\""));
+        assert_eq!(of(&format!(r#"[{{"type":"text","text":"{long}"}}]"#)), plain);
+        let image = |url: &str| {
+            of(&format!(
+                r#"[{{"type":"text","text":"{long}"}},{{"type":"image_url","image_url":{{"url":"{url}"}}}},{{"type":"text","text":"{long}"}}]"#
+            ))
+        };
+        let (a, b) = (image("data:a"), image("data:b"));
+        assert_eq!((a.1, b.1), (2, 2));
+        assert_eq!(a.0.blocks[..2], b.0.blocks[..2]);
+        assert!(a.0.blocks[2..].iter().all(|hash| !b.0.blocks.contains(hash)));
+        assert_eq!(of("null").1, 0);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use strata_scheduler::pick::{Cached, Decision, Own, Parts, Patience, Why};
 use strata_scheduler::queue::{Offer, Queue};
 use strata_scheduler::replica::{Lease, Replica};
 use strata_scheduler::telemetry::Reading;
+use strata_wire::defaults::QUEUE_TIMEOUT;
 use strata_wire::engine_events::{BlockChanges, EngineEvent, Snapshot};
 use strata_wire::prefix::Prefix;
 use strata_wire::replicas::Endpoint;
@@ -200,8 +201,7 @@ impl Simulation<'_> {
         let mut queue = std::mem::take(&mut self.held);
         let mut placed = Vec::new();
         let place = |request: &usize, patience| self.try_place(*request, patience, now);
-        // As long as it takes: the others do not refuse either.
-        queue.offer((time(now), Duration::MAX), place, |_, at| placed.push(at));
+        queue.offer((time(now), QUEUE_TIMEOUT), place, |_, at| placed.push(at));
         self.held = queue;
         for at in placed {
             self.step(at, now);

@@ -90,8 +90,9 @@ impl StepCost {
         let crowd = 1.0 + prompts as f64 / decodes.max(1) as f64;
         let brief = (brief as f64 * each).min(BRIEF_SECONDS);
         let more = (PROMPT_SHARE * crowd * rest).max(UNNOTICED - rest).max(brief);
-        // A cast of infinity is the largest number.
-        ((more / each) as usize).max(LEAST)
+        // A division that undoes a product may end just below the whole number. A cast of infinity is the
+        // largest one.
+        ((more / each + 1e-6) as usize).max(LEAST)
     }
 }
 

@@ -1,8 +1,8 @@
 //! From a block to who holds it: a map in shards, so that those who ask and those who tell seldom meet.
 //!
-//! A chain's blocks are held like a tree's branches: whoever holds a block holds those before it. So the
-//! holders of a chain shrink from its first block to its last, and a look-up bisects for the places where
-//! they do, instead of asking for each block.
+//! A look-up asks for every block of a prompt: an engine says nothing of blocks that tell no more tokens
+//! than the one before (tools, of which a template makes another text; images), so holders cannot be
+//! searched for by halves. Neighbours mostly have the same holders, and are then passed over.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -17,9 +17,8 @@ use super::lanes::{Lane, Lanes};
 use crate::pick::index::Identity;
 
 const SHARDS: usize = 256;
-/// Blocks that nobody says anything of may lie between two of a chain: those in which no token ends that
-/// the block before has not.
-const GAP: usize = 3;
+/// Entries of one lane. What a replica tells beyond them is not kept.
+const MAX_ENTRIES: usize = 1 << 22;
 const MEDIA: usize = 3;
 
 /// One replica that holds a block in one medium.
@@ -128,6 +127,9 @@ impl BlockIndex {
     /// The replica of this lane holds these.
     pub fn store(&self, lane: &Lane, stored: &[Stored]) {
         for Stored { hash, tokens, medium } in stored {
+            if lane.entries() >= MAX_ENTRIES {
+                return;
+            }
             let holder = Holder { key: key(lane.number(), *medium), tokens: *tokens };
             let new = match self.write(*hash).entry(*hash) {
                 Entry::Vacant(vacant) => {
@@ -191,69 +193,27 @@ impl BlockIndex {
     /// Finds who holds how much of a prompt with these blocks.
     pub fn find(&self, chain: &[BlockHash], found: &mut Found) {
         found.clear();
-        let Some(last) = self.last_held(chain) else { return };
-        let first = (0..=last).find(|at| self.holders(chain, *at) > 0).unwrap_or(last);
-        self.note(chain, last, found);
-        let (most, least) = (self.holders(chain, first), self.holders(chain, last));
-        self.divide(chain, (first, most), (last, least), found);
-    }
-
-    /// The last block of the chain that somebody holds.
-    fn last_held(&self, chain: &[BlockHash]) -> Option<usize> {
-        let held_near = |at: usize| (at..chain.len().min(at + 1 + GAP)).any(|at| self.holders(chain, at) > 0);
-        let (mut low, mut high) = (0, chain.len());
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            if held_near(middle) {
-                low = middle + 1;
-            } else {
-                high = middle;
+        let mut last: Vec<u32> = Vec::new();
+        for (at, hash) in chain.iter().enumerate().rev() {
+            let shard = self.read(*hash);
+            let Some(holders) = shard.get(hash).map(Holders::all) else { continue };
+            // The same hold a block behind this one, which tells more.
+            if holders.len() == last.len()
+                && holders.iter().zip(&last).all(|(holder, key)| holder.key == *key)
+            {
+                continue;
             }
-        }
-        let end = chain.len().min(low + GAP);
-        (0..end).rev().take(2 * GAP + 1).find(|at| self.holders(chain, *at) > 0)
-    }
-
-    /// Notes the holders of the places between `low` and `high` from which on there are fewer.
-    fn divide(&self, chain: &[BlockHash], low: (usize, usize), high: (usize, usize), found: &mut Found) {
-        if low.1 <= high.1 {
-            return;
-        }
-        if high.0 - low.0 <= 1 {
-            self.note(chain, low.0, found);
-            return;
-        }
-        // Nobody says anything of a block in a gap: the one before it does.
-        let middle = usize::midpoint(low.0, high.0);
-        let told = (low.0 + 1..=middle).rev().take(GAP + 1).find_map(|at| {
-            let holders = self.holders(chain, at);
-            (holders > 0).then_some((at, holders))
-        });
-        let Some(middle) = told else {
-            self.note(chain, low.0, found);
-            return;
-        };
-        self.divide(chain, low, middle, found);
-        self.divide(chain, middle, high, found);
-    }
-
-    fn holders(&self, chain: &[BlockHash], at: usize) -> usize {
-        let hash = chain[at];
-        self.read(hash).get(&hash).map_or(0, |holders| holders.all().len())
-    }
-
-    fn note(&self, chain: &[BlockHash], at: usize, found: &mut Found) {
-        let hash = chain[at];
-        if let Some(holders) = self.read(hash).get(&hash) {
-            for holder in holders.all() {
+            last.clear();
+            for holder in holders {
+                last.push(holder.key);
                 found.note(*holder, at + 1);
             }
         }
     }
 
     fn shard(&self, hash: BlockHash) -> &RwLock<Shard> {
-        // The map takes the low bits.
-        &self.shards[(hash.0 >> 56) as usize % SHARDS]
+        // The map finds a group by the low bits, and in it a block by the high ones.
+        &self.shards[(hash.0 >> 40) as usize % SHARDS]
     }
 
     fn read(&self, hash: BlockHash) -> RwLockReadGuard<'_, Shard> {
@@ -358,16 +318,32 @@ mod tests {
     fn a_gap_in_a_chain_hides_nothing() {
         let index = BlockIndex::default();
         let (a, b) = (index.open(), index.open());
-        let prompt = chain(1, 60);
+        let prompt = chain(1, 200);
         let told: Vec<_> = stored(&prompt, Medium::Device).into_iter().enumerate().collect();
-        let without = |gaps: &[usize], upto: usize| -> Vec<Stored> {
-            told.iter().filter(|(i, _)| *i < upto && !gaps.contains(i)).map(|(_, s)| *s).collect()
+        // The first 80 are tools, from 110 on there is an image.
+        let gap = |i: usize| i < 80 || (110..190).contains(&i);
+        let upto = |end: usize| -> Vec<Stored> {
+            told.iter().filter(|(i, _)| *i < end && !gap(*i)).map(|(_, s)| *s).collect()
         };
-        let gaps = [0, 7, 8, 19, 30, 31, 32, 39];
-        index.store(&a, &without(&gaps, 40));
-        index.store(&b, &without(&gaps, 20));
-        assert_eq!(look(&index, &prompt, &a)[0], 39 * 16);
-        assert_eq!(look(&index, &prompt, &b)[0], 19 * 16);
+        index.store(&a, &upto(195));
+        index.store(&b, &upto(120));
+        assert_eq!(look(&index, &prompt, &a)[0], 195 * 16);
+        assert_eq!(look(&index, &prompt, &b)[0], 110 * 16);
+    }
+
+    #[test]
+    fn what_is_half_told_hides_nobody() {
+        let index = BlockIndex::default();
+        let (a, b, coming) = (index.open(), index.open(), index.open());
+        let prompt = chain(1, 101);
+        index.store(&a, &stored(&prompt[..100], Medium::Device));
+        index.store(&b, &stored(&prompt[..50], Medium::Device));
+        // Parts of a snapshot come in no order.
+        index.store(&coming, &stored(&prompt, Medium::Device)[100..]);
+        assert_eq!((look(&index, &prompt, &a)[0], look(&index, &prompt, &b)[0]), (1600, 800));
+        // The end is in RAM alone, the beginning in the cache.
+        index.store(&b, &stored(&prompt[..100], Medium::Ram));
+        assert_eq!(look(&index, &prompt, &b), [800, 1600, 0]);
     }
 
     #[test]
@@ -390,10 +366,10 @@ mod tests {
     const MOST_CLOSED_FOR_TEST: usize = 1025;
 
     proptest! {
-        /// Whatever is stored and removed, as engines do: from the ends of chains. A look-up by bisection
-        /// finds what a look at every block finds.
+        /// Whatever is stored and removed, from the ends of chains: each replica is found with what it holds
+        /// in each medium.
         #[test]
-        fn bisection_finds_what_a_search_finds(
+        fn all_that_is_held_is_found(
             held in prop::collection::vec((0usize..5, 0u64..3, 0u64..50, 0usize..3), 0..25),
             asked in (0u64..3, 0u64..60),
         ) {
