@@ -13,7 +13,8 @@ use crate::pick::Patience;
 const WINDOW: usize = 256;
 /// A request whose prompt no replica has takes any place after others took so many before it.
 const OVERTAKEN: u32 = 64;
-/// A request waits for a replica that has its prompt for such a part of the time that it may wait at all.
+/// A request that has waited for such a part of the time that it may wait takes any place that is left, and
+/// no longer only one where its prompt is.
 const PATIENT_PART: u32 = 2;
 
 /// Requests in the order they came.
@@ -49,9 +50,11 @@ impl<T> Default for Queue<T> {
 }
 
 /// How choosy a request is that has waited for `waited` of the `most` that it may, and was overtaken so
-/// often. What nobody wants for a prompt that it has is `left` to those whose prompts nobody has.
+/// often. What nobody wants whose prompt is there is `left` to those whose prompts nobody has, and to those
+/// that have waited long.
 pub fn patience(waited: Duration, most: Duration, overtaken: u32, left: bool) -> Patience {
-    Patience { for_holder: waited < most / PATIENT_PART, for_room: overtaken < OVERTAKEN && !left }
+    let for_holder = !left || waited < most / PATIENT_PART;
+    Patience { for_holder, for_room: overtaken < OVERTAKEN && !left }
 }
 
 impl<T> Queue<T> {
@@ -163,7 +166,8 @@ mod tests {
         let (half, most) = (Duration::from_secs(15), Duration::from_secs(30));
         let all = Patience { for_holder: true, for_room: true };
         assert_eq!(patience(Duration::ZERO, most, 0, false), all);
-        assert_eq!(patience(half, most, 0, false), Patience { for_holder: false, ..all });
+        assert_eq!(patience(half, most, 0, false), all);
+        assert_eq!(patience(half, most, 0, true), Patience { for_holder: false, for_room: false });
         assert_eq!(patience(Duration::ZERO, most, OVERTAKEN, false), Patience { for_room: false, ..all });
         assert_eq!(patience(Duration::ZERO, most, 0, true), Patience { for_room: false, ..all });
     }

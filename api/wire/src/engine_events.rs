@@ -112,7 +112,7 @@ pub struct Load {
     pub running: u64,
     /// Sequences that wait.
     pub waiting: u64,
-    /// Tokens of the sequences that wait.
+    /// Tokens of the sequences that wait, and of prompts that are being read what is left.
     pub waiting_tokens: u64,
     /// Blocks of the KV cache that no sequence holds.
     pub free_blocks: u64,

@@ -99,10 +99,11 @@ impl Engine {
 
     pub(crate) fn load(&self, arrivals: &[Arrival]) -> Load {
         let waiting: usize = self.waiting.iter().map(|request| arrivals[*request].prompt).sum();
+        let reading: usize = self.running.iter().map(|s| s.to_read).sum();
         Load {
             running: self.running.len() as u64,
             waiting: self.waiting.len() as u64,
-            waiting_tokens: waiting as u64,
+            waiting_tokens: (waiting + reading) as u64,
             free_blocks: (self.capacity - (self.held.len() - self.idle.len())) as u64,
             total_blocks: self.capacity as u64,
         }

@@ -429,7 +429,7 @@ impl Driver {
         let m = &self.metrics;
         m.running.set(state.running as i64);
         m.waiting.set(state.waiting as i64);
-        m.waiting_tokens.set(state.waiting_tokens as i64);
+        m.waiting_tokens.set((state.waiting_tokens + state.unread_tokens) as i64);
         m.kv_usage.set(1.0 - state.free_blocks as f64 / state.total_blocks as f64);
         if let Some(lora) = &m.lora {
             lora.set(&self.planner.adapters());
@@ -438,7 +438,7 @@ impl Driver {
             *load = Load {
                 running: state.running as u64,
                 waiting: state.waiting as u64,
-                waiting_tokens: state.waiting_tokens as u64,
+                waiting_tokens: (state.waiting_tokens + state.unread_tokens) as u64,
                 free_blocks: state.free_blocks as u64,
                 total_blocks: state.total_blocks as u64,
             }

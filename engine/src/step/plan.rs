@@ -121,6 +121,8 @@ pub struct PlannerState {
     pub waiting: usize,
     /// Tokens of the sequences that wait.
     pub waiting_tokens: usize,
+    /// Tokens of prompts that have begun and are not read yet.
+    pub unread_tokens: usize,
     /// Blocks that nobody holds.
     pub free_blocks: usize,
     /// All blocks.

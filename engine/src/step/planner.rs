@@ -185,6 +185,7 @@ impl Planner {
             waiting: self.waiting.len() + self.loading.len(),
             waiting_tokens: self.waiting_tokens
                 + self.loading.values().map(|s| s.tokens.len()).sum::<usize>(),
+            unread_tokens: self.running.values().map(|s| s.remaining() - 1).sum(),
             free_blocks: self.pool.free(),
             total_blocks: self.pool.total(),
         }

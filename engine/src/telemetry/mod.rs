@@ -166,7 +166,11 @@ impl Metrics {
             traces: TraceMetrics::new(r),
             running: gauge(r, names::RUNNING, "Sequences in the running batch"),
             waiting: gauge(r, names::WAITING, "Sequences that wait to be scheduled"),
-            waiting_tokens: gauge(r, names::WAITING_TOKENS, "Tokens of the sequences that wait"),
+            waiting_tokens: gauge(
+                r,
+                names::WAITING_TOKENS,
+                "Tokens of the sequences that wait, and of prompts that are being read what is left",
+            ),
             kv_usage: gauge(r, names::KV_USAGE, "Share of the KV cache's blocks in use, 0 to 1"),
             prefix_queries: counter(r, names::PREFIX_QUERIES, "Prompt tokens looked up in the prefix cache"),
             prefix_hits: counter(r, names::PREFIX_HITS, "Prompt tokens found in the prefix cache"),
