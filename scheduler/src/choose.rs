@@ -10,8 +10,7 @@ use strata_wire::prefix::Prefix;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::index::Found;
-use crate::pick::{Ask, Candidate, Outcome, Patience, Policy, pick};
+use crate::pick::{Ask, Candidate, Decision, Outcome, Patience, Policy, pick};
 use crate::queue::{Offer, patience};
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica};
@@ -215,7 +214,7 @@ fn place(
     patience: Patience,
 ) -> Result<Lease, NoRoom> {
     let began = std::time::Instant::now();
-    let ask = Ask { patience, ..ask(scheduler, wanted) };
+    let ask = ask(scheduler, wanted, patience);
     let mut split = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let replicas = pool.replicas.load();
     let mut candidates = candidates(scheduler, &replicas, wanted, tried);
@@ -238,13 +237,7 @@ fn place(
             }
             decision.track = rules.canary_percent.map(|_| replicas[at].track());
             scheduler.metrics.picked(&pool.name, began.elapsed(), &decision);
-            Ok(replicas[at].lease(
-                decision,
-                &wanted.prefix,
-                wanted.bytes,
-                &scheduler.registry.changed,
-                scheduler.now(),
-            ))
+            Ok(lease(scheduler, &replicas[at], wanted, decision))
         }
         Outcome::Saturated => Err(NoRoom::Full),
         Outcome::NoneReady => Err(NoRoom::NoneReady),
@@ -266,25 +259,24 @@ pub(crate) fn place_prompt(
         candidate.eligible &= replica.can_hand_to(answers);
     }
     let weights = pool.rules.load().weights;
-    match pick(Policy::Prefix, &ask(scheduler, wanted), &candidates, &weights, 0, scheduler.random()) {
-        Outcome::Picked(at, decision) => Ok(replicas[at].lease(
-            decision,
-            &wanted.prefix,
-            wanted.bytes,
-            &scheduler.registry.changed,
-            scheduler.now(),
-        )),
+    let ask = ask(scheduler, wanted, Patience::default());
+    match pick(Policy::Prefix, &ask, &candidates, &weights, 0, scheduler.random()) {
+        Outcome::Picked(at, decision) => Ok(lease(scheduler, &replicas[at], wanted, decision)),
         Outcome::Saturated => Err(NoRoom::Full),
         Outcome::NoneReady => Err(NoRoom::NoneReady),
     }
 }
 
-fn ask(scheduler: &Scheduler, wanted: &Wanted) -> Ask {
+fn lease(scheduler: &Scheduler, replica: &Arc<Replica>, wanted: &Wanted, decision: Decision) -> Lease {
+    replica.lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed, scheduler.now())
+}
+
+fn ask(scheduler: &Scheduler, wanted: &Wanted, patience: Patience) -> Ask {
     Ask {
         blocks: wanted.prefix.blocks.len(),
         bytes: wanted.bytes,
         inter_token_objective: scheduler.options.inter_token_objective.as_secs_f64(),
-        patience: Patience::default(),
+        patience,
     }
 }
 
@@ -295,18 +287,12 @@ fn candidates<'a>(
     tried: &Tried,
 ) -> Vec<Candidate<'a>> {
     let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
-    let mut found = Found::default();
-    scheduler.registry.blocks.find(&wanted.prefix.blocks, &mut found);
+    let found = scheduler.registry.blocks.find(&wanted.prefix.blocks);
     let candidate = |replica: &'a Arc<Replica>| {
         let view = replica.view(&wanted.prefix, &found, now, stale);
-        Candidate {
-            name: replica.name(),
-            track: replica.track(),
-            eligible: view.ready && !tried.excludes(replica, view.epoch),
-            load: view.load,
-            cached: view.cached,
-            bytes_per_token: view.bytes_per_token,
-        }
+        let mut candidate = replica.candidate(&view);
+        candidate.eligible &= !tried.excludes(replica, view.epoch);
+        candidate
     };
     replicas.iter().map(candidate).collect()
 }

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use http::{Request, StatusCode};
-use strata_hop::{Body, forward};
+use http::StatusCode;
+use strata_hop::forward;
 use strata_wire::engine_events::EngineEvent;
 use strata_wire::sse::Splitter;
 
 use crate::index::Told;
 use crate::replica::Replica;
 use crate::scheduler::Scheduler;
+use crate::scrape::asking;
 
 /// An engine tells its load every two seconds when nothing changes.
 const SILENCE: Duration = Duration::from_secs(7);
@@ -85,14 +86,11 @@ async fn listen(
 ) -> Ended {
     let limit = scheduler.options.first_byte_timeout.min(SILENCE);
     let from = told.position().map(|(engine, after)| format!("?engine={engine}&after={after}"));
-    let url = format!("{}/internal/v1/events{}", replica.url(), from.unwrap_or_default());
-    let mut request = match Request::get(url).body(Body::empty()) {
+    let path = format!("/internal/v1/events{}", from.unwrap_or_default());
+    let request = match asking(scheduler, replica, &path) {
         Ok(request) => request,
         Err(error) => return Ended::Broke(error.to_string()),
     };
-    if let Some(token) = &scheduler.options.hop_token {
-        token.attach(request.headers_mut());
-    }
     let response = match scheduler.upstream.send(request, limit).await {
         Ok(response) => response,
         Err(error) => return Ended::Broke(error.to_string()),

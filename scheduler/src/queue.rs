@@ -77,11 +77,6 @@ impl<T> Queue<T> {
         self.entries.remove(at).map(|entry| entry.item)
     }
 
-    /// Whether nobody waits.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Offers places to the first in the queue, and what is left of them once more. `place` gets each one's
     /// [`patience`], of `most` that it may wait; `placed` is told of each that took a place.
     pub fn offer<R>(
@@ -147,7 +142,10 @@ mod tests {
         };
         assert_eq!(placed(&mut queue, few), [9, 1]);
         let last = queue.push(5, false, Duration::ZERO);
-        assert_eq!((queue.remove(last), queue.remove(last), queue.is_empty()), (Some(5), None, false));
+        assert_eq!(
+            (queue.remove(last), queue.remove(last), queue.entries.is_empty()),
+            (Some(5), None, false)
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::{Found, Lane};
-use crate::pick::{Cached, Decision, Load, Own, PrefixIndex};
+use crate::pick::{Cached, Candidate, Decision, Load, Own, PrefixIndex};
 use crate::telemetry::{Reading, Trend};
 
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
@@ -55,17 +55,7 @@ struct Inner {
     /// Prompts that were sent there and that it has not told of.
     pledges: VecDeque<Pledge>,
     next_request: u64,
-    /// Requests that its told load may not have yet.
-    sent: VecDeque<Sent>,
     models: Vec<Model>,
-}
-
-/// A request that was sent a moment ago.
-#[derive(Debug)]
-struct Sent {
-    id: u64,
-    at: Duration,
-    tokens: f64,
 }
 
 /// A prompt that a replica computes.
@@ -73,11 +63,19 @@ struct Sent {
 struct Pledge {
     id: u64,
     chain: Arc<[BlockHash]>,
+    /// When it was sent.
+    at: Duration,
+    /// Tokens of it that were to be computed then.
+    tokens: f64,
     /// Until when it counts, once its answer has begun.
     until: Option<Duration>,
 }
 
 impl Inner {
+    fn load(&self, now: Duration, stale: Duration) -> Load {
+        Load::estimate(self.trend.gauges(self.own_at_scrape, now, stale).as_ref(), self.own)
+    }
+
     /// How many of these blocks are being computed there.
     fn coming(&self, chain: &[BlockHash], now: Duration) -> usize {
         let same = |pledge: &Pledge| {
@@ -152,7 +150,6 @@ impl Replica {
                 lane: None,
                 pledges: VecDeque::new(),
                 next_request: 0,
-                sent: VecDeque::new(),
                 models: Vec::new(),
             }),
             requests: AtomicU64::new(0),
@@ -200,22 +197,32 @@ impl Replica {
     /// than `stale` do not count.
     pub fn view(&self, prefix: &Prefix, found: &Found, now: Duration, stale: Duration) -> View {
         let inner = self.lock();
-        let gauges = inner.trend.gauges(inner.own_at_scrape, now, stale);
         View {
             ready: inner.unready.is_none(),
             epoch: inner.epoch,
-            load: Load::estimate(gauges.as_ref(), inner.own),
+            load: inner.load(now, stale),
             cached: inner.cached(prefix, found, now),
             bytes_per_token: inner.trend.bytes_per_token(),
             kv_usage: inner.trend.reading(now, stale).and_then(|reading| reading.kv_usage),
         }
     }
 
+    /// It, as it is chosen from by this view of it.
+    pub fn candidate(&self, view: &View) -> Candidate<'_> {
+        Candidate {
+            name: self.name(),
+            track: self.track(),
+            eligible: view.ready,
+            load: view.load,
+            cached: view.cached,
+            bytes_per_token: view.bytes_per_token,
+        }
+    }
+
     /// Whether it can take a request now.
     pub fn has_room(&self, now: Duration, stale: Duration) -> bool {
         let inner = self.lock();
-        let gauges = inner.trend.gauges(inner.own_at_scrape, now, stale);
-        inner.unready.is_none() && !Load::estimate(gauges.as_ref(), inner.own).is_saturated()
+        inner.unready.is_none() && !inner.load(now, stale).is_saturated()
     }
 
     /// Whether it may get requests.
@@ -258,10 +265,13 @@ impl Replica {
     pub fn told_load(&self, load: engine_events::Load, now: Duration) {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        inner.sent.retain(|sent| sent.at + UNSEEN > now);
         if inner.trend.told(&load, now) {
-            let unseen = inner.sent.len() as u64;
-            let tokens: f64 = inner.sent.iter().map(|sent| sent.tokens).sum();
+            let may_lack = |pledge: &&Pledge| pledge.until.is_none() && pledge.at + UNSEEN > now;
+            let (mut unseen, mut tokens) = (0, 0.0);
+            for pledge in inner.pledges.iter().filter(may_lack) {
+                unseen += 1;
+                tokens += pledge.tokens;
+            }
             inner.own_at_scrape = Own {
                 in_flight: inner.own.in_flight.saturating_sub(unseen),
                 pending: inner.own.pending.saturating_sub(unseen),
@@ -270,7 +280,7 @@ impl Replica {
         }
     }
 
-    /// Waits until it becomes ready, if it is not now.
+    /// Waits until it becomes ready anew.
     pub async fn became_ready(&self) {
         self.ready.notified().await;
     }
@@ -296,8 +306,7 @@ impl Replica {
         inner.next_request += 1;
         if inner.lane.is_some() {
             let chain = prefix.blocks.as_slice().into();
-            inner.pledges.push_back(Pledge { id, chain, until: None });
-            inner.sent.push_back(Sent { id, at: now, tokens });
+            inner.pledges.push_back(Pledge { id, chain, at: now, tokens, until: None });
         }
         Lease {
             replica: Arc::clone(self),
@@ -447,7 +456,6 @@ impl Lease {
             inner.own.pending -= 1;
             inner.own.pending_tokens = (inner.own.pending_tokens - self.tokens).max(0.0);
             let pledge = inner.pledges.iter().position(|pledge| pledge.id == self.id);
-            inner.sent.retain(|sent| sent.id != self.id);
             if let Some(now) = answered {
                 inner.trend.answered(self.bytes);
                 if let Some(at) = pledge {

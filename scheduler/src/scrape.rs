@@ -126,6 +126,15 @@ fn refuses_token(replica: &Replica, path: &str, status: StatusCode) -> ScrapeFai
     ))
 }
 
+/// A request of the scheduler's own to a replica.
+pub(crate) fn asking(scheduler: &Scheduler, replica: &Replica, path: &str) -> http::Result<Request<Body>> {
+    let mut request = Request::get(format!("{}{path}", replica.url())).body(Body::empty())?;
+    if let Some(token) = &scheduler.options.hop_token {
+        token.attach(request.headers_mut());
+    }
+    Ok(request)
+}
+
 async fn get(
     scheduler: &Scheduler,
     replica: &Replica,
@@ -133,12 +142,8 @@ async fn get(
 ) -> Result<(StatusCode, bytes::Bytes), ScrapeFailure> {
     let limit = scheduler.options.scrape_timeout;
     let passing = |error: String| ScrapeFailure::Passing(error);
-    let mut request = Request::get(format!("{}{path}", replica.url()))
-        .body(Body::empty())
-        .map_err(|error| ScrapeFailure::Certain(error.to_string()))?;
-    if let Some(token) = &scheduler.options.hop_token {
-        token.attach(request.headers_mut());
-    }
+    let request =
+        asking(scheduler, replica, path).map_err(|error| ScrapeFailure::Certain(error.to_string()))?;
     let response: Response<_> = match scheduler.upstream.send(request, limit).await {
         Ok(response) => response,
         Err(error @ (SendError::Connect { .. } | SendError::Untrusted { .. })) => {

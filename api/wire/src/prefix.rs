@@ -211,28 +211,32 @@ fn push_prompt<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut i
 
 /// A content is a text, or parts of which some are texts. A single text part is the same as the text.
 fn push_text<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut impl FnMut(Passage<'a>)) {
-    let at = hasher.prefix.bytes;
-    if let Some(text) = text(raw) {
-        hasher.push(text.as_bytes());
-        passage(Passage { at, text });
-        return;
-    }
     let Ok(parts) = serde_json::from_str::<Vec<&RawValue>>(raw.get()) else {
-        hasher.push(raw.get().as_bytes());
-        return;
+        return push_value(hasher, raw, text(raw), passage);
     };
     for (i, part) in parts.into_iter().enumerate() {
         if i > 0 {
             hasher.push(UNIT);
         }
-        let at = hasher.prefix.bytes;
-        match serde_json::from_str::<TextPart<'_>>(part.get()).ok().and_then(|part| text(part.text)) {
-            Some(text) => {
-                hasher.push(text.as_bytes());
-                passage(Passage { at, text });
-            }
-            None => hasher.push(part.get().as_bytes()),
+        let its = serde_json::from_str::<TextPart<'_>>(part.get()).ok().and_then(|part| text(part.text));
+        push_value(hasher, part, its, passage);
+    }
+}
+
+/// The text that a value is, or else its bytes.
+fn push_value<'a>(
+    hasher: &mut PrefixHasher,
+    raw: &'a RawValue,
+    text: Option<Cow<'a, str>>,
+    passage: &mut impl FnMut(Passage<'a>),
+) {
+    let at = hasher.prefix.bytes;
+    match text {
+        Some(text) => {
+            hasher.push(text.as_bytes());
+            passage(Passage { at, text });
         }
+        None => hasher.push(raw.get().as_bytes()),
     }
 }
 

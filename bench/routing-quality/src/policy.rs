@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use strata_scheduler::index::{BlockIndex, Found};
+use strata_scheduler::index::BlockIndex;
 use strata_scheduler::pick::{Ask, Cached, Candidate, Outcome, Patience, Policy as Rule, Weights, pick};
 use strata_scheduler::replica::Replica;
+use strata_scheduler::scheduler::mix;
 use strata_wire::prefix::Prefix;
 
-use crate::random::mix;
 use crate::simulation::STALE;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,21 +86,10 @@ impl Policy {
         if let Some(at) = simple {
             return Some((at, Cached::default()));
         }
-        let mut found = Found::default();
-        index.find(&prefix.blocks, &mut found);
+        let found = index.find(&prefix.blocks);
         let candidates: Vec<Candidate<'_>> = replicas
             .iter()
-            .map(|replica| {
-                let view = replica.view(prefix, &found, now, STALE);
-                Candidate {
-                    name: replica.name(),
-                    track: replica.track(),
-                    eligible: view.ready,
-                    load: view.load,
-                    cached: view.cached,
-                    bytes_per_token: view.bytes_per_token,
-                }
-            })
+            .map(|replica| replica.candidate(&replica.view(prefix, &found, now, STALE)))
             .collect();
         let ask =
             Ask { blocks: prefix.blocks.len(), bytes: prefix.bytes, inter_token_objective: 0.1, patience };

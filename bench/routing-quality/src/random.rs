@@ -1,5 +1,7 @@
 //! Chance, the same for all policies of a run.
 
+use strata_scheduler::scheduler::mix;
+
 /// `SplitMix64` (Steele, Lea and Flood, 2014).
 #[derive(Clone, Debug)]
 pub(crate) struct Random(pub(crate) u64);
@@ -30,11 +32,4 @@ impl Random {
         let normal = (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos();
         median * (sigma * normal).exp()
     }
-}
-
-/// All bits of the result depend on all of `z`.
-pub(crate) fn mix(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

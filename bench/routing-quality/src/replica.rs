@@ -65,9 +65,8 @@ pub(crate) struct Engine {
     changes: BlockChanges,
     admitted: Vec<(usize, usize)>,
     /// Prompt tokens, and those that the cache had.
-    pub(crate) asked: usize,
-    pub(crate) had: usize,
     pub(crate) prompt_tokens: usize,
+    pub(crate) had: usize,
 }
 
 impl Engine {
@@ -83,7 +82,6 @@ impl Engine {
             running: Vec::new(),
             changes: BlockChanges::default(),
             admitted: Vec::new(),
-            asked: 0,
             had: 0,
             prompt_tokens: 0,
         }
@@ -138,7 +136,6 @@ impl Engine {
     fn admit(&mut self, request: usize, arrival: &Arrival) {
         let found = arrival.chain.iter().take_while(|hash| self.held.contains_key(*hash)).count();
         let had = (found * BLOCK_TOKENS).min(arrival.prompt - 1);
-        self.asked += arrival.prompt;
         self.had += had;
         self.prompt_tokens += arrival.prompt;
         self.admitted.push((request, had));

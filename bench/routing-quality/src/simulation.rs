@@ -146,10 +146,9 @@ impl Simulation<'_> {
         }
         self.scrape(0.0);
         self.at(SCRAPE, Happens::Scrape);
-        for first in &self.workload.first {
-            self.number += 1;
-            let at = self.workload.arrivals[*first].at;
-            self.queue.push(Reverse(At(at, self.number, Happens::Arrives(*first))));
+        let workload = self.workload;
+        for first in &workload.first {
+            self.at(workload.arrivals[*first].at, Happens::Arrives(*first));
         }
         while self.open > 0
             && let Some(Reverse(At(now, _, happens))) = self.queue.pop()
@@ -273,7 +272,7 @@ impl Simulation<'_> {
 
     fn finish(mut self) -> Outcome {
         let total = |of: fn(&Engine) -> usize| self.engines.iter().map(of).sum::<usize>() as f64;
-        let asked = total(|engine| engine.asked);
+        let asked = total(|engine| engine.prompt_tokens);
         self.outcome.hit = total(|engine| engine.had) / asked;
         let most = self.engines.iter().map(|engine| engine.prompt_tokens).max().unwrap_or(0);
         self.outcome.imbalance = most as f64 * self.engines.len() as f64 / asked;

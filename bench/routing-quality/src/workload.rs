@@ -1,8 +1,9 @@
 //! The workloads that others have published, as arrivals: when, and which blocks of which prompt.
 
+use strata_scheduler::scheduler::mix;
 use strata_wire::prefix::BlockHash;
 
-use crate::random::{Random, mix};
+use crate::random::Random;
 
 /// Tokens in a block of 256 bytes, at four bytes a token: the grain of everything here.
 pub(crate) const BLOCK_TOKENS: usize = 64;

@@ -426,10 +426,11 @@ impl Driver {
     /// Sets the gauges. Between two calls only submissions change them.
     fn publish(&self) {
         let state = self.planner.state();
+        let waiting_tokens = state.waiting_tokens + state.unread_tokens;
         let m = &self.metrics;
         m.running.set(state.running as i64);
         m.waiting.set(state.waiting as i64);
-        m.waiting_tokens.set((state.waiting_tokens + state.unread_tokens) as i64);
+        m.waiting_tokens.set(waiting_tokens as i64);
         m.kv_usage.set(1.0 - state.free_blocks as f64 / state.total_blocks as f64);
         if let Some(lora) = &m.lora {
             lora.set(&self.planner.adapters());
@@ -438,7 +439,7 @@ impl Driver {
             *load = Load {
                 running: state.running as u64,
                 waiting: state.waiting as u64,
-                waiting_tokens: (state.waiting_tokens + state.unread_tokens) as u64,
+                waiting_tokens: waiting_tokens as u64,
                 free_blocks: state.free_blocks as u64,
                 total_blocks: state.total_blocks as u64,
             }

@@ -10,7 +10,7 @@ use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use strata_wire::engine_events::{Medium, Removed, Stored};
+use strata_wire::engine_events::{self, Medium, Removed, Stored};
 use strata_wire::prefix::BlockHash;
 
 use super::lanes::{Lane, Lanes};
@@ -19,7 +19,8 @@ use crate::pick::index::Identity;
 const SHARDS: usize = 256;
 /// Entries of one lane. What a replica tells beyond them is not kept.
 const MAX_ENTRIES: usize = 1 << 22;
-const MEDIA: usize = 3;
+/// How many there are.
+const MEDIA: usize = engine_events::MEDIA.len();
 
 /// One replica that holds a block in one medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,8 +192,8 @@ impl BlockIndex {
     }
 
     /// Finds who holds how much of a prompt with these blocks.
-    pub fn find(&self, chain: &[BlockHash], found: &mut Found) {
-        found.clear();
+    pub fn find(&self, chain: &[BlockHash]) -> Found {
+        let mut found = Found::default();
         let mut last: Vec<u32> = Vec::new();
         for (at, hash) in chain.iter().enumerate().rev() {
             let shard = self.read(*hash);
@@ -209,6 +210,7 @@ impl BlockIndex {
                 found.note(*holder, at + 1);
             }
         }
+        found
     }
 
     fn shard(&self, hash: BlockHash) -> &RwLock<Shard> {
@@ -228,27 +230,17 @@ impl BlockIndex {
 /// Tokens of one prompt by lane and medium, from its first.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    lanes: Vec<u32>,
     /// By lane: tokens, and whole blocks.
     by_lane: Vec<([u32; MEDIA], usize)>,
 }
 
 impl Found {
-    fn clear(&mut self) {
-        for lane in self.lanes.drain(..) {
-            self.by_lane[lane as usize] = ([0; MEDIA], 0);
-        }
-    }
-
     fn note(&mut self, holder: Holder, blocks: usize) {
         let (lane, medium) = ((holder.key >> 2) as usize, (holder.key & 3) as usize);
         if lane >= self.by_lane.len() {
             self.by_lane.resize(lane + 1, ([0; MEDIA], 0));
         }
         let (tokens, known) = &mut self.by_lane[lane];
-        if *known == 0 {
-            self.lanes.push(lane as u32);
-        }
         tokens[medium] = holder.tokens.max(tokens[medium]);
         *known = blocks.max(*known);
     }
@@ -285,9 +277,7 @@ mod tests {
     }
 
     fn look(index: &BlockIndex, chain: &[BlockHash], lane: &Lane) -> [u32; 3] {
-        let mut found = Found::default();
-        index.find(chain, &mut found);
-        found.tokens(lane)
+        index.find(chain).tokens(lane)
     }
 
     #[test]
@@ -300,8 +290,7 @@ mod tests {
         index.store(&b, &stored(&prompt[..11], Medium::Device));
         assert_eq!(look(&index, &prompt, &a), [160, 0, 480]);
         assert_eq!(look(&index, &prompt, &b), [176, 0, 0]);
-        let mut found = Found::default();
-        index.find(&prompt, &mut found);
+        let found = index.find(&prompt);
         assert_eq!((found.blocks(&a), found.blocks(&b), found.blocks(&c)), (30, 11, 0));
         assert_eq!(look(&index, &prompt, &c), [0, 0, 0]);
         assert_eq!(look(&index, &chain(2, 40), &a), [0, 0, 0]);
@@ -389,15 +378,12 @@ mod tests {
                 }
             }
             prop_assert_eq!(index.entries() as u64, truth.values().sum::<u64>());
-            let mut found = Found::default();
-            for _ in 0..2 {
-                index.find(&chain(asked.0, asked.1), &mut found);
-                for (i, lane) in lanes.iter().enumerate() {
-                    let want = [0, 1, 2].map(|m| {
-                        truth.get(&(i, asked.0, m)).map_or(0, |len| 16 * (*len).min(asked.1) as u32)
-                    });
-                    prop_assert_eq!(found.tokens(lane), want);
-                }
+            let found = index.find(&chain(asked.0, asked.1));
+            for (i, lane) in lanes.iter().enumerate() {
+                let want = [0, 1, 2].map(|m| {
+                    truth.get(&(i, asked.0, m)).map_or(0, |len| 16 * (*len).min(asked.1) as u32)
+                });
+                prop_assert_eq!(found.tokens(lane), want);
             }
         }
     }

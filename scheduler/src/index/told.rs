@@ -98,7 +98,6 @@ mod tests {
     use strata_wire::engine_events::{Medium, Removed, Stored};
     use strata_wire::prefix::BlockHash;
 
-    use super::super::Found;
     use super::*;
 
     fn stored(hashes: &[u64]) -> Vec<Stored> {
@@ -116,8 +115,7 @@ mod tests {
     }
 
     fn tokens(told: &Told, index: &BlockIndex) -> Option<u32> {
-        let mut found = Found::default();
-        index.find(&[1, 2, 3, 4].map(BlockHash), &mut found);
+        let found = index.find(&[1, 2, 3, 4].map(BlockHash));
         told.lane().map(|lane| found.tokens(lane)[0])
     }
 

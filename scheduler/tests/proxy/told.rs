@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde_json::json;
 use strata_scheduler::SchedulerOptions;
-use strata_scheduler::index::Found;
 use strata_scheduler::pick::Cached;
 use strata_wire::engine_events::{BlockChanges, EngineEvent, Load, Medium, Removed, Snapshot, Stored};
 use strata_wire::prefix::{self, BlockHash, Prefix};
@@ -69,8 +68,8 @@ async fn a_replica_is_believed_in_what_it_tells() {
     b.adds(removed(5, &chain[3..12]));
     holds(&rig, 3).await;
     let replica = rig.scheduler.registry.replicas().into_iter().find(|r| r.name() == name).unwrap();
-    let (mut found, prefix) = (Found::default(), Prefix { blocks: chain, ..Prefix::default() });
-    rig.scheduler.registry.blocks.find(&prefix.blocks, &mut found);
+    let prefix = Prefix { blocks: chain, ..Prefix::default() };
+    let found = rig.scheduler.registry.blocks.find(&prefix.blocks);
     // When it would have told of what was sent there.
     let later = rig.scheduler.now() + Duration::from_secs(2);
     let has = replica.view(&prefix, &found, later, Duration::from_secs(60)).cached;
