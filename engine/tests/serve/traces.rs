@@ -234,15 +234,19 @@ async fn a_caller_that_does_not_record_has_no_span_and_an_odd_one_gets_its_own_t
 #[tokio::test]
 async fn a_failed_or_abandoned_request_has_its_span() {
     let (url, got) = collector().await;
-    let backend = FakeBackend::new(256);
+    let (backend, gate) = FakeBackend::new(256).gated();
     let remote = backend.remote();
     let (router, engine, exporter) = serve(backend, &url);
     let body = json!({"model": "test-model", "prompt": "a", "max_tokens": 900, "stream": true});
     remote.fail_next();
+    gate.send(()).unwrap();
     assert_eq!(post(&router, "/v1/completions", &body).await.status, 500);
+    // One step gives the first event; the next waits until the client has left.
+    gate.send(()).unwrap();
     let mut stream = post(&router, "/v1/completions", &body).await;
     assert!(stream.event().await.is_some());
     drop(stream);
+    drop(gate);
     engine.idle().await;
     exporter.close(DEADLINE).await;
     let got = got.lock().unwrap();
