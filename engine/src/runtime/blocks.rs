@@ -61,6 +61,12 @@ impl BlockKeeper {
         self.log.claim(claims, &names, adapter)
     }
 
+    /// Notes what the blocks of these names are known by, as far as they are there.
+    pub(super) fn claim(&self, claims: &[Claim], names: &[BlockHash]) {
+        let claimed = self.log.claim(claims, names, None);
+        self.log.change(|directory, _| directory.forget(&claimed));
+    }
+
     /// Publishes changes from now on.
     pub(super) fn feed(&mut self, feed: KvFeed) {
         self.feed = Some(feed);

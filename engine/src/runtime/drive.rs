@@ -22,7 +22,7 @@ use super::trace::RequestTrace;
 use super::watch::Watch;
 use crate::backend::{Backend, Logits};
 use crate::block::BlockHash;
-use crate::events::KvFeed;
+use crate::events::{Claim, KvFeed};
 use crate::lora::AdapterId;
 use crate::sampling::Sampler;
 use crate::step::{NewSequence, Plan, Planner, SequenceId};
@@ -40,6 +40,8 @@ pub(super) enum Command {
     Follow(SampleShare),
     /// A block that another engine has computed.
     Receive(BlockHash, Bytes),
+    /// What a text is known by to a router, and the names of its tokens' blocks.
+    Claim(Vec<Claim>, Vec<BlockHash>),
     /// A lower tier has something to say.
     Tier(TierEvent),
     /// Nobody listens to this request any more.
@@ -195,6 +197,7 @@ impl Driver {
                 self.residency = Some(self.metrics.residency.follow(share));
             }
             Command::Receive(hash, bytes) => self.blocks.receive(hash, &bytes, &mut self.planner),
+            Command::Claim(claims, names) => self.blocks.claim(&claims, &names),
             Command::Tier(event) => self.blocks.take(event, &mut self.planner, self.backend.as_mut()),
             Command::Abandon(key) => self.end(key, "abort"),
             Command::Abort { id, reply } => {

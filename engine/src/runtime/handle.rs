@@ -15,7 +15,8 @@ use super::operate::Reopen;
 use super::speculate::Speculation;
 use super::watch::Watch;
 use crate::backend::{BLOCK_TOKENS, Backend};
-use crate::events::{EventLog, KvPublisher};
+use crate::block::BlockHash;
+use crate::events::{Claim, EventLog, KvPublisher};
 use crate::grammar::Grammars;
 use crate::lora::Adapters;
 use crate::step::{Planner, StepLimits};
@@ -418,6 +419,13 @@ impl Engine {
     pub fn publish(&self, publisher: KvPublisher) {
         // An engine that has stopped changes nothing.
         let _ = self.commands.send(Command::Feed(publisher.start()));
+    }
+
+    /// Tells those who follow the events what a text is known by, whose tokens' full blocks have these
+    /// names: of those blocks that are cached now.
+    pub fn claim(&self, claims: Vec<Claim>, names: Vec<BlockHash>) {
+        // Of an engine that has stopped there is nothing to tell.
+        let _ = self.commands.send(Command::Claim(claims, names));
     }
 
     /// The adapters that requests may run with, if any may.

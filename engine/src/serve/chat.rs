@@ -19,6 +19,7 @@ use strata_wire::chat::{
 use super::answer::{self, Meter};
 use super::chat_stream::ChatStream;
 use super::members::Members;
+use super::next_turn::NextTurn;
 use super::options::TokenOptions;
 use super::speech::{Growing, Said, Speech};
 use super::{messages, options, structured, submit};
@@ -72,12 +73,15 @@ pub(super) async fn create(
     };
     let meter = Meter { prompt: prompt.len(), ..Meter::default() };
     let streaming = options.stream;
+    let next = NextTurn::of(&engine, members, messages, tools, &options, adapter.is_some());
     let mut generation = submit::submit(&engine, id, vec![prompt], claims, options, adapter)?;
     let begun = submit::begin(&mut generation).await?;
     if let Some(how) = streaming {
-        return Ok(answer::stream(ChatStream::new(head, how, meter, engine, generation, begun).events()));
+        return Ok(answer::stream(
+            ChatStream::new(head, how, meter, engine, generation, begun, next).events(),
+        ));
     }
-    let mut whole = collect(head, meter, &engine, generation, begun).await?;
+    let mut whole = collect(head, meter, &engine, generation, begun, next).await?;
     whole.kv_transfer_params = keeps.and_then(|id| submit::kept(&engine, &id));
     Ok(Json(whole).into_response())
 }
@@ -173,6 +177,7 @@ async fn collect(
     engine: &Engine,
     mut generation: Generation,
     begun: Vec<Event>,
+    mut next: Option<NextTurn>,
 ) -> Result<ChatResponse, Fault> {
     struct Whole {
         growing: Growing,
@@ -211,6 +216,9 @@ async fn collect(
                     answer.logprobs.extend(answer::token_logprob(token, engine.tokenizer(), by_id));
                 }
                 for output in answer.growing.push(&text, finish.is_some()) {
+                    if let Some(next) = &mut next {
+                        next.hear(&output);
+                    }
                     match output {
                         Said::Reasoning(text) => answer.reasoning.push_str(&text),
                         Said::Text(text) => answer.text.push_str(&text),
@@ -236,6 +244,9 @@ async fn collect(
     }
     while let Some(event) = generation.next().await {
         take(event)?;
+    }
+    if let Some(next) = next {
+        next.tell();
     }
     let choices = answers.into_iter().enumerate().map(|(index, whole)| {
         let calls = (!whole.calls.is_empty()).then_some(whole.calls);

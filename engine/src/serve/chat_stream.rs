@@ -12,6 +12,7 @@ use strata_wire::{Usage, sse};
 
 use super::answer::{self, Meter};
 use super::chat::{Head, call_id};
+use super::next_turn::NextTurn;
 use super::options::Streaming;
 use super::speech::{Growing, Said};
 use crate::runtime::{Engine, Event, Generation, Piece, StopCause};
@@ -24,6 +25,7 @@ pub(super) struct ChatStream {
     engine: Arc<Engine>,
     generation: Generation,
     answers: Vec<Answer>,
+    next: Option<NextTurn>,
     ready: VecDeque<Bytes>,
     ended: bool,
 }
@@ -43,12 +45,22 @@ impl ChatStream {
         engine: Arc<Engine>,
         generation: Generation,
         begun: Vec<Event>,
+        next: Option<NextTurn>,
     ) -> Self {
         let answers = (0..head.n)
             .map(|_| Answer { growing: Growing::new(head.speech), logprobs: Vec::new(), tokens: Vec::new() })
             .collect();
-        let mut stream =
-            Self { head, how, meter, engine, generation, answers, ready: VecDeque::new(), ended: false };
+        let mut stream = Self {
+            head,
+            how,
+            meter,
+            engine,
+            generation,
+            answers,
+            next,
+            ready: VecDeque::new(),
+            ended: false,
+        };
         for index in 0..stream.head.n {
             let role =
                 Delta { role: Some("assistant".into()), content: Some(String::new()), ..Delta::default() };
@@ -104,6 +116,9 @@ impl ChatStream {
         let reason = finish.map(|reason| answer.growing.finish(reason));
         let mut calls = first_call as u32;
         for output in outputs {
+            if let Some(next) = &mut self.next {
+                next.hear(&output);
+            }
             let logprobs = self.take_logprobs(choice);
             let call = |index: u32, id: Option<String>, function: FunctionDelta| {
                 let kind = id.is_some().then(|| "function".to_owned());
@@ -128,6 +143,9 @@ impl ChatStream {
             self.send(choice, delta, logprobs, None, None);
         }
         if reason.is_some() {
+            if let Some(next) = self.next.take() {
+                next.tell();
+            }
             let logprobs = self.take_logprobs(choice);
             self.send(choice, Delta::default(), logprobs, reason, stop);
         }

@@ -14,6 +14,7 @@ pub mod embed;
 mod events;
 mod members;
 mod messages;
+mod next_turn;
 mod operate;
 mod options;
 mod speech;

@@ -11,7 +11,7 @@ use strata_wire::engine_events::{EngineEvent, Medium, Snapshot};
 use strata_wire::prefix::{self, BlockHash};
 
 use crate::backend::FakeBackend;
-use crate::client::{Answer, DEADLINE, get, post, send};
+use crate::client::{Answer, DEADLINE, get, post, send, streamed_text};
 use crate::support::{blocks_of, config, engine};
 
 /// A router's view of one engine, as the stream tells it.
@@ -133,6 +133,34 @@ async fn who_joins_late_learns_of_a_prompt_when_it_is_asked_again() {
     let found = cached_tokens(&post(&router, "/v1/chat/completions", &second).await.json().await);
     late.until(|f| f.cached(&second) > 400).await;
     assert!(found > 400 && late.cached(&first) <= found, "of blocks that were there all the time");
+}
+
+#[tokio::test]
+async fn the_next_turn_of_a_conversation_is_known_as_far_as_it_was_answered() {
+    let router = router(engine(FakeBackend::new(blocks_of(4096)), config()), Above::default());
+    let mut follower = Follower::new(&router, "").await;
+    for stream in [false, true] {
+        let system = format!("You answer {}. ", if stream { "in pieces" } else { "at once" });
+        let mut ask = chat(&system.repeat(20), "What is it?");
+        ask["max_tokens"] = json!(500);
+        ask["stream"] = json!(stream);
+        let answer = post(&router, "/v1/chat/completions", &ask).await;
+        let text = if stream {
+            streamed_text(&answer.events().await)
+        } else {
+            answer.json().await["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(text.len(), 500);
+        let messages = ask["messages"].as_array_mut().unwrap();
+        messages.push(json!({"role": "assistant", "content": text}));
+        messages.push(json!({"role": "user", "content": "And then?"}));
+        ask["stream"] = json!(false);
+        // All but what is left of a block of bytes, each a token here.
+        follower.until(|f| f.cached(&ask) > 300 + 500 - 256).await;
+        let told = follower.cached(&ask);
+        let found = cached_tokens(&post(&router, "/v1/chat/completions", &ask).await.json().await);
+        assert!(told <= found && found - told <= 256, "{told} of {found}");
+    }
 }
 
 #[tokio::test]
