@@ -401,6 +401,14 @@ pub(crate) enum Policy {
     Prefix,
     /// One after the other
     RoundRobin,
+    /// By prefix cache and load, and by chance: the better, the likelier
+    WeightedRandom,
+    /// The better of two that chance takes, by prefix cache and load
+    PowerOfTwo,
+    /// By load alone
+    LeastLoaded,
+    /// By chance alone
+    Random,
 }
 
 #[derive(ClapArgs, Debug)]

@@ -261,8 +261,7 @@ fn without_effect(key: &ObjectKey, namespace: &str, mode: Mode) -> Option<Verdic
 
 fn judge_tenants(world: &World<'_>, mode: Mode, judged: &mut Vec<Judged>) {
     for (key, tenant) in by_age("Tenant", world.tenants) {
-        let verdict = not_built(&unbuilt::tenant(&tenant.spec))
-            .or_else(|| without_effect(&key, world.namespace, mode))
+        let verdict = without_effect(&key, world.namespace, mode)
             .or_else(|| missing_secret(tenant, world.secrets?))
             .unwrap_or(Verdict::Accepted);
         judged.push(Judged { key, generation: tenant.metadata.generation.unwrap_or(1), verdict });

@@ -131,6 +131,10 @@ pub fn policy(spec: &ModelDeploymentSpec) -> Option<Policy> {
     Some(match asked {
         RoutingPolicy::PrefixAware => Policy::Prefix,
         RoutingPolicy::RoundRobin => Policy::RoundRobin,
+        RoutingPolicy::WeightedRandom => Policy::WeightedRandom,
+        RoutingPolicy::PowerOfTwo => Policy::PowerOfTwo,
+        RoutingPolicy::LeastLoaded => Policy::LeastLoaded,
+        RoutingPolicy::Random => Policy::Random,
     })
 }
 

@@ -14,8 +14,10 @@ use strata_wire::toplevel::TopLevel;
 use strata_wire::{ErrorKind, defaults, headers};
 use tokio::time::Instant;
 
-use crate::choose::{Wanted, past_deadline, unknown_model};
+use crate::choose::Wanted;
+use crate::class::Class;
 use crate::prefill;
+use crate::refusal::{past_deadline, unknown_model};
 use crate::registry::Pool;
 use crate::replica::Replica;
 use crate::scheduler::Scheduler;
@@ -55,6 +57,7 @@ pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Insta
         .transpose()?
         .map(Duration::from_millis);
     let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
+    let class = Class::of(received)?;
     let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default();
 
     let body = tokio::time::timeout_at(deadline, spool::read(body, defaults::MAX_BODY_BYTES))
@@ -98,7 +101,7 @@ pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Insta
         id: minted_id(scheduler, received),
         headers: forward::request_headers(received, Hop::SchedulerToEngine),
         has_deadline: given.is_some(),
-        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline },
+        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline, class },
         body: patched,
         path,
         model,

@@ -8,6 +8,7 @@
 
 pub mod call;
 pub mod choose;
+pub mod class;
 pub mod demand;
 pub mod discovery;
 pub mod endpoints;
@@ -20,6 +21,7 @@ pub mod pick;
 pub mod prefill;
 pub mod proxy;
 pub mod queue;
+pub mod refusal;
 pub mod registry;
 pub mod replica;
 pub mod report;
@@ -27,6 +29,7 @@ pub mod scheduler;
 pub mod scrape;
 pub mod stream;
 pub mod telemetry;
+mod views;
 pub mod watch;
 
 use axum::Router;

@@ -1,7 +1,9 @@
 //! What the scheduler counts. Where the Gateway API Inference Extension has a name, it is that name,
 //! so that its dashboards work.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,7 +16,7 @@ use prometheus_client::registry::Registry;
 use strata_wire::prefix::Prefix;
 
 use crate::index::Found;
-use crate::pick::Decision;
+use crate::pick::{Decision, Gate};
 use crate::scheduler::Shared;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -61,6 +63,29 @@ struct OfKind {
     kind: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfPriority {
+    model_name: String,
+    priority: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfQueued {
+    model_name: String,
+    priority: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfRefusal {
+    model_name: String,
+    reason: &'static str,
+}
+
+/// Priorities that are told apart; those that come later are `other`. The layer above sets them, and a label
+/// must have bounds.
+const PRIORITIES: usize = 16;
+
 type Level = Gauge<f64, AtomicU64>;
 
 /// All counters, and the registry that prints them.
@@ -74,8 +99,13 @@ pub struct Metrics {
     scheduling: Histogram,
     hit_ratio: Histogram,
     index_size: Family<OfReplica, Gauge>,
-    queue_size: Family<OfModel, Gauge>,
-    queue_time: Family<OfModel, Histogram, fn() -> Histogram>,
+    queue_size: Family<OfPriority, Gauge>,
+    queue_bytes: Family<OfModel, Gauge>,
+    queue_time: Family<OfQueued, Histogram, fn() -> Histogram>,
+    priorities: Mutex<BTreeSet<i32>>,
+    refusals: Family<OfRefusal, Counter>,
+    breakers: Family<OfReplica, Level>,
+    breaker_openings: Counter,
     saturation: Family<OfPool, Level>,
     ready: Family<OfPool, Gauge>,
     kv_usage: Family<OfPool, Level>,
@@ -108,7 +138,9 @@ impl Default for Metrics {
 impl Metrics {
     /// Everything at zero.
     pub fn new() -> Self {
-        let by_seconds = || Family::new_with_constructor(seconds as fn() -> Histogram);
+        fn by_seconds<L: Clone + std::hash::Hash + Eq>() -> Family<L, Histogram, fn() -> Histogram> {
+            Family::new_with_constructor(seconds as fn() -> Histogram)
+        }
         let mut metrics = Self {
             registry: Registry::default(),
             requests: Family::default(),
@@ -119,7 +151,12 @@ impl Metrics {
             hit_ratio: Histogram::new((0..=10).map(|tenth| f64::from(tenth) / 10.0)),
             index_size: Family::default(),
             queue_size: Family::default(),
+            queue_bytes: Family::default(),
             queue_time: by_seconds(),
+            priorities: Mutex::new(BTreeSet::from([0])),
+            refusals: Family::default(),
+            breakers: Family::default(),
+            breaker_openings: Counter::default(),
             saturation: Family::default(),
             ready: Family::default(),
             kv_usage: Family::default(),
@@ -180,6 +217,26 @@ impl Metrics {
             "inference_extension_flow_control_request_queue_duration_seconds",
             "Time that requests were held back",
             self.queue_time.clone(),
+        );
+        r.register(
+            "inference_extension_flow_control_queue_bytes",
+            "Bytes of the bodies of requests held back",
+            self.queue_bytes.clone(),
+        );
+        r.register(
+            "strata_scheduler_refused_requests",
+            "Requests that found no place, by why",
+            self.refusals.clone(),
+        );
+        r.register(
+            "strata_scheduler_breaker_open",
+            "1 while a replica is passed over because its answers fail, 0.5 while one request tries it",
+            self.breakers.clone(),
+        );
+        r.register(
+            "strata_scheduler_breaker_openings",
+            "How often a replica's breaker opened",
+            self.breaker_openings.clone(),
         );
         r.register(
             "inference_extension_flow_control_pool_saturation",
@@ -291,10 +348,28 @@ impl Metrics {
         self.retries.get_or_create(&OfReason { reason: reason.to_owned() }).inc();
     }
 
-    /// A request was held back for so long.
-    pub fn queued(&self, model: &str, waited: Duration) {
-        let label = OfModel { model_name: model.to_owned() };
+    /// A request was held back for so long, with this outcome.
+    pub fn queued(&self, model: &str, priority: i32, outcome: &'static str, waited: Duration) {
+        let label = OfQueued { model_name: model.to_owned(), priority: self.priority(priority), outcome };
         self.queue_time.get_or_create(&label).observe(waited.as_secs_f64());
+    }
+
+    /// A request found no place.
+    pub fn refused(&self, model: &str, reason: &'static str) {
+        self.refusals.get_or_create(&OfRefusal { model_name: model.to_owned(), reason }).inc();
+    }
+
+    /// A replica's breaker opened.
+    pub fn breaker_opened(&self) {
+        self.breaker_openings.inc();
+    }
+
+    fn priority(&self, priority: i32) -> String {
+        let mut known = self.priorities.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < PRIORITIES {
+            known.insert(priority);
+        }
+        if known.contains(&priority) { priority.to_string() } else { "other".to_owned() }
     }
 
     /// A prompt was to be computed by a prefill replica, and this came of it: `computed`, or why not.
@@ -343,6 +418,8 @@ impl Metrics {
     fn look(&self, shared: &Shared) {
         self.index_size.clear();
         self.queue_size.clear();
+        self.queue_bytes.clear();
+        self.breakers.clear();
         self.saturation.clear();
         self.ready.clear();
         self.kv_usage.clear();
@@ -356,10 +433,16 @@ impl Metrics {
         let (now, stale, nothing) = (shared.now(), shared.options.stale_after(), Prefix::default());
         let found = Found::default();
         for (name, pool) in shared.registry.pools().iter() {
-            let of_model = OfModel { model_name: name.clone() };
             let of_pool = OfPool { name: name.clone() };
-            let held = pool.held.load(Ordering::Relaxed);
-            self.queue_size.get_or_create(&of_model).set(held as i64);
+            let (held, bytes) = {
+                let queue = pool.queue();
+                (queue.by_priority().collect::<Vec<_>>(), queue.bytes())
+            };
+            for (priority, count) in held.into_iter().chain([(0, 0)]) {
+                let label = OfPriority { model_name: name.clone(), priority: self.priority(priority) };
+                self.queue_size.get_or_create(&label).inc_by(count as i64);
+            }
+            self.queue_bytes.get_or_create(&OfModel { model_name: name.clone() }).set(bytes as i64);
             let (mut kv, mut waiting, mut ready) = (Vec::new(), Vec::new(), 0);
             let mut emptiest = f64::INFINITY;
             let (replicas, prefill) = (pool.replicas.load(), pool.prefill.load());
@@ -370,6 +453,12 @@ impl Metrics {
                 if let Some(count) = view.load.waiting.filter(|_| view.ready) {
                     self.replica_queue.get_or_create(&label).set(count);
                 }
+                let open = match view.standing.gate {
+                    Gate::Closed => 0.0,
+                    Gate::Probe => 0.5,
+                    Gate::Open => 1.0,
+                };
+                self.breakers.get_or_create(&label).set(open);
                 // The pool is what answers: by its means the model is scaled.
                 if !replica.role().is_decode() {
                     self.prefill_requests.get_or_create(&label).set(replica.requests() as i64);

@@ -49,6 +49,12 @@ pub struct SchedulerOptions {
     /// Longest time that a request is held back while there are replicas.
     #[serde(with = "millis")]
     pub queue_timeout: Duration,
+    /// The same of one whose priority is below zero, while no other waits: a place may be about to come free.
+    #[serde(with = "millis")]
+    pub shed_after: Duration,
+    /// Time over which a replica that is new beside others gets its full share of requests.
+    #[serde(with = "millis")]
+    pub slow_start: Duration,
     /// Longest time that a request is held back for a model that has no replica: one that is asleep, or
     /// whose first replica starts.
     #[serde(with = "millis")]
@@ -89,6 +95,8 @@ impl Default for SchedulerOptions {
             queue_bytes: 8 * defaults::MAX_BODY_BYTES,
             queue_bytes_all: 16 * defaults::MAX_BODY_BYTES,
             queue_timeout: defaults::QUEUE_TIMEOUT,
+            shed_after: defaults::SHED_AFTER,
+            slow_start: defaults::SLOW_START,
             wake_timeout: defaults::WAKE_TIMEOUT,
             first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,
             idle_timeout: defaults::IDLE_TIMEOUT,

@@ -22,8 +22,9 @@ use tokio::time::Instant;
 use crate::call::Call;
 use crate::choose::{NoRoom, place_prompt};
 use crate::pick::Prompt;
+use crate::proxy::is_failure;
 use crate::registry::Pool;
-use crate::replica::{Lease, Replica};
+use crate::replica::{Lease, Replica, Verdict};
 use crate::scheduler::Scheduler;
 
 /// Routes whose requests have a prompt and an answer.
@@ -168,11 +169,16 @@ async fn compute(
     let failure = match asked.unwrap_or(Err(Failure::told("timeout", "it took too long".to_owned()))) {
         Ok(words) => {
             lease.begun(Some(scheduler.now()));
+            lease.says(Verdict::Worked, scheduler.now());
             return Ok((lease.replica.name().to_owned(), words));
         }
         Err(failure) => failure,
     };
     let name = lease.replica.name();
+    if failure.is_its_own && lease.says(Verdict::Failed(scheduler.chance()), scheduler.now()) {
+        scheduler.metrics.breaker_opened();
+        tracing::warn!(replica = name, why = %failure.detail, "replica is passed over: its answers fail");
+    }
     if failure.is_down && lease.replica.failed(&failure.detail, lease.epoch) {
         tracing::warn!(replica = name, why = %failure.detail, "replica is not ready");
     }
@@ -186,11 +192,13 @@ struct Failure {
     detail: String,
     /// Whether it says that the replica cannot serve.
     is_down: bool,
+    /// Whether it was the replica's failure, and neither the request's nor that of its time.
+    is_its_own: bool,
 }
 
 impl Failure {
     fn told(reason: &'static str, detail: String) -> Self {
-        Self { reason, detail, is_down: false }
+        Self { reason, detail, is_down: false, is_its_own: false }
     }
 
     fn not_sent(error: &SendError) -> Self {
@@ -200,7 +208,7 @@ impl Failure {
             SendError::Untrusted { .. } => ("untrusted", true),
             SendError::Broken { .. } => ("broken", true),
         };
-        Self { reason, detail: error.to_string(), is_down }
+        Self { reason, detail: error.to_string(), is_down, is_its_own: is_down }
     }
 }
 
@@ -214,10 +222,11 @@ async fn ask(scheduler: &Scheduler, call: &Call, lease: &Lease, limit: Duration)
     let (head, body) = response.into_parts();
     if head.status == StatusCode::SERVICE_UNAVAILABLE {
         let detail = "it answered a prompt with 503".to_owned();
-        return Err(Failure { reason: "refused", detail, is_down: true });
+        return Err(Failure { reason: "refused", detail, is_down: true, is_its_own: false });
     }
     if !head.status.is_success() {
-        return Err(Failure::told("error", format!("it answered {}", head.status.as_u16())));
+        let told = Failure::told("error", format!("it answered {}", head.status.as_u16()));
+        return Err(Failure { is_its_own: is_failure(head.status), ..told });
     }
     let answer = forward::collect(body, limit, MAX_ANSWER)
         .await

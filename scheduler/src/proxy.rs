@@ -13,13 +13,16 @@ use strata_wire::{ErrorKind, headers};
 use tokio::time::Instant;
 
 use crate::call::{Call, read};
-use crate::choose::{Tried, choose, past_deadline, unknown_model};
+use crate::choose::{Tried, choose};
 use crate::prefill::Prefill;
+use crate::refusal::{past_deadline, unknown_model};
 use crate::registry::Pool;
-use crate::replica::Lease;
+use crate::replica::{Lease, Verdict};
 use crate::scheduler::Scheduler;
 use crate::stream::{self, Chunks, Passage};
 
+/// Why a request goes elsewhere after a 503.
+const REFUSED: &str = "refused";
 /// Largest refusal of a replica that is kept while the request is tried elsewhere.
 const MAX_REFUSAL: usize = 64 * 1024;
 
@@ -75,6 +78,23 @@ enum Failure {
     Elsewhere { reason: &'static str, detail: String, answer: Box<Response> },
     /// It is final.
     Final(Fault),
+    /// It took so long that it says something of the replica. It is final.
+    Late(Fault),
+}
+
+/// Whether an answer of this status is a failure of the replica: its own error, and neither its refusal (503)
+/// nor what the client has asked.
+pub(crate) fn is_failure(status: StatusCode) -> bool {
+    let refuses = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::NOT_IMPLEMENTED].contains(&status);
+    status.is_server_error() && !refuses
+}
+
+/// A request failed at its replica, which gets no more for a while when that is so again and again.
+fn failed(scheduler: &Scheduler, lease: &Lease, why: &str) {
+    if lease.says(Verdict::Failed(scheduler.chance()), scheduler.now()) {
+        scheduler.metrics.breaker_opened();
+        tracing::warn!(replica = lease.replica.name(), why, "replica is passed over: its answers fail");
+    }
 }
 
 async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Response, Fault> {
@@ -92,11 +112,24 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 prefill.give_up("transfer");
             }
             Ok(begun) => {
-                lease.begun(begun.head.status.is_success().then(|| scheduler.now()));
+                let status = begun.head.status;
+                lease.begun(status.is_success().then(|| scheduler.now()));
+                if is_failure(status) {
+                    failed(scheduler, &lease, "it answered with an error");
+                } else if status.is_success() {
+                    lease.says(Verdict::Worked, scheduler.now());
+                }
                 return Ok(respond(&call, begun, lease, running));
             }
             Err(Failure::Final(fault)) => return Err(fault),
+            Err(Failure::Late(fault)) => {
+                failed(scheduler, &lease, "it did not answer in time");
+                return Err(fault);
+            }
             Err(Failure::Elsewhere { reason, detail, answer }) => {
+                if reason != REFUSED {
+                    failed(scheduler, &lease, &detail);
+                }
                 let name = lease.replica.name();
                 if lease.replica.failed(&detail, lease.epoch) {
                     tracing::warn!(replica = name, why = %detail, "replica is not ready");
@@ -128,7 +161,13 @@ async fn attempt(scheduler: &Scheduler, call: &Call, body: Bytes, lease: &Lease)
         return Err(Failure::Final(past_deadline()));
     }
     let limit = scheduler.options.first_byte_timeout.min(left);
+    let body = call.wanted.class.told(&call.path, body, &lease.replica);
     let request = call.request(scheduler, &lease.replica, body, left).map_err(Failure::Final)?;
+    // A time-out of its own says something of the replica, and the end of the request's time does not.
+    let not_sent = |error: &SendError| match not_sent(error) {
+        Failure::Final(fault) if limit < left => Failure::Late(fault),
+        failure => failure,
+    };
     let response = scheduler.upstream.send(request, limit).await.map_err(|error| not_sent(&error))?;
     let (head, body) = response.into_parts();
     // Fused: of an answer without a body the end is seen here, and looked for again later.
@@ -192,7 +231,7 @@ async fn refused(head: &response::Parts, rest: Chunks) -> Failure {
     *answer.headers_mut() = forward::response_headers(&head.headers, false);
     answer.headers_mut().entry(header::RETRY_AFTER).or_insert(HeaderValue::from_static("1"));
     Failure::Elsewhere {
-        reason: "refused",
+        reason: REFUSED,
         detail: "it answered a request with 503".to_owned(),
         answer: Box::new(answer),
     }
@@ -221,7 +260,12 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
         events: is_events(&head.headers),
         deadline: call.wanted.deadline,
         guard: (lease, running),
-        broke: |(_, running)| running.scheduler.metrics.broke(&running.pool.name),
+        broke: |(lease, running): &(Lease, Running), by_replica| {
+            running.scheduler.metrics.broke(&running.pool.name);
+            if by_replica {
+                failed(&running.scheduler, lease, "its answer broke off");
+            }
+        },
     });
     let mut response = Response::new(body);
     *response.status_mut() = head.status;

@@ -52,8 +52,6 @@ pub struct Pool {
     pub was_full: AtomicBool,
     /// Requests that wait.
     pub held: AtomicUsize,
-    /// Bytes of their bodies.
-    pub held_bytes: AtomicUsize,
     /// How its requests were split over tracks. Held while a replica is chosen and the choice is
     /// booked, so that two requests do not both see the same free place.
     pub choosing: Mutex<Split>,
@@ -79,7 +77,6 @@ impl Pool {
             arrived: Notify::new(),
             was_full: AtomicBool::new(false),
             held: AtomicUsize::new(0),
-            held_bytes: AtomicUsize::new(0),
             choosing: Mutex::default(),
             gone: AtomicBool::new(false),
             asked,
@@ -108,6 +105,16 @@ impl Pool {
     /// Whether it has no replica.
     pub fn is_asleep(&self) -> bool {
         self.awake.borrow().is_none()
+    }
+
+    /// Whether there are ready replicas: then those that wait do so because these are full.
+    pub fn is_full(&self) -> bool {
+        self.replicas.load().iter().any(|replica| replica.is_ready())
+    }
+
+    /// Whether they were full when a request last looked for a place.
+    pub fn was_full(&self) -> bool {
+        self.was_full.load(Ordering::Relaxed)
     }
 
     /// Takes over which replicas it has, and how they are chosen from.
@@ -233,7 +240,7 @@ impl Registry {
         let mut report = ReplicaReport::default();
         for (name, pool) in self.pools.load().iter() {
             let (replicas, prefill) = (pool.replicas.load(), pool.prefill.load());
-            let states = replicas.iter().chain(prefill.iter()).map(|replica| replica.state()).collect();
+            let states = replicas.iter().chain(prefill.iter()).map(|replica| replica.state(now)).collect();
             report.models.insert(name.clone(), states);
             let held = pool.held.load(Ordering::Acquire);
             report.demand.insert(name.clone(), pool.asked.demand(held, now));

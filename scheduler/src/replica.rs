@@ -1,7 +1,7 @@
 //! One engine replica: whether it can take requests, how loaded it is, and what it probably holds.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::{Found, Lane};
-use crate::pick::{Cached, Candidate, Decision, Load, Own, PrefixIndex};
+use crate::pick::{Breaker, Cached, Candidate, Decision, Gate, Load, Own, PrefixIndex, Standing};
 use crate::telemetry::{Reading, Trend};
 
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
@@ -56,6 +56,11 @@ struct Inner {
     pledges: VecDeque<Pledge>,
     next_request: u64,
     models: Vec<Model>,
+    /// What came of its requests.
+    breaker: Breaker,
+    /// Which process of it this is, and since when it has been ready.
+    process: u64,
+    ready_since: Duration,
 }
 
 /// A prompt that a replica computes.
@@ -117,6 +122,16 @@ pub enum ScrapeFailure {
     Passing(String),
 }
 
+/// What a request says of the replica that it was sent to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// It answered.
+    Worked,
+    /// It answered with an error of its own, too late, or not to the end. With a number from 0 to 1, by
+    /// chance.
+    Failed(f64),
+}
+
 /// A replica at the moment of a choice.
 #[derive(Clone, Copy, Debug)]
 pub struct View {
@@ -132,6 +147,8 @@ pub struct View {
     pub bytes_per_token: f64,
     /// Share of its KV blocks in use, if known.
     pub kv_usage: Option<f64>,
+    /// What beside its load decides.
+    pub standing: Standing,
 }
 
 impl Replica {
@@ -151,6 +168,9 @@ impl Replica {
                 pledges: VecDeque::new(),
                 next_request: 0,
                 models: Vec::new(),
+                breaker: Breaker::default(),
+                process: 0,
+                ready_since: Duration::ZERO,
             }),
             requests: AtomicU64::new(0),
             wake: Notify::new(),
@@ -196,15 +216,29 @@ impl Replica {
     /// How it stands now, for a prompt of this prefix, of which `found` tells who holds what. Metrics older
     /// than `stale` do not count.
     pub fn view(&self, prefix: &Prefix, found: &Found, now: Duration, stale: Duration) -> View {
+        View { cached: self.cached(prefix, found, now), ..self.glance(now, stale) }
+    }
+
+    /// The same without what it has of a prompt.
+    pub fn glance(&self, now: Duration, stale: Duration) -> View {
         let inner = self.lock();
         View {
             ready: inner.unready.is_none(),
             epoch: inner.epoch,
             load: inner.load(now, stale),
-            cached: inner.cached(prefix, found, now),
+            cached: Cached::default(),
             bytes_per_token: inner.trend.bytes_per_token(),
             kv_usage: inner.trend.reading(now, stale).and_then(|reading| reading.kv_usage),
+            standing: Standing {
+                gate: inner.breaker.gate(now),
+                ready_for: now.saturating_sub(inner.ready_since),
+            },
         }
+    }
+
+    /// What it has of a prompt of this prefix.
+    pub fn cached(&self, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
+        self.lock().cached(prefix, found, now)
     }
 
     /// It, as it is chosen from by this view of it.
@@ -217,12 +251,6 @@ impl Replica {
             cached: view.cached,
             bytes_per_token: view.bytes_per_token,
         }
-    }
-
-    /// Whether it can take a request now.
-    pub fn has_room(&self, now: Duration, stale: Duration) -> bool {
-        let inner = self.lock();
-        inner.unready.is_none() && !inner.load(now, stale).is_saturated()
     }
 
     /// Whether it may get requests.
@@ -302,6 +330,7 @@ impl Replica {
         inner.own.pending_tokens += tokens;
         inner.index.record(&prefix.blocks);
         inner.pledges.retain(|pledge| pledge.until.is_none_or(|until| now < until));
+        let (probe, process) = (inner.breaker.sent(now), inner.process);
         let id = inner.next_request;
         inner.next_request += 1;
         if inner.lane.is_some() {
@@ -317,6 +346,9 @@ impl Replica {
             id,
             bytes: prefix.bytes,
             pending: true,
+            probe: AtomicBool::new(probe),
+            process,
+            sent: now,
             changed: Arc::clone(changed),
         }
     }
@@ -336,6 +368,9 @@ impl Replica {
         let restarted = inner.trend.observe(reading, now);
         if restarted || (returned && !same) {
             inner.index.clear();
+            inner.breaker = Breaker::default();
+            inner.process += 1;
+            inner.ready_since = now;
         }
         if let Some(blocks) = inner.trend.cache_blocks()
             && blocks != inner.index.capacity()
@@ -378,6 +413,16 @@ impl Replica {
         inner.unready.replace(reason.to_owned()).is_none()
     }
 
+    /// Whether it has ever been ready.
+    pub fn was_ready(&self) -> bool {
+        self.lock().epoch > 0
+    }
+
+    /// What its breaker lets through.
+    pub fn gate(&self, now: Duration) -> Gate {
+        self.lock().breaker.gate(now)
+    }
+
     /// The models that it serves, once it has said so. Returns whether the list's names changed.
     pub fn serves(&self, models: Vec<Model>) -> bool {
         let mut inner = self.lock();
@@ -393,7 +438,7 @@ impl Replica {
     }
 
     /// For `GET /replicas`.
-    pub fn state(&self) -> ReplicaState {
+    pub fn state(&self, now: Duration) -> ReplicaState {
         let inner = self.lock();
         let reading = inner.trend.last().copied().unwrap_or_default();
         ReplicaState {
@@ -403,6 +448,7 @@ impl Replica {
             role: self.endpoint.role,
             ready: inner.unready.is_none(),
             reason: inner.unready.clone(),
+            broken: inner.breaker.gate(now) != Gate::Closed,
             in_flight: inner.own.in_flight,
             running: reading.running.unwrap_or(0.0),
             waiting: reading.waiting.unwrap_or(0.0),
@@ -430,6 +476,10 @@ pub struct Lease {
     id: u64,
     bytes: usize,
     pending: bool,
+    /// Whether its replica's breaker waits for what comes of it.
+    probe: AtomicBool,
+    process: u64,
+    sent: Duration,
     changed: Arc<Notify>,
 }
 
@@ -447,6 +497,21 @@ impl Lease {
         let tokens = std::mem::take(&mut self.spared);
         self.replica.lock().own.pending_tokens += tokens;
         self.tokens += tokens;
+    }
+
+    /// What came of it, for the replica's breaker. Returns whether the breaker opened by it. What was sent
+    /// to a process that is gone says nothing of the one that is there.
+    pub fn says(&self, verdict: Verdict, now: Duration) -> bool {
+        let probe = self.probe.swap(false, Ordering::Relaxed);
+        let mut inner = self.replica.lock();
+        if inner.process != self.process {
+            return false;
+        }
+        match verdict {
+            Verdict::Worked => inner.breaker.worked(probe, now),
+            Verdict::Failed(chance) => return inner.breaker.failed(probe, now, chance),
+        }
+        false
     }
 
     /// Its response has begun. `answered` is when, if the prompt was processed and not refused.
@@ -473,7 +538,12 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.begun(None);
-        self.replica.lock().own.in_flight -= 1;
+        let mut inner = self.replica.lock();
+        inner.own.in_flight -= 1;
+        if *self.probe.get_mut() && inner.process == self.process {
+            inner.breaker.left(true, self.sent);
+        }
+        drop(inner);
         self.changed.notify_waiters();
     }
 }
@@ -524,7 +594,7 @@ mod tests {
         assert!(!r.scrape_failed(ScrapeFailure::Passing("slow".into())));
         assert!(r.is_ready(), "two slow scrapes are no failure");
         assert!(r.scrape_failed(ScrapeFailure::Passing("slow".into())));
-        assert_eq!(r.state().reason.as_deref(), Some("slow"));
+        assert_eq!(r.state(Duration::ZERO).reason.as_deref(), Some("slow"));
         assert!(r.scraped(reading(1.0), Own::default(), Duration::ZERO));
         assert!(r.scrape_failed(ScrapeFailure::Certain("refused".into())));
         assert!(!r.is_ready());
@@ -574,7 +644,28 @@ mod tests {
         drop(b);
         drop(a);
         assert_eq!(r.own(), Own::default());
-        assert_eq!((r.state().in_flight, r.state().requests), (0, 2));
+        assert_eq!((r.state(Duration::ZERO).in_flight, r.state(Duration::ZERO).requests), (0, 2));
+    }
+
+    #[test]
+    fn a_breaker_counts_for_one_process() {
+        let (r, changed) = (replica(), Arc::new(Notify::new()));
+        r.scraped(reading(10.0), Own::default(), Duration::ZERO);
+        let lease = || r.lease(decision(), &prefix(4), 1024, &changed, Duration::ZERO);
+        let old = lease();
+        assert_eq!((0..5).filter(|_| lease().says(Verdict::Failed(0.0), Duration::ZERO)).count(), 1);
+        assert_eq!((r.gate(Duration::ZERO), r.state(Duration::ZERO).broken), (Gate::Open, true));
+        let then = Duration::from_secs(2);
+        let probe = r.lease(decision(), &prefix(4), 1024, &changed, then);
+        assert_eq!(r.gate(then), Gate::Open);
+        drop(probe);
+        assert_eq!(r.gate(then), Gate::Probe, "one that left lets another try");
+        r.scraped(reading(2.0), Own::default(), then);
+        assert_eq!(r.gate(then), Gate::Closed, "another process is another replica");
+        assert!((0..5).all(|_| !old.says(Verdict::Failed(0.0), then)), "and was not sent this");
+        let probe = r.lease(decision(), &prefix(4), 1024, &changed, then);
+        probe.says(Verdict::Worked, then);
+        assert_eq!(r.view(&prefix(1), &Found::default(), then, STALE).standing.ready_for, Duration::ZERO);
     }
 
     #[test]

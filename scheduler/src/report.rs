@@ -9,7 +9,7 @@ use strata_hop::Fault;
 use strata_wire::models::{Model, ModelList};
 use strata_wire::replicas::ReplicaReport;
 
-use crate::choose::unknown_model;
+use crate::refusal::unknown_model;
 use crate::scheduler::Scheduler;
 
 /// `GET /v1/models`.

@@ -29,8 +29,8 @@ pub struct Passage<G> {
     pub deadline: Instant,
     /// What the request holds, dropped with the last chunk or when the client leaves.
     pub guard: G,
-    /// Called when the response breaks off.
-    pub broke: fn(&G),
+    /// Called when the response breaks off, with whether that says something of the replica.
+    pub broke: fn(&G, bool),
 }
 
 /// The body that the client gets.
@@ -57,7 +57,7 @@ struct State<G> {
     whole: Option<WholeEvents>,
     deadline: Instant,
     guard: Option<G>,
-    broke: fn(&G),
+    broke: fn(&G, bool),
     ended: bool,
 }
 
@@ -67,11 +67,13 @@ impl<G> State<G> {
             if self.ended {
                 return None;
             }
+            let mut late = false;
             let next = match self.first.take() {
                 Some(first) => Some(Ok(first)),
                 None => match tokio::time::timeout_at(self.deadline, self.rest.next()).await {
                     Ok(next) => next,
                     Err(_) => {
+                        late = true;
                         Some(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's deadline passed")))
                     }
                 },
@@ -92,7 +94,7 @@ impl<G> State<G> {
                 (Some(Err(error)), whole) => {
                     let events = whole.is_some();
                     if let Some(guard) = &self.guard {
-                        (self.broke)(guard);
+                        (self.broke)(guard, !late);
                     }
                     self.end();
                     tracing::warn!(%error, "a response broke off after it had begun");

@@ -4,7 +4,6 @@
 
 use crate::model_deployment::{Device, ModelDeploymentSpec, Prefill, Runtime, Task};
 use crate::quota_policy::{OnExceed, OnStoreFailure, QuotaPolicySpec};
-use crate::tenant::TenantSpec;
 use crate::validate::FieldError;
 
 /// Where the object is to take effect.
@@ -150,17 +149,6 @@ fn cluster(r: &mut Refusals, spec: &ModelDeploymentSpec) {
         "spec.model.uri",
         "names a home folder, and pods have none: put the model on a PersistentVolumeClaim and use pvc://CLAIM/PATH, or file:// with an absolute path in the image",
     );
-}
-
-/// What a Tenant asks for that is not built.
-pub fn tenant(spec: &TenantSpec) -> Vec<FieldError> {
-    let mut r = Refusals(Vec::new());
-    r.refuse(
-        spec.priority.is_some_and(|p| p != 0),
-        "spec.priority",
-        "remove it; the scheduler serves all tenants alike",
-    );
-    r.0
 }
 
 /// What a QuotaPolicy asks for that is not built.

@@ -36,6 +36,10 @@ pub const WINDOW_WAIT: Duration = Duration::from_secs(10);
 pub const QUEUE_PER_REPLICA: usize = 256;
 /// Longest time the scheduler holds a request back for capacity.
 pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time the scheduler holds a request of a priority below zero back for capacity.
+pub const SHED_AFTER: Duration = Duration::from_secs(1);
+/// Time over which the scheduler gives a replica that is new its full share of requests.
+pub const SLOW_START: Duration = Duration::from_secs(10);
 /// Longest time the scheduler holds a request back for a model that is asleep or starts.
 pub const WAKE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// How often the scheduler reads a replica's metrics.

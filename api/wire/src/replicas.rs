@@ -131,6 +131,26 @@ pub enum Policy {
     Prefix,
     /// Each in turn, whatever it holds: the base line of comparisons.
     RoundRobin,
+    /// By weighted chance: the better the score, the likelier.
+    WeightedRandom,
+    /// The better score of two that chance takes.
+    PowerOfTwo,
+    /// By score without the cached prefix.
+    LeastLoaded,
+    /// By chance alone.
+    Random,
+}
+
+impl Policy {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Prefix,
+        Self::RoundRobin,
+        Self::WeightedRandom,
+        Self::PowerOfTwo,
+        Self::LeastLoaded,
+        Self::Random,
+    ];
 }
 
 impl fmt::Display for Policy {
@@ -138,6 +158,10 @@ impl fmt::Display for Policy {
         f.write_str(match self {
             Self::Prefix => "prefix",
             Self::RoundRobin => "round-robin",
+            Self::WeightedRandom => "weighted-random",
+            Self::PowerOfTwo => "power-of-two",
+            Self::LeastLoaded => "least-loaded",
+            Self::Random => "random",
         })
     }
 }
@@ -146,11 +170,10 @@ impl std::str::FromStr for Policy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "prefix" => Ok(Self::Prefix),
-            "round-robin" => Ok(Self::RoundRobin),
-            other => Err(format!("`{other}` is no policy; use prefix or round-robin")),
-        }
+        Self::ALL.into_iter().find(|policy| policy.to_string() == text).ok_or_else(|| {
+            let names = Self::ALL.map(|policy| policy.to_string()).join(", ");
+            format!("`{text}` is no policy; use one of {names}")
+        })
     }
 }
 
@@ -195,6 +218,9 @@ pub struct ReplicaState {
     /// Why it does not, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether it is passed over because its answers failed, while others can take the requests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub broken: bool,
     /// Requests that this scheduler has sent it and that have not ended.
     pub in_flight: u64,
     /// Sequences that it runs, by its own metrics.
@@ -229,6 +255,19 @@ mod tests {
         let read: Endpoints = serde_json::from_str(text).unwrap();
         assert_eq!(read.models["m"].replicas[0].track, Track::Canary);
         assert_eq!(serde_json::to_string(&read).unwrap(), text);
+    }
+
+    #[test]
+    fn a_policy_has_one_name() {
+        for policy in Policy::ALL {
+            assert_eq!(policy.to_string().parse(), Ok(policy));
+            assert_eq!(serde_json::to_string(&policy).unwrap(), format!("\"{policy}\""));
+        }
+        let wrong = "luck".parse::<Policy>().unwrap_err();
+        assert_eq!(
+            wrong,
+            "`luck` is no policy; use one of prefix, round-robin, weighted-random, power-of-two, least-loaded, random"
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use strata_scheduler::index::{BlockIndex, Told};
 use strata_scheduler::pick::{Cached, Decision, Own, Parts, Patience, Why};
-use strata_scheduler::queue::{Offer, Queue};
+use strata_scheduler::queue::{Offer, Queue, Rank};
 use strata_scheduler::replica::{Lease, Replica};
 use strata_scheduler::telemetry::Reading;
 use strata_wire::defaults::QUEUE_TIMEOUT;
@@ -156,7 +156,7 @@ impl Simulation<'_> {
             match happens {
                 Happens::Arrives(request) => {
                     self.arrived[request] = now;
-                    self.held.push(request, false, time(now));
+                    self.held.push(request, Rank::default(), time(now));
                     self.place(now);
                 }
                 Happens::Steps(replica) => self.stepped(replica, now),

@@ -138,6 +138,10 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
         policy: match args.policy {
             args::Policy::Prefix => strata_scheduler::Policy::Prefix,
             args::Policy::RoundRobin => strata_scheduler::Policy::RoundRobin,
+            args::Policy::WeightedRandom => strata_scheduler::Policy::WeightedRandom,
+            args::Policy::PowerOfTwo => strata_scheduler::Policy::PowerOfTwo,
+            args::Policy::LeastLoaded => strata_scheduler::Policy::LeastLoaded,
+            args::Policy::Random => strata_scheduler::Policy::Random,
         },
         mtls: mtls(Component::Scheduler)?,
         hop_token: HopToken::from_env(),

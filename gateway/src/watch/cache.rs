@@ -165,7 +165,7 @@ mod tests {
             (json!({"tier": 7}), "is not as its kind has it"),
             (json!({"tier": "NO"}), "`spec.tier`"),
             (json!({"timeZone": "Europe/Nowhere"}), "IANA"),
-            (json!({"priority": 5}), "not built yet"),
+            (json!({"priority": 5000}), "at most 1000"),
         ]
         .into_iter()
         .enumerate()

@@ -20,6 +20,10 @@ pub enum Why {
     Tie,
     /// It was its turn.
     Turn,
+    /// Chance decided, for the better scores more often where the policy says so.
+    Chance,
+    /// It was the better of two that chance took.
+    BetterOfTwo,
 }
 
 /// Where the prompt of a request is computed, of a model with replicas for that.
@@ -103,6 +107,8 @@ impl fmt::Display for Decision {
                 f.write_str("the best scored alike, and of these it had the fewest requests in flight")
             }
             Why::Turn => f.write_str("it was its turn"),
+            Why::Chance => f.write_str("chance decided, as the policy has it"),
+            Why::BetterOfTwo => f.write_str("it was the better of two that chance took"),
         }
     }
 }

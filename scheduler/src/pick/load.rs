@@ -74,6 +74,8 @@ pub struct Load {
     pub prefill_rate: Option<f64>,
     /// Time between two tokens.
     pub inter_token: InterToken,
+    /// Requests of this scheduler that it may have at once, while it is new.
+    pub limit: Option<f64>,
 }
 
 impl Gauges {
@@ -124,13 +126,18 @@ impl Load {
             max_sequences: gauges.max_sequences,
             prefill_rate: gauges.prefill_rate.filter(|rate| *rate > 0.0),
             inter_token: gauges.inter_token,
+            limit: None,
         }
+    }
+
+    /// Requests that it runs and that wait there at most.
+    pub fn slots(&self) -> f64 {
+        self.max_sequences.unwrap_or(ASSUMED_MAX_SEQUENCES) + SATURATED_WAITING
     }
 
     /// How full the replica is: 1 and more means that a further request would only wait there.
     pub fn saturation(&self) -> f64 {
-        let slots = self.max_sequences.unwrap_or(ASSUMED_MAX_SEQUENCES) + SATURATED_WAITING;
-        let own = self.in_flight as f64 / slots;
+        let own = self.in_flight as f64 / self.limit.map_or(self.slots(), |limit| limit.min(self.slots()));
         own.max(self.waiting.unwrap_or(0.0) / SATURATED_WAITING)
     }
 

@@ -1,13 +1,18 @@
 //! Which replica a request goes to, and why. Pure: replicas, time and chance come in as arguments.
 
+pub mod admission;
+pub mod breaker;
 pub mod budget;
 pub mod cached;
 pub mod decision;
 pub mod index;
 pub mod load;
+mod picker;
 pub mod score;
 pub mod split;
 
+pub use admission::{Standing, admit};
+pub use breaker::{Breaker, Gate};
 pub use budget::RetryBudget;
 pub use cached::Cached;
 pub use decision::{Decision, Prompt, Why};
@@ -71,7 +76,7 @@ const HOLDS: f64 = 0.75;
 const TIE: f64 = 1e-6;
 
 /// Chooses a replica. `turn` counts the model's requests and serves round robin; `random` breaks the
-/// ties that the number of requests in flight leaves. The same arguments give the same choice.
+/// ties that the number of requests in flight leaves, and serves the policies that go by chance. The same arguments give the same choice.
 pub fn pick(
     policy: Policy,
     ask: &Ask,
@@ -95,13 +100,7 @@ pub fn pick(
     if open.is_empty() {
         return Outcome::Saturated;
     }
-    let (place, parts, why) = match policy {
-        Policy::RoundRobin => {
-            let (place, parts) = open[(turn % open.len() as u64) as usize];
-            (place, parts, Why::Turn)
-        }
-        Policy::Prefix => best(&open, candidates, weights, random),
-    };
+    let ((place, parts), why) = picker::choose(policy, &open, candidates, weights, (turn, random));
     let chosen = &candidates[place];
     let decision = Decision {
         replica: chosen.name.to_owned(),
@@ -116,35 +115,6 @@ pub fn pick(
         prompt: None,
     };
     Outcome::Picked(place, decision)
-}
-
-fn best(
-    open: &[(usize, Parts)],
-    candidates: &[Candidate<'_>],
-    weights: &Weights,
-    random: u64,
-) -> (usize, Parts, Why) {
-    let top = open.iter().map(|(_, p)| p.score(weights)).fold(f64::NEG_INFINITY, f64::max);
-    let in_flight = |place: usize| candidates[place].load.in_flight;
-    let mut tied: Vec<(usize, Parts)> =
-        open.iter().copied().filter(|(_, p)| p.score(weights) >= top - TIE).collect();
-    let by_score = tied.len() == 1;
-    let fewest = tied.iter().map(|(place, _)| in_flight(*place)).min().unwrap_or(0);
-    tied.retain(|(place, _)| in_flight(*place) == fewest);
-    let (place, parts) = tied[(random % tied.len() as u64) as usize];
-    let most_cached = open.iter().all(|(other, _)| {
-        *other == place || candidates[*other].cached.tokens < candidates[place].cached.tokens
-    });
-    let why = if open.len() == 1 {
-        Why::OnlyOne
-    } else if most_cached {
-        Why::MostCached
-    } else if by_score {
-        Why::LeastLoaded
-    } else {
-        Why::Tie
-    };
-    (place, parts, why)
 }
 
 /// The mean time between tokens of the replicas that measure one: the best guess for a sibling that

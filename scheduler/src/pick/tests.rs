@@ -90,8 +90,8 @@ proptest! {
     /// An unready or saturated replica is never picked, and a request is held only when none can
     /// take it.
     #[test]
-    fn only_open_replicas(candidates in any_candidates(), robin: bool, turn: u64, random: u64) {
-        let policy = if robin { Policy::RoundRobin } else { Policy::Prefix };
+    fn only_open_replicas(candidates in any_candidates(), policy in 0..6usize, turn: u64, random: u64) {
+        let policy = Policy::ALL[policy];
         let outcome = pick(policy, &ASK, &candidates, &Weights::default(), turn, random);
         match &outcome {
             Outcome::Picked(place, decision) => {
@@ -195,6 +195,48 @@ fn round_robin_takes_turns_and_skips_the_full() {
     assert_eq!(order(&candidates), [0, 1, 2, 0]);
     candidates[1].load.waiting = Some(SATURATED_WAITING);
     assert_eq!(order(&candidates), [0, 2, 0, 2]);
+}
+
+/// How often each of three is picked: one that holds the prompt, one that is free, and one that is busy.
+fn shares(policy: Policy) -> [u32; 3] {
+    let mut candidates = [idle("holds it", BLOCKS), idle("free", 0), idle("busy", 0)];
+    candidates[2].load.running = Some(16.0);
+    let mut counts = [0; 3];
+    for n in 0..4000u64 {
+        let random = crate::scheduler::mix(n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let outcome = pick(policy, &ASK, &candidates, &Weights::default(), n, random);
+        counts[place(&outcome).unwrap()] += 1;
+    }
+    counts
+}
+
+#[test]
+fn pickers_leave_more_or_less_to_chance() {
+    assert_eq!(shares(Policy::Prefix), [4000, 0, 0]);
+    assert_eq!(shares(Policy::LeastLoaded).map(|share| share > 1600), [true, true, false]);
+    assert!(shares(Policy::Random).iter().all(|share| share.abs_diff(1333) < 200));
+    // Of two of three, the best is among them twice in three times, and the worst never wins.
+    let [best, middle, worst] = shares(Policy::PowerOfTwo);
+    assert!(
+        best.abs_diff(2667) < 200 && middle.abs_diff(1333) < 200 && worst == 0,
+        "{best} {middle} {worst}"
+    );
+    let [best, middle, worst] = shares(Policy::WeightedRandom);
+    assert!(best > 3200 && middle > worst && worst > 0, "{best} {middle} {worst}");
+}
+
+#[test]
+fn a_picker_says_why() {
+    let candidates = [idle("a", 0), idle("b", 0)];
+    let why = |policy, of: &[Candidate<'_>]| match pick(policy, &ASK, of, &Weights::default(), 0, 7) {
+        Outcome::Picked(_, decision) => decision.why,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(why(Policy::PowerOfTwo, &candidates), Why::BetterOfTwo);
+    assert_eq!(why(Policy::WeightedRandom, &candidates), Why::Chance);
+    for policy in [Policy::PowerOfTwo, Policy::WeightedRandom, Policy::Random, Policy::LeastLoaded] {
+        assert_eq!(why(policy, &candidates[..1]), Why::OnlyOne);
+    }
 }
 
 #[test]

@@ -200,6 +200,10 @@ impl Readable for ModelObject {
             policy: routing.policy.map(|policy| match policy {
                 RoutingPolicy::PrefixAware => Policy::Prefix,
                 RoutingPolicy::RoundRobin => Policy::RoundRobin,
+                RoutingPolicy::WeightedRandom => Policy::WeightedRandom,
+                RoutingPolicy::PowerOfTwo => Policy::PowerOfTwo,
+                RoutingPolicy::LeastLoaded => Policy::LeastLoaded,
+                RoutingPolicy::Random => Policy::Random,
             }),
             canary_percent: canary.map(|canary| canary.weight.clamp(0, 100) as u8),
         }

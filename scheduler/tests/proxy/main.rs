@@ -8,9 +8,11 @@ mod support;
 
 mod affinity;
 mod boundary;
+mod breaker;
 mod canary;
 mod discovery;
 mod failover;
+mod flow;
 mod hold;
 mod prefill;
 mod readiness;

@@ -90,6 +90,8 @@ pub(crate) struct Inner {
     pub(crate) prompts: AtomicU64,
     pub(crate) model: String,
     pub(crate) ended: AtomicBool,
+    /// Whether it says that it is Strata's, and not vLLM.
+    pub(crate) ours: AtomicBool,
     script: watch::Sender<Script>,
     /// From where on it was asked to tell, each time that it was.
     followed: Mutex<Vec<String>>,
@@ -135,6 +137,7 @@ impl Engine {
             prompts: AtomicU64::new(0),
             model: model.to_owned(),
             ended: AtomicBool::new(false),
+            ours: AtomicBool::new(false),
             script: watch::Sender::default(),
             followed: Mutex::default(),
         });
@@ -285,8 +288,9 @@ async fn health(State(inner): State<Arc<Inner>>) -> StatusCode {
 }
 
 async fn models(State(inner): State<Arc<Inner>>) -> axum::Json<Value> {
+    let owner = if inner.ours.load(Ordering::SeqCst) { "strata" } else { "vllm" };
     axum::Json(json!({"object": "list", "data": [{"id": inner.model, "object": "model", "created": 5,
-        "owned_by": "vllm", "max_model_len": 2048, "template_overhead": 24, "root": "x", "permission": []}]}))
+        "owned_by": owner, "max_model_len": 2048, "template_overhead": 24, "root": "x", "permission": []}]}))
 }
 
 async fn metrics(State(inner): State<Arc<Inner>>) -> Response {

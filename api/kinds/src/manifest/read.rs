@@ -227,7 +227,6 @@ impl Reader {
             }
             Kind::Tenant => {
                 let object: Option<Tenant> = self.typed(&site, value);
-                let object = object.and_then(|o| self.built(&site, unbuilt::tenant(&o.spec)).then_some(o));
                 self.folder.tenants.extend(object);
             }
             Kind::QuotaPolicy => {

@@ -41,7 +41,7 @@ pub struct Routing {
     /// How a replica is picked. PrefixAware when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<RoutingPolicy>,
-    /// What counts how much, for PrefixAware.
+    /// What counts how much, for policies that go by prefix or load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
 }
@@ -54,6 +54,14 @@ pub enum RoutingPolicy {
     PrefixAware,
     /// Each in turn.
     RoundRobin,
+    /// By cached prefix and load, and by chance: the better, the likelier.
+    WeightedRandom,
+    /// The better of two that chance takes, by cached prefix and load.
+    PowerOfTwo,
+    /// By load alone.
+    LeastLoaded,
+    /// By chance alone.
+    Random,
 }
 
 /// What counts how much: the prefix for a replica, the others against it. An absent one keeps its

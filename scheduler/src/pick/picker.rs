@@ -1,0 +1,88 @@
+//! Which of the replicas that are left gets the request: pickers over their scores. Several schedulers that
+//! all take the best send each other's bursts to the same replica between two looks at its load; those that
+//! leave some of it to chance do not.
+
+use strata_wire::replicas::Policy;
+
+use super::decision::Why;
+use super::score::{Parts, Weights};
+use super::{Candidate, TIE};
+
+/// A score lower by this is taken e times less often by weighted chance: a fifteenth of what lies between a
+/// full hit and none, so that a replica that holds the prompt is nearly always taken.
+const TEMPERATURE: f64 = 5.0;
+
+/// A replica that may be picked: its place among the candidates, and its scores.
+pub(super) type Scored = (usize, Parts);
+
+/// Picks one of `open`, which is not empty.
+pub(super) fn choose(
+    policy: Policy,
+    open: &[Scored],
+    candidates: &[Candidate<'_>],
+    weights: &Weights,
+    (turn, random): (u64, u64),
+) -> (Scored, Why) {
+    let only = open.len() == 1;
+    let why = |why| if only { Why::OnlyOne } else { why };
+    match policy {
+        Policy::RoundRobin => (open[at(turn, open.len())], Why::Turn),
+        Policy::Prefix => best(open, candidates, weights, random),
+        Policy::LeastLoaded => {
+            let loads = Weights { hit: 0.0, ..*weights };
+            let (scored, by) = best(open, candidates, &loads, random);
+            (scored, if by == Why::MostCached { Why::LeastLoaded } else { by })
+        }
+        Policy::Random => (open[at(random, open.len())], why(Why::Chance)),
+        Policy::WeightedRandom => (weighted(open, weights, random), why(Why::Chance)),
+        Policy::PowerOfTwo => {
+            let first = at(random >> 32, open.len());
+            let second = (first + 1 + at(random & 0xffff_ffff, (open.len() - 1).max(1))) % open.len();
+            let two = [open[first], open[second]];
+            (best(&two[..open.len().min(2)], candidates, weights, random).0, why(Why::BetterOfTwo))
+        }
+    }
+}
+
+fn at(number: u64, of: usize) -> usize {
+    (number % of as u64) as usize
+}
+
+/// Each by e to the power of its score.
+fn weighted(open: &[Scored], weights: &Weights, random: u64) -> Scored {
+    let scores: Vec<f64> = open.iter().map(|(_, parts)| parts.score(weights) / TEMPERATURE).collect();
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let shares: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
+    let mut left = (random >> 11) as f64 / (1u64 << 53) as f64 * shares.iter().sum::<f64>();
+    for (scored, share) in open.iter().zip(&shares) {
+        left -= share;
+        if left < 0.0 {
+            return *scored;
+        }
+    }
+    open[open.len() - 1]
+}
+
+/// The best score; of several, the fewest requests in flight, then chance.
+fn best(open: &[Scored], candidates: &[Candidate<'_>], weights: &Weights, random: u64) -> (Scored, Why) {
+    let top = open.iter().map(|(_, p)| p.score(weights)).fold(f64::NEG_INFINITY, f64::max);
+    let in_flight = |place: usize| candidates[place].load.in_flight;
+    let mut tied: Vec<Scored> = open.iter().copied().filter(|(_, p)| p.score(weights) >= top - TIE).collect();
+    let by_score = tied.len() == 1;
+    let fewest = tied.iter().map(|(place, _)| in_flight(*place)).min().unwrap_or(0);
+    tied.retain(|(place, _)| in_flight(*place) == fewest);
+    let (place, parts) = tied[at(random, tied.len())];
+    let most_cached = open.iter().all(|(other, _)| {
+        *other == place || candidates[*other].cached.tokens < candidates[place].cached.tokens
+    });
+    let why = if open.len() == 1 {
+        Why::OnlyOne
+    } else if most_cached {
+        Why::MostCached
+    } else if by_score {
+        Why::LeastLoaded
+    } else {
+        Why::Tie
+    };
+    ((place, parts), why)
+}

@@ -1,0 +1,63 @@
+//! The replicas of a model as they are at one moment, looked at once for all that look for a place among
+//! them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::choose::{Tried, Wanted};
+use crate::pick::{Candidate, Standing, admit};
+use crate::replica::{Replica, View};
+use crate::scheduler::Scheduler;
+
+/// Replicas, and how they stood.
+pub(crate) struct Views<'s> {
+    scheduler: &'s Scheduler,
+    pub(crate) replicas: Arc<Vec<Arc<Replica>>>,
+    views: Vec<View>,
+    now: Duration,
+    stale: Duration,
+}
+
+impl<'s> Views<'s> {
+    pub(crate) fn of(scheduler: &'s Scheduler, replicas: Arc<Vec<Arc<Replica>>>) -> Self {
+        let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
+        let views = replicas.iter().map(|replica| replica.glance(now, stale)).collect();
+        Self { scheduler, replicas, views, now, stale }
+    }
+
+    /// Looks at one again. Returns whether it can take less than before.
+    pub(crate) fn again(&mut self, at: usize) -> bool {
+        let view = self.replicas[at].glance(self.scheduler.now(), self.stale);
+        let before = std::mem::replace(&mut self.views[at], view);
+        let same = |view: &View| (view.ready, view.epoch, view.standing.gate);
+        same(&before) != same(&view) || view.load.in_flight > before.load.in_flight
+    }
+
+    /// They as a request chooses from them.
+    pub(crate) fn candidates(&self, wanted: &Wanted, tried: &Tried) -> Vec<Candidate<'_>> {
+        let found = self.scheduler.registry.blocks.find(&wanted.prefix.blocks);
+        let mut candidates = self.plain();
+        for ((candidate, view), replica) in candidates.iter_mut().zip(&self.views).zip(&*self.replicas) {
+            candidate.cached = replica.cached(&wanted.prefix, &found, self.now);
+            candidate.eligible &= !tried.excludes(replica, view.epoch);
+        }
+        self.admit(&mut candidates);
+        candidates
+    }
+
+    /// Whether any can take a request, whichever that is.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut candidates = self.plain();
+        self.admit(&mut candidates);
+        candidates.iter().any(Candidate::is_open)
+    }
+
+    fn plain(&self) -> Vec<Candidate<'_>> {
+        self.replicas.iter().zip(&self.views).map(|(replica, view)| replica.candidate(view)).collect()
+    }
+
+    fn admit(&self, candidates: &mut [Candidate<'_>]) {
+        let standings: Vec<Standing> = self.views.iter().map(|view| view.standing).collect();
+        admit(candidates, &standings, self.scheduler.options.slow_start);
+    }
+}
