@@ -100,7 +100,9 @@ pub async fn choose(
         why.fault(pool, class.priority, scheduler.now())
     };
     let sheddable = class.is_sheddable() && !failed_before;
-    if sheddable && !pool.is_asleep() && pool.queue().before(0) > 0 {
+    let others_wait =
+        || pool.queue().before(0) > 0 && !Views::of(scheduler, pool.replicas.load_full()).has_room();
+    if sheddable && !pool.is_asleep() && others_wait() {
         return Err(refused(Refused::Shed));
     }
     let (arrived, arrived_at) = (Instant::now(), scheduler.now());
@@ -162,8 +164,10 @@ struct Ticket<'a> {
 impl<'a> Ticket<'a> {
     fn take(scheduler: &'a Scheduler, pool: &'a Pool, waiting: Waiting, first: bool, now: Duration) -> Self {
         let Wanted { class, bytes: prompt, body_bytes: bytes, .. } = waiting.wanted;
+        let most = class.is_sheddable().then_some(scheduler.options.shed_after);
+        let rank = Rank { class, cost: Rank::cost(prompt), bytes, most, first };
         let mut queue = pool.queue();
-        let number = queue.push(waiting, Rank { class, cost: Rank::cost(prompt), bytes, first }, now);
+        let number = queue.push(waiting, rank, now);
         pool.held.store(queue.len(), Ordering::Release);
         scheduler.registry.held_bytes.fetch_add(bytes, Ordering::AcqRel);
         let (priority, since) = (class.priority, Instant::now());

@@ -9,6 +9,7 @@
 mod band;
 mod drain;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct Rank {
     pub cost: u64,
     /// Bytes that are kept while it waits.
     pub bytes: usize,
+    /// How long it may wait, where that is not what all may.
+    pub most: Option<Duration>,
     /// Whether it goes before all others, and stays whatever comes.
     pub first: bool,
 }
@@ -86,6 +89,7 @@ struct Entry<T> {
     overtaken: u32,
     since: Duration,
     bytes: usize,
+    most: Option<Duration>,
     item: T,
 }
 
@@ -133,7 +137,7 @@ impl<T> Queue<T> {
         self.next += 1;
         let band = if rank.first { FIRST } else { i64::from(rank.class.priority) };
         let (flow, bytes) = (rank.class.flow, rank.bytes);
-        let entry = Entry { overtaken: 0, since: now, bytes, item };
+        let entry = Entry { overtaken: 0, since: now, bytes, most: rank.most, item };
         self.bands.entry(band).or_default().push(flow, ticket, rank.cost, entry);
         self.places.insert(ticket, Place { band, flow, since: now });
         self.bytes += bytes;
@@ -210,6 +214,7 @@ impl<T> Queue<T> {
             for (at, ticket) in order.iter().enumerate() {
                 let Some(entry) = self.entry(*ticket) else { continue };
                 let waited = now.saturating_sub(entry.since);
+                let most = entry.most.unwrap_or(most);
                 match place(&entry.item, patience(waited, most, entry.overtaken, left)) {
                     Offer::Placed(result) => {
                         (gone[at], taken[at]) = (true, true);
@@ -283,8 +288,10 @@ impl<T> Queue<T> {
             let turns = behind.map(|(ticket, _)| *ticket).filter(|ticket| !seen.contains(ticket)).take(TURNS);
             let turns: Vec<u64> = turns.collect();
             self.turn = turns.last().map_or(0, |last| last + 1);
-            let more: BTreeSet<u64> = new.chain(turns).filter(|ticket| !seen.contains(ticket)).collect();
-            order.extend(more);
+            let band = |ticket: &u64| self.places.get(ticket).map(|place| Reverse(place.band));
+            let more = new.chain(turns).filter(|ticket| !seen.contains(ticket));
+            let more: BTreeSet<_> = more.map(|ticket| (band(&ticket), ticket)).collect();
+            order.extend(more.into_iter().map(|(_, ticket)| ticket));
         }
         self.looked_at = self.next;
         (order, aged)
@@ -296,7 +303,7 @@ impl<T> Queue<T> {
         let Some(highest) = self.bands.range(..FIRST).next_back().map(|(band, _)| *band) else {
             return BTreeSet::new();
         };
-        let old = most - most / AGED_PART;
+        let old = most / AGED_PART * (AGED_PART - 1);
         self.places
             .iter()
             .take_while(|(_, place)| now.saturating_sub(place.since) >= old)

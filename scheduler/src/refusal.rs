@@ -72,18 +72,15 @@ fn all_full(model: &str, why: &str) -> Fault {
 /// `GET /replicas`, for those who may know.
 fn none_ready(pool: &Pool) -> Fault {
     let replicas = pool.replicas.load();
-    let of = replicas.len();
-    let new = replicas.iter().filter(|replica| !replica.is_ready() && !replica.was_ready()).count();
-    let lost = replicas.iter().filter(|replica| !replica.is_ready() && replica.was_ready()).count();
-    let failed = of - new - lost;
-    let parts: Vec<String> =
-        [(new, "not yet up"), (lost, "no longer answering"), (failed, "ready, but failed this request")]
-            .into_iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-    let message =
-        format!("no replica of `{}` is ready (of {of}: {}); try again shortly", pool.name, parts.join(", "));
+    let mut counts =
+        [(0, "not yet up"), (0, "no longer answering"), (0, "ready, but had failed this request")];
+    for replica in replicas.iter() {
+        counts[usize::from(replica.was_ready()) + usize::from(replica.is_ready())].0 += 1;
+    }
+    let counted = counts.iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = counted.map(|(count, what)| format!("{count} {what}")).collect();
+    let (of, why) = (replicas.len(), parts.join(", "));
+    let message = format!("no replica of `{}` is ready (of {of}: {why}); try again shortly", pool.name);
     Fault::new(ErrorKind::Overloaded, message).retry_after(RETRY_NOT_READY)
 }
 

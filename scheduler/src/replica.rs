@@ -347,6 +347,7 @@ impl Replica {
             bytes: prefix.bytes,
             pending: true,
             probe: AtomicBool::new(probe),
+            worked: AtomicBool::new(false),
             process,
             sent: now,
             changed: Arc::clone(changed),
@@ -478,6 +479,8 @@ pub struct Lease {
     pending: bool,
     /// Whether its replica's breaker waits for what comes of it.
     probe: AtomicBool,
+    /// Whether it was counted there as answered.
+    worked: AtomicBool,
     process: u64,
     sent: Duration,
     changed: Arc<Notify>,
@@ -508,10 +511,16 @@ impl Lease {
             return false;
         }
         match verdict {
-            Verdict::Worked => inner.breaker.worked(probe, now),
-            Verdict::Failed(chance) => return inner.breaker.failed(probe, now, chance),
+            Verdict::Worked => {
+                self.worked.store(true, Ordering::Relaxed);
+                inner.breaker.worked(probe, now);
+                false
+            }
+            Verdict::Failed(chance) if self.worked.load(Ordering::Relaxed) => {
+                inner.breaker.broke(now, chance)
+            }
+            Verdict::Failed(chance) => inner.breaker.failed(probe, now, chance),
         }
-        false
     }
 
     /// Its response has begun. `answered` is when, if the prompt was processed and not refused.

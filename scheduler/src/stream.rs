@@ -68,15 +68,13 @@ impl<G> State<G> {
                 return None;
             }
             let mut late = false;
-            let next = match self.first.take() {
-                Some(first) => Some(Ok(first)),
-                None => match tokio::time::timeout_at(self.deadline, self.rest.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        late = true;
-                        Some(Err(io::Error::new(io::ErrorKind::TimedOut, "the request's deadline passed")))
-                    }
-                },
+            let next = if let Some(first) = self.first.take() {
+                Some(Ok(first))
+            } else {
+                let next = tokio::time::timeout_at(self.deadline, self.rest.next()).await;
+                late = next.is_err();
+                let passed = || io::Error::new(io::ErrorKind::TimedOut, "the request's deadline passed");
+                next.unwrap_or_else(|_| Some(Err(passed())))
             };
             match (next, &mut self.whole) {
                 (Some(Ok(chunk)), None) => return Some(Ok(chunk)),

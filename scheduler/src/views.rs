@@ -13,7 +13,7 @@ use crate::scheduler::Scheduler;
 pub(crate) struct Views<'s> {
     scheduler: &'s Scheduler,
     pub(crate) replicas: Arc<Vec<Arc<Replica>>>,
-    views: Vec<View>,
+    at_a_glance: Vec<View>,
     now: Duration,
     stale: Duration,
 }
@@ -21,14 +21,14 @@ pub(crate) struct Views<'s> {
 impl<'s> Views<'s> {
     pub(crate) fn of(scheduler: &'s Scheduler, replicas: Arc<Vec<Arc<Replica>>>) -> Self {
         let (now, stale) = (scheduler.now(), scheduler.options.stale_after());
-        let views = replicas.iter().map(|replica| replica.glance(now, stale)).collect();
-        Self { scheduler, replicas, views, now, stale }
+        let at_a_glance = replicas.iter().map(|replica| replica.glance(now, stale)).collect();
+        Self { scheduler, replicas, at_a_glance, now, stale }
     }
 
     /// Looks at one again. Returns whether it can take less than before.
     pub(crate) fn again(&mut self, at: usize) -> bool {
         let view = self.replicas[at].glance(self.scheduler.now(), self.stale);
-        let before = std::mem::replace(&mut self.views[at], view);
+        let before = std::mem::replace(&mut self.at_a_glance[at], view);
         let same = |view: &View| (view.ready, view.epoch, view.standing.gate);
         same(&before) != same(&view) || view.load.in_flight > before.load.in_flight
     }
@@ -37,7 +37,8 @@ impl<'s> Views<'s> {
     pub(crate) fn candidates(&self, wanted: &Wanted, tried: &Tried) -> Vec<Candidate<'_>> {
         let found = self.scheduler.registry.blocks.find(&wanted.prefix.blocks);
         let mut candidates = self.plain();
-        for ((candidate, view), replica) in candidates.iter_mut().zip(&self.views).zip(&*self.replicas) {
+        for ((candidate, view), replica) in candidates.iter_mut().zip(&self.at_a_glance).zip(&*self.replicas)
+        {
             candidate.cached = replica.cached(&wanted.prefix, &found, self.now);
             candidate.eligible &= !tried.excludes(replica, view.epoch);
         }
@@ -53,11 +54,11 @@ impl<'s> Views<'s> {
     }
 
     fn plain(&self) -> Vec<Candidate<'_>> {
-        self.replicas.iter().zip(&self.views).map(|(replica, view)| replica.candidate(view)).collect()
+        self.replicas.iter().zip(&self.at_a_glance).map(|(replica, view)| replica.candidate(view)).collect()
     }
 
     fn admit(&self, candidates: &mut [Candidate<'_>]) {
-        let standings: Vec<Standing> = self.views.iter().map(|view| view.standing).collect();
+        let standings: Vec<Standing> = self.at_a_glance.iter().map(|view| view.standing).collect();
         admit(candidates, &standings, self.scheduler.options.slow_start);
     }
 }

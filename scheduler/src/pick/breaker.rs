@@ -83,7 +83,8 @@ impl Breaker {
     /// A request was answered; `probe` as [`Breaker::sent`] said.
     pub fn worked(&mut self, probe: bool, now: Duration) {
         if probe && self.state == State::Probing {
-            (self.state, self.row, self.counted, self.closed_at) = (State::Closed, 0, (0.0, 0.0), now);
+            (self.state, self.row, self.counted, self.closed_at) = (State::Closed, 0, (1.0, 0.0), now);
+            self.at = self.at.max(now);
         } else if self.state == State::Closed {
             self.count(0.0, now);
             self.row = 0;
@@ -96,17 +97,32 @@ impl Breaker {
             State::Closed => {
                 self.count(1.0, now);
                 self.row = self.row.saturating_add(1);
-                let (all, failed) = self.counted;
-                if self.row < ROW && (all < ENOUGH || failed < SHARE * all) {
-                    return false;
-                }
-                if now.saturating_sub(self.closed_at) >= FORGIVEN {
-                    self.opened = 0;
-                }
+                (self.row >= ROW || self.most_fail()) && self.open(now, chance)
             }
-            State::Probing if probe => {}
+            State::Probing if probe => self.open(now, chance),
             // It says nothing new.
-            State::Open { .. } | State::Probing => return false,
+            State::Open { .. } | State::Probing => false,
+        }
+    }
+
+    /// One that was counted as answered broke off. Returns whether the breaker opened by it.
+    pub fn broke(&mut self, now: Duration, chance: f64) -> bool {
+        if self.state != State::Closed {
+            return false;
+        }
+        self.fade(now);
+        self.counted.1 = (self.counted.1 + 1.0).min(self.counted.0);
+        self.most_fail() && self.open(now, chance)
+    }
+
+    fn most_fail(&self) -> bool {
+        let (all, failed) = self.counted;
+        all >= ENOUGH && failed >= SHARE * all
+    }
+
+    fn open(&mut self, now: Duration, chance: f64) -> bool {
+        if self.state == State::Closed && now.saturating_sub(self.closed_at) >= FORGIVEN {
+            self.opened = 0;
         }
         let times = 2f64.powi(self.opened.min(16) as i32);
         let long = (FIRST_OPEN.as_secs_f64() * times).min(LONGEST_OPEN.as_secs_f64());
@@ -124,9 +140,14 @@ impl Breaker {
     }
 
     fn count(&mut self, failed: f64, now: Duration) {
+        self.fade(now);
+        self.counted = (self.counted.0 + 1.0, self.counted.1 + failed);
+    }
+
+    fn fade(&mut self, now: Duration) {
         let passed = now.saturating_sub(self.at).as_secs_f64() / WINDOW.as_secs_f64();
         let kept = (-passed).exp();
-        self.counted = (self.counted.0 * kept + 1.0, self.counted.1 * kept + failed);
+        self.counted = (self.counted.0 * kept, self.counted.1 * kept);
         self.at = self.at.max(now);
     }
 }
@@ -177,6 +198,21 @@ mod tests {
     }
 
     #[test]
+    fn answers_that_break_off_count_once() {
+        let mut breaker = Breaker::default();
+        let opens = (0..40).find(|n| {
+            breaker.worked(false, at(0.0));
+            n % 2 == 0 && breaker.broke(at(0.0), 0.0)
+        });
+        assert_eq!(opens, Some(10), "half of ten and more");
+        let mut mostly = Breaker::default();
+        assert!(!(0..200).any(|n| {
+            mostly.worked(false, at(0.0));
+            n % 3 == 0 && mostly.broke(at(0.0), 0.0)
+        }));
+    }
+
+    #[test]
     fn it_opens_for_longer_each_time_and_is_forgiven() {
         let mut breaker = Breaker::default();
         let mut now = at(100.0);
@@ -186,7 +222,7 @@ mod tests {
             let opened = (0..tries).filter(|_| breaker.failed(n > 0, now, 0.0)).count();
             assert_eq!(opened, 1);
             let State::Open { until } = breaker.state else { panic!("{breaker:?}") };
-            times.push((until - now).as_secs());
+            times.push(until.saturating_sub(now).as_secs());
             now = until;
             assert!(breaker.sent(now));
         }
@@ -201,12 +237,13 @@ mod tests {
         /// Whatever happens: at most one request tells at a time, none passes while it is open, and it is
         /// never open for longer than its bound.
         #[test]
-        fn one_probe_at_a_time(steps in prop::collection::vec((0u8..4, 0u64..3000, 0.0..1.0f64), 1..300)) {
+        fn one_probe_at_a_time(steps in prop::collection::vec((0u8..5, 0u64..3000, 0.0..1.0f64), 1..300)) {
             let (mut breaker, mut now, mut probe) = (Breaker::default(), Duration::ZERO, None);
             for (what, wait, chance) in steps {
                 now += Duration::from_millis(wait);
                 let gate = breaker.gate(now);
                 match what {
+                    4 => { breaker.broke(now, chance); }
                     0 => {
                         let tells = breaker.sent(now);
                         prop_assert_eq!(tells, gate == Gate::Probe);

@@ -226,6 +226,27 @@ fn pickers_leave_more_or_less_to_chance() {
 }
 
 #[test]
+fn chance_keeps_schedulers_from_herding() {
+    // Four replicas that differ by a sequence each, as 400 schedulers see them between two looks.
+    let mut candidates = [idle("a", 0), idle("b", 0), idle("c", 0), idle("d", 0)];
+    for (running, candidate) in [3.0, 4.0, 5.0, 6.0].into_iter().zip(&mut candidates) {
+        candidate.load.running = Some(running);
+    }
+    let busiest = |policy| {
+        let mut counts = [0; 4];
+        for scheduler in 0..400u64 {
+            let random = crate::scheduler::mix(scheduler.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            counts[place(&pick(policy, &ASK, &candidates, &Weights::default(), 0, random)).unwrap()] += 1;
+        }
+        *counts.iter().max().unwrap()
+    };
+    assert_eq!(busiest(Policy::Prefix), 400);
+    // Of the pairs of four half have the best in them.
+    assert!(busiest(Policy::PowerOfTwo) < 250);
+    assert!(busiest(Policy::WeightedRandom) < 160);
+}
+
+#[test]
 fn a_picker_says_why() {
     let candidates = [idle("a", 0), idle("b", 0)];
     let why = |policy, of: &[Candidate<'_>]| match pick(policy, &ASK, of, &Weights::default(), 0, 7) {

@@ -6,7 +6,7 @@ const MOST: Duration = Duration::from_secs(30);
 const TIMES: (Duration, Duration) = (Duration::ZERO, MOST);
 
 fn rank(priority: i32, flow: u64, cost: u64) -> Rank {
-    Rank { class: Class { priority, flow }, cost, bytes: 10, first: false }
+    Rank { class: Class { priority, flow }, cost, bytes: 10, ..Rank::default() }
 }
 
 fn queue(items: &[u32]) -> Queue<u32> {
@@ -69,6 +69,16 @@ fn patience_ends() {
     assert_eq!(patience(half, MOST, 0, true), Patience { for_holder: false, for_room: false });
     assert_eq!(patience(Duration::ZERO, MOST, OVERTAKEN, false), Patience { for_room: false, ..all });
     assert_eq!(patience(Duration::ZERO, MOST, 0, true), Patience { for_room: false, ..all });
+}
+
+#[test]
+fn who_may_wait_less_is_less_patient() {
+    let mut queue = Queue::default();
+    queue.push(0, Rank { most: Some(Duration::from_secs(1)), ..rank(-1, 0, 1) }, Duration::ZERO);
+    queue.push(1, rank(0, 0, 1), Duration::ZERO);
+    let choosy = |_, patience: Patience| if patience.for_holder { Offer::Waits } else { Offer::Placed(()) };
+    assert!(placed(&mut queue, Duration::from_millis(400), choosy).is_empty());
+    assert_eq!(placed(&mut queue, Duration::from_millis(500), choosy), [0]);
 }
 
 #[test]

@@ -87,7 +87,7 @@ async fn answers_that_break_off_or_never_come_open_it() {
     let engine = Engine::start("m-0");
     let rig = Rig::before(&[&engine], quick()).await;
     engine.does(Does::Break(1));
-    // Each begins well: by the share that fails it opens.
+    // Each begins well, and none ends so.
     for _ in 0..12 {
         assert!(rig.stream("hello").await.rest().await.last().unwrap().contains("error"));
     }
