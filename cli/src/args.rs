@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Up(Up),
     /// Show layers, replicas, conditions and prefix hit rates of what `up` runs
     Status(Status),
+    /// Show how requests were routed, and by which numbers
+    Explain(Explain),
     /// Make, list and revoke API keys
     Keys(Keys),
     /// Show who used what
@@ -102,6 +104,36 @@ pub(crate) struct Up {
 #[derive(ClapArgs, Debug)]
 #[command(after_help = "Exit codes: 0 running, 3 nothing runs on this state, 1 another failure.")]
 pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) state: StateArgs,
+    /// Form of the output
+    #[arg(short = 'o', long, value_enum, default_value_t)]
+    pub(crate) output: Format,
+}
+
+#[derive(ClapArgs, Debug)]
+#[command(after_help = "\
+Examples:
+  strata explain                        # the latest choice of what `strata up` runs
+  strata explain 0199f3c2-... -o json   # every attempt of one request, by its x-request-id
+  strata explain --last 20 --model llama
+  kubectl exec deploy/strata-scheduler -- strata explain --scheduler https://127.0.0.1:8000
+
+A scheduler keeps its latest 256 choices. Of a prompt it knows a size and hashes, never the text. Exit
+codes: 0 shown, 3 no scheduler runs on this state, 1 another failure.")]
+pub(crate) struct Explain {
+    /// Id of the request; all requests when absent
+    #[arg(value_name = "REQUEST")]
+    pub(crate) request: Option<String>,
+    /// Only requests for this model
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Choices to show, the latest first
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) last: usize,
+    /// Base URL of the scheduler [default: the one of the state folder]
+    #[arg(long, value_name = "URL")]
+    pub(crate) scheduler: Option<String>,
     #[command(flatten)]
     pub(crate) state: StateArgs,
     /// Form of the output
@@ -409,6 +441,8 @@ pub(crate) enum Policy {
     LeastLoaded,
     /// By chance alone
     Random,
+    /// By how far what it is expected to take stays below the objectives
+    SloAware,
 }
 
 #[derive(ClapArgs, Debug)]

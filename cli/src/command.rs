@@ -1,6 +1,7 @@
 //! One file a command.
 
 mod bench;
+mod explain;
 mod fetch;
 mod keys;
 mod layers;
@@ -15,6 +16,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(args) => up::run(args),
         Command::Status(args) => status::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Keys(args) => keys::run(args.action),
         Command::Usage(args) => usage::run(&args),
         Command::Crds => layers::crds(),

@@ -6,7 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::RoutingPolicy;
-use strata_wire::replicas::{Policy, Role};
+use strata_kinds::quantity::duration;
+use strata_wire::replicas::{Objectives, Policy, Role};
 
 /// A layer of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -135,7 +136,15 @@ pub fn policy(spec: &ModelDeploymentSpec) -> Option<Policy> {
         RoutingPolicy::PowerOfTwo => Policy::PowerOfTwo,
         RoutingPolicy::LeastLoaded => Policy::LeastLoaded,
         RoutingPolicy::Random => Policy::Random,
+        RoutingPolicy::SloAware => Policy::SloAware,
     })
+}
+
+/// What a model's requests aim at, as schedulers read it.
+pub fn objectives(spec: &ModelDeploymentSpec) -> Objectives {
+    let set = spec.routing.as_ref().and_then(|routing| routing.objectives.clone()).unwrap_or_default();
+    let ms = |text: Option<String>| Some(duration(&text?)?.as_millis() as u64);
+    Objectives { ttft_ms: ms(set.ttft), tpot_ms: ms(set.tpot) }
 }
 
 /// The scorers' weights that a model sets, by the names that the scheduler reads.

@@ -11,7 +11,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::class::Class;
-use crate::pick::{Ask, Decision, Outcome, Patience, Policy, Split, pick};
+use crate::journal::Table;
+use crate::pick::{Ask, Decision, Objectives, Outcome, Patience, Policy, Split, pick};
 use crate::queue::{Offer, Rank, patience};
 use crate::refusal::{Refused, past_deadline, unknown_model};
 use crate::registry::Pool;
@@ -26,6 +27,8 @@ const LOOK_PART: u32 = 4;
 /// Requests beyond the bound that are let in until the next look for places: there may be one for them that
 /// none of those that wait wants.
 const GUESTS: usize = 64;
+/// Choices that are made anew for one request, because others were sent there meanwhile.
+const LOOKS: usize = 3;
 
 /// What of a request decides where it goes.
 #[derive(Clone, Debug)]
@@ -298,11 +301,10 @@ fn place(
 ) -> Result<Lease, NoRoom> {
     let began = std::time::Instant::now();
     let mut split = pool.choosing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    // Others may have been sent to it since: then the choice is made anew, and no more often than there are
-    // replicas.
-    let mut looks = views.replicas.len();
+    // Others may have been sent to it since: then the choice is made anew.
+    let mut looks = LOOKS;
     loop {
-        let (at, decision, track) = decide(scheduler, pool, views, &split, wanted, tried, patience)?;
+        let (at, decision, track, table) = decide(scheduler, pool, views, &split, wanted, tried, patience)?;
         if views.again(at) && looks > 0 {
             looks -= 1;
             continue;
@@ -312,7 +314,8 @@ fn place(
             split.chosen(wanted.prefix.opening, track);
         }
         scheduler.metrics.picked(&pool.name, began.elapsed(), &decision);
-        let lease = lease(scheduler, &views.replicas[at], wanted, decision);
+        let mut lease = lease(scheduler, &views.replicas[at], wanted, decision);
+        lease.table = Some(table);
         views.again(at);
         return Ok(lease);
     }
@@ -327,8 +330,8 @@ fn decide(
     wanted: &Wanted,
     tried: &Tried,
     patience: Patience,
-) -> Result<(usize, Decision, Option<Track>), NoRoom> {
-    let ask = ask(scheduler, wanted, patience);
+) -> Result<(usize, Decision, Option<Track>, Table), NoRoom> {
+    let ask = ask(scheduler, pool, wanted, patience);
     let mut candidates = views.candidates(wanted, tried);
     let rules = pool.rules.load();
     let retried = tried.last().map(Replica::track);
@@ -343,7 +346,12 @@ fn decide(
     match pick(policy, &ask, &candidates, &rules.weights, split.turn(track), scheduler.random()) {
         Outcome::Picked(at, mut decision) => {
             decision.track = rules.canary_percent.map(|_| views.replicas[at].track());
-            Ok((at, decision, track))
+            let rows = if scheduler.journal.wants(candidates.len(), scheduler.now()) {
+                views.rows(&ask, &candidates)
+            } else {
+                Box::default()
+            };
+            Ok((at, decision, track, Table { policy, weights: rules.weights, rows }))
         }
         Outcome::Saturated => Err(NoRoom::Full),
         Outcome::NoneReady => Err(NoRoom::NoneReady),
@@ -365,7 +373,7 @@ pub(crate) fn place_prompt(
         candidate.eligible &= replica.can_hand_to(answers);
     }
     let weights = pool.rules.load().weights;
-    let ask = ask(scheduler, wanted, Patience::default());
+    let ask = ask(scheduler, pool, wanted, Patience::default());
     match pick(Policy::Prefix, &ask, &candidates, &weights, 0, scheduler.random()) {
         Outcome::Picked(at, decision) => Ok(lease(scheduler, &views.replicas[at], wanted, decision)),
         Outcome::Saturated => Err(NoRoom::Full),
@@ -377,11 +385,16 @@ fn lease(scheduler: &Scheduler, replica: &Arc<Replica>, wanted: &Wanted, decisio
     replica.lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed, scheduler.now())
 }
 
-fn ask(scheduler: &Scheduler, wanted: &Wanted, patience: Patience) -> Ask {
+fn ask(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, patience: Patience) -> Ask {
+    let aims = pool.rules.load().objectives;
+    let or = |ms: Option<u64>, otherwise: Duration| ms.map_or(otherwise, Duration::from_millis).as_secs_f64();
     Ask {
         blocks: wanted.prefix.blocks.len(),
         bytes: wanted.bytes,
-        inter_token_objective: scheduler.options.inter_token_objective.as_secs_f64(),
+        aims: Objectives {
+            first_token: or(aims.ttft_ms, scheduler.options.first_token_objective),
+            inter_token: or(aims.tpot_ms, scheduler.options.inter_token_objective),
+        },
         patience,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, Role, Track};
+use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Objectives, Policy, Role, Track};
 
 /// A ModelDeployment, as far as routing needs it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +15,8 @@ pub struct Model {
     pub leaving: bool,
     /// Weights of the scorers, by name.
     pub weights: BTreeMap<String, f64>,
+    /// What its requests aim at.
+    pub objectives: Objectives,
     /// How a replica is picked, if it says so.
     pub policy: Option<Policy>,
     /// Percent of the requests for pods of the canary track.
@@ -75,6 +77,7 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
             replicas: Vec::new(),
             weights: model.weights.clone(),
             policy: model.policy,
+            objectives: model.objectives,
             canary_percent: model.canary_percent,
         };
         found.endpoints.models.insert((*name).to_owned(), listed);

@@ -15,6 +15,7 @@ pub mod endpoints;
 pub mod exposition;
 pub mod follow;
 pub mod index;
+pub mod journal;
 pub mod metrics;
 pub mod options;
 pub mod pick;
@@ -54,6 +55,7 @@ pub fn router(scheduler: Scheduler) -> Router {
         .route("/v1/models", get(report::models))
         .route("/v1/models/{*name}", get(report::model))
         .route("/replicas", get(report::replicas))
+        .route(strata_wire::decisions::DECISIONS, get(report::decisions))
         .route("/health", get(report::health))
         .route("/ready", get(report::ready))
         .route("/version", get(report::version))

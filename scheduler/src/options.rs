@@ -67,7 +67,10 @@ pub struct SchedulerOptions {
     pub idle_timeout: Duration,
     /// Requests that may be sent a second time in a burst, beside a share of all requests.
     pub retry_burst: u32,
-    /// The time between two tokens that counts as full latency in scores.
+    /// The time to the first token that requests aim at, for models that do not say.
+    #[serde(with = "millis")]
+    pub first_token_objective: Duration,
+    /// The time between two tokens that they aim at, which counts as full latency in scores.
     #[serde(with = "millis")]
     pub inter_token_objective: Duration,
     /// Time after the order to stop in which it says that it is not ready and still takes requests, so
@@ -101,6 +104,7 @@ impl Default for SchedulerOptions {
             first_byte_timeout: defaults::FIRST_BYTE_TIMEOUT,
             idle_timeout: defaults::IDLE_TIMEOUT,
             retry_burst: BURST as u32,
+            first_token_objective: Duration::from_secs(1),
             inter_token_objective: Duration::from_millis(100),
             leave_after: Duration::ZERO,
             drain_grace: defaults::DRAIN_GRACE,

@@ -18,7 +18,7 @@ use crate::prefill::Prefill;
 use crate::refusal::{past_deadline, unknown_model};
 use crate::registry::Pool;
 use crate::replica::{Lease, Verdict};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, unix_millis};
 use crate::stream::{self, Chunks, Passage};
 
 /// Why a request goes elsewhere after a 503.
@@ -103,7 +103,9 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
     loop {
         // Looked up anew each time: the model may have gone while the request waited.
         let pool = scheduler.registry.pool(&call.model).ok_or_else(|| unknown_model(&call.model))?;
+        let began = Instant::now();
         let mut lease = choose(scheduler, &pool, &call.wanted, &tried).await?;
+        note(scheduler, &call, &mut lease, began);
         let body = prefill.before(scheduler, &pool, &mut lease).await;
         match attempt(scheduler, &call, body, &lease).await {
             Ok(begun) if prefill.is_cause(begun.head.status) && may_retry(scheduler) => {
@@ -117,6 +119,9 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 if is_failure(status) {
                     failed(scheduler, &lease, "it answered with an error");
                 } else if status.is_success() {
+                    if is_events(&begun.head.headers) {
+                        lease.first_token(scheduler.now());
+                    }
                     lease.says(Verdict::Worked, scheduler.now());
                 }
                 return Ok(respond(&call, begun, lease, running));
@@ -144,6 +149,15 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 tracing::info!(request = ?call.id, failed = name, reason, "request goes to another replica");
             }
         }
+    }
+}
+
+/// Keeps what a choice was made from, for those who ask.
+fn note(scheduler: &Scheduler, call: &Call, lease: &mut Lease, began: Instant) {
+    if let Some(table) = lease.table.take() {
+        let request = call.id.to_str().unwrap_or_default();
+        let (now, held) = (unix_millis(), began.elapsed());
+        scheduler.journal.note(now, (request, &call.model), held, &lease.decision, table);
     }
 }
 

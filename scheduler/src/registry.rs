@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use strata_wire::models::Model;
-use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Policy, ReplicaReport};
+use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Objectives, Policy, ReplicaReport};
 use tokio::sync::{Notify, watch};
 
 use crate::choose::Waiting;
@@ -24,6 +24,8 @@ pub struct Rules {
     pub weights: Weights,
     /// How a replica is picked. As the scheduler was started when absent.
     pub policy: Option<Policy>,
+    /// What its requests aim at. As the scheduler was started where absent.
+    pub objectives: Objectives,
     /// Percent of the requests for the canary.
     pub canary_percent: Option<u8>,
 }
@@ -135,7 +137,12 @@ impl Pool {
             changes
         });
         let (weights, refused) = Weights::with(&listed.weights);
-        let rules = Rules { weights, policy: listed.policy, canary_percent: listed.canary_percent };
+        let rules = Rules {
+            weights,
+            policy: listed.policy,
+            objectives: listed.objectives,
+            canary_percent: listed.canary_percent,
+        };
         if is_new || **self.rules.load() != rules {
             for weight in refused {
                 tracing::warn!(model = %self.name, %weight, "ignored a weight: names are prefix, queue, decode and latency, values 0 to 1000");

@@ -13,7 +13,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::index::{Found, Lane};
-use crate::pick::{Breaker, Cached, Candidate, Decision, Gate, Load, Own, PrefixIndex, Standing};
+use crate::journal::Table;
+use crate::pick::{
+    Breaker, Cached, Candidate, Decision, Forecast, Gate, Learnt, Load, Own, PrefixIndex, Standing,
+};
 use crate::telemetry::{Reading, Trend};
 
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
@@ -25,10 +28,13 @@ const UNSEEN: Duration = Duration::from_millis(50);
 /// A prompt that a replica has begun to answer and does not tell of after this time is not kept there.
 const UNTOLD: Duration = Duration::from_secs(1);
 
+/// Load that is older says nothing of what a request that is sent now waits for.
+const LOAD_STANDS: Duration = Duration::from_secs(2);
+
 /// A replica, shared by the models that it serves and the requests that it runs.
 #[derive(Debug)]
 pub struct Replica {
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     inner: Mutex<Inner>,
     requests: AtomicU64,
     /// Asks the scraper to look at once.
@@ -48,6 +54,7 @@ struct Inner {
     epoch: u64,
     own: Own,
     own_at_scrape: Own,
+    learnt: Learnt,
     trend: Trend,
     index: PrefixIndex,
     /// What it tells that it holds; `None` while it tells nothing.
@@ -149,19 +156,22 @@ pub struct View {
     pub kv_usage: Option<f64>,
     /// What beside its load decides.
     pub standing: Standing,
+    /// What it has taken for other requests.
+    pub learnt: Learnt,
 }
 
 impl Replica {
     /// A replica that is not ready until its first scrape succeeds.
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
-            endpoint,
+            endpoint: Arc::new(endpoint),
             inner: Mutex::new(Inner {
                 unready: Some("it has not answered yet".to_owned()),
                 failed_scrapes: 0,
                 epoch: 0,
                 own: Own::default(),
                 own_at_scrape: Own::default(),
+                learnt: Learnt::default(),
                 trend: Trend::default(),
                 index: PrefixIndex::default(),
                 lane: None,
@@ -180,7 +190,7 @@ impl Replica {
     }
 
     /// Its name and address.
-    pub fn endpoint(&self) -> &Endpoint {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
@@ -233,6 +243,7 @@ impl Replica {
                 gate: inner.breaker.gate(now),
                 ready_for: now.saturating_sub(inner.ready_since),
             },
+            learnt: inner.learnt,
         }
     }
 
@@ -250,6 +261,7 @@ impl Replica {
             load: view.load,
             cached: view.cached,
             bytes_per_token: view.bytes_per_token,
+            forecast: Forecast::default(),
         }
     }
 
@@ -325,6 +337,7 @@ impl Replica {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let mut inner = self.lock();
         let tokens = (bytes as f64 / inner.trend.bytes_per_token() - decision.cached.tokens).max(0.0);
+        let ahead = inner.load(now, LOAD_STANDS).waiting_tokens + tokens;
         inner.own.in_flight += 1;
         inner.own.pending += 1;
         inner.own.pending_tokens += tokens;
@@ -343,6 +356,8 @@ impl Replica {
             decision,
             tokens,
             spared: 0.0,
+            ahead,
+            table: None,
             id,
             bytes: prefix.bytes,
             pending: true,
@@ -368,6 +383,7 @@ impl Replica {
         let same = inner.trend.proves_same_process(&reading);
         let restarted = inner.trend.observe(reading, now);
         if restarted || (returned && !same) {
+            inner.learnt = Learnt::default();
             inner.index.clear();
             inner.breaker = Breaker::default();
             inner.process += 1;
@@ -377,6 +393,9 @@ impl Replica {
             && blocks != inner.index.capacity()
         {
             inner.index.set_capacity(blocks);
+        }
+        if let (Some(mean), Some(running)) = (inner.trend.mean_between_tokens(), reading.running) {
+            inner.learnt.inter_token.observe(running, mean);
         }
         inner.own_at_scrape = own_then;
         inner.failed_scrapes = 0;
@@ -483,6 +502,10 @@ pub struct Lease {
     worked: AtomicBool,
     process: u64,
     sent: Duration,
+    /// Prompt tokens that its replica had to compute before its first token.
+    ahead: f64,
+    /// What the choice was made from, until it is noted.
+    pub table: Option<Table>,
     changed: Arc<Notify>,
 }
 
@@ -520,6 +543,19 @@ impl Lease {
                 inner.breaker.broke(now, chance)
             }
             Verdict::Failed(chance) => inner.breaker.failed(probe, now, chance),
+        }
+    }
+
+    /// Its first token has come: what that took is learnt.
+    pub fn first_token(&self, now: Duration) {
+        // Of a prompt that was computed elsewhere it says nothing.
+        if self.spared > 0.0 {
+            return;
+        }
+        let seconds = now.saturating_sub(self.sent).as_secs_f64();
+        let mut inner = self.replica.lock();
+        if inner.process == self.process {
+            inner.learnt.first_token.observe(self.ahead, seconds);
         }
     }
 

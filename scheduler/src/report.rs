@@ -1,14 +1,16 @@
 //! What the scheduler says of itself and of its replicas.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde_json::json;
 use strata_hop::Fault;
+use strata_wire::decisions::Decisions;
 use strata_wire::models::{Model, ModelList};
 use strata_wire::replicas::ReplicaReport;
 
+use crate::journal::Which;
 use crate::refusal::unknown_model;
 use crate::scheduler::Scheduler;
 
@@ -29,6 +31,17 @@ pub async fn model(
 /// `GET /replicas`.
 pub async fn replicas(State(scheduler): State<Scheduler>) -> Json<ReplicaReport> {
     Json(scheduler.registry.report(scheduler.now()))
+}
+
+/// `GET /debug/decisions`: the latest choices.
+pub async fn decisions(
+    State(scheduler): State<Scheduler>,
+    which: Result<Query<Which>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Decisions>, Fault> {
+    let Query(which) = which.map_err(|error| {
+        Fault::invalid(format!("{error}; the parameters are request=ID, model=NAME and last=N"))
+    })?;
+    Ok(Json(Decisions { decisions: scheduler.journal.latest(&which) }))
 }
 
 /// `GET /health`: the process answers.

@@ -8,6 +8,7 @@ use strata_hop::{Component, Upstream};
 use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints};
 use tokio_util::sync::CancellationToken;
 
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::options::{SchedulerError, SchedulerOptions};
 use crate::pick::RetryBudget;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub upstream: Upstream,
     /// What it counts.
     pub metrics: Metrics,
+    /// Its latest choices.
+    pub journal: Journal,
     /// Cancelled when the scheduler stops watching replicas.
     pub stop: CancellationToken,
     /// Whether the lists of models and replicas have been read whole.
@@ -65,6 +68,7 @@ impl Scheduler {
             registry: Registry::default(),
             upstream: Upstream::to(options.mtls.as_ref(), &[Component::Engine]),
             metrics: Metrics::new(),
+            journal: Journal::default(),
             stop,
             discovered: AtomicBool::new(cluster.is_none()),
             leaving: AtomicBool::new(false),
@@ -102,10 +106,10 @@ impl Scheduler {
         for replica in &replicas {
             for model in replica.models() {
                 let entry = wanted.models.entry(model.id).or_insert_with(ModelEndpoints::default);
-                entry.replicas.push(replica.endpoint().clone());
+                entry.replicas.push(Endpoint::clone(replica.endpoint()));
             }
         }
-        let all: Vec<Endpoint> = replicas.iter().map(|r| r.endpoint().clone()).collect();
+        let all: Vec<Endpoint> = replicas.iter().map(|r| Endpoint::clone(r.endpoint())).collect();
         self.list(&wanted, &all);
     }
 
@@ -177,6 +181,11 @@ pub fn mix(z: u64) -> u64 {
 fn named(urls: &[String]) -> Vec<Endpoint> {
     let name = |url: &String| url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).to_owned();
     urls.iter().map(|url| Endpoint::new(name(url), url.clone())).collect()
+}
+
+/// Milliseconds since 1970.
+pub fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Seconds since 1970.

@@ -127,6 +127,8 @@ fn counter(name: &str) -> Option<(&str, Part)> {
 pub struct Trend {
     last: Option<(Reading, Duration)>,
     inter_token: Option<(f64, Duration)>,
+    /// The same between the last two looks alone, if there were any tokens.
+    lately: Option<f64>,
     /// Prompts this scheduler had answered there: bytes and number; and what the engine counted in the
     /// same time: tokens and number.
     sent: (f64, f64),
@@ -141,12 +143,14 @@ impl Trend {
         if restarted {
             *self = Self::default();
         }
+        self.lately = None;
         if let Some((before, _)) = self.last {
             if let (Some(then), Some(since)) = (before.inter_token, reading.inter_token)
                 && since.1 > then.1
                 && since.0 >= then.0
             {
                 let mean = (since.0 - then.0) / (since.1 - then.1);
+                self.lately = Some(mean);
                 self.inter_token = Some((
                     match self.inter_token {
                         Some((average, at)) => {
@@ -172,6 +176,11 @@ impl Trend {
         }
         self.last = Some((reading, now));
         restarted
+    }
+
+    /// Seconds between two tokens on average, since the look before the last; `None` when there were none.
+    pub fn mean_between_tokens(&self) -> Option<f64> {
+        self.lately
     }
 
     /// Takes what the replica tells of its load by itself, in the place of what its metrics said. `false`

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::choose::{Tried, Wanted};
-use crate::pick::{Candidate, Standing, admit};
+use crate::journal::Row;
+use crate::pick::{Ask, Candidate, Parts, Standing, admit, table};
 use crate::replica::{Replica, View};
 use crate::scheduler::Scheduler;
 
@@ -40,10 +41,28 @@ impl<'s> Views<'s> {
         for ((candidate, view), replica) in candidates.iter_mut().zip(&self.at_a_glance).zip(&*self.replicas)
         {
             candidate.cached = replica.cached(&wanted.prefix, &found, self.now);
+            let lacks = (wanted.bytes as f64 / view.bytes_per_token - candidate.cached.worth).max(0.0);
+            let ahead = view.load.waiting_tokens + lacks;
+            candidate.forecast = view.learnt.forecast(ahead, view.load.running.unwrap_or(0.0) + 1.0);
             candidate.eligible &= !tried.excludes(replica, view.epoch);
         }
         self.admit(&mut candidates);
         candidates
+    }
+
+    /// They, as they stand in a choice.
+    pub(crate) fn rows(&self, ask: &Ask, candidates: &[Candidate<'_>]) -> Box<[Row]> {
+        let row =
+            |((candidate, replica), (parts, open)): ((&Candidate<'_>, &Arc<Replica>), (Parts, bool))| Row {
+                endpoint: Arc::clone(replica.endpoint()),
+                eligible: candidate.eligible,
+                open,
+                parts,
+                load: candidate.load,
+                cached: candidate.cached,
+                forecast: candidate.forecast,
+            };
+        candidates.iter().zip(&*self.replicas).zip(table(ask, candidates)).map(row).collect()
     }
 
     /// Whether any can take a request, whichever that is.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use engine::{Device, Engine, KvCache, Parallelism, Prefill, Runtime};
 pub use pod_template::{EnvSource, EnvVar, PodTemplate, PullSecret, Resources, SecretKey};
-pub use serving::{Access, Autoscaling, Canary, Rollout, Routing, RoutingPolicy, Weights};
+pub use serving::{Access, Autoscaling, Canary, Rollout, Routing, RoutingObjectives, RoutingPolicy, Weights};
 
 use crate::cel;
 use crate::tenant::SecretRef;

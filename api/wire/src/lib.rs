@@ -6,6 +6,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod decisions;
 pub mod defaults;
 pub mod download;
 pub mod engine_events;

@@ -26,10 +26,31 @@ pub struct ModelEndpoints {
     /// How a replica is picked. As the scheduler was started when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
+    /// What its requests aim at. As the scheduler was started where absent.
+    #[serde(default, skip_serializing_if = "Objectives::is_empty")]
+    pub objectives: Objectives,
     /// Percent of the requests that go to replicas of [`Track::Canary`]; the others go to those of
     /// [`Track::Stable`]. When absent, tracks make no difference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary_percent: Option<u8>,
+}
+
+/// How soon tokens should come, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Objectives {
+    /// The first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_ms: Option<u64>,
+    /// Each after another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpot_ms: Option<u64>,
+}
+
+impl Objectives {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        self.ttft_ms.is_none() && self.tpot_ms.is_none()
+    }
 }
 
 /// One replica.
@@ -139,17 +160,20 @@ pub enum Policy {
     LeastLoaded,
     /// By chance alone.
     Random,
+    /// By how far what it is expected to take stays below the objectives.
+    SloAware,
 }
 
 impl Policy {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Prefix,
         Self::RoundRobin,
         Self::WeightedRandom,
         Self::PowerOfTwo,
         Self::LeastLoaded,
         Self::Random,
+        Self::SloAware,
     ];
 }
 
@@ -162,6 +186,7 @@ impl fmt::Display for Policy {
             Self::PowerOfTwo => "power-of-two",
             Self::LeastLoaded => "least-loaded",
             Self::Random => "random",
+            Self::SloAware => "slo-aware",
         })
     }
 }

@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use strata_scheduler::index::BlockIndex;
-use strata_scheduler::pick::{Ask, Cached, Candidate, Outcome, Patience, Policy as Rule, Weights, pick};
+use strata_scheduler::pick::{
+    Ask, Cached, Candidate, Objectives, Outcome, Patience, Policy as Rule, Weights, pick,
+};
 use strata_scheduler::replica::Replica;
 use strata_scheduler::scheduler::mix;
 use strata_wire::prefix::Prefix;
 
 use crate::simulation::STALE;
+
+/// What requests aim at.
+const AIMS: Objectives = Objectives { first_token: 1.0, inter_token: 0.1 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
@@ -91,8 +96,7 @@ impl Policy {
             .iter()
             .map(|replica| replica.candidate(&replica.view(prefix, &found, now, STALE)))
             .collect();
-        let ask =
-            Ask { blocks: prefix.blocks.len(), bytes: prefix.bytes, inter_token_objective: 0.1, patience };
+        let ask = Ask { blocks: prefix.blocks.len(), bytes: prefix.bytes, aims: AIMS, patience };
         match pick(Rule::Prefix, &ask, &candidates, &Weights::default(), turn, random) {
             Outcome::Picked(at, decision) => Some((at, decision.cached)),
             Outcome::Saturated | Outcome::NoneReady => None,

@@ -142,6 +142,7 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
             args::Policy::PowerOfTwo => strata_scheduler::Policy::PowerOfTwo,
             args::Policy::LeastLoaded => strata_scheduler::Policy::LeastLoaded,
             args::Policy::Random => strata_scheduler::Policy::Random,
+            args::Policy::SloAware => strata_scheduler::Policy::SloAware,
         },
         mtls: mtls(Component::Scheduler)?,
         hop_token: HopToken::from_env(),

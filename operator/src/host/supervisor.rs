@@ -192,7 +192,8 @@ impl Supervisor {
                 .map(|pod| Endpoint::new(&pod.name, pod.view().address.url()))
                 .collect();
             let (weights, policy) = (workload::weights(&engine.spec), workload::policy(&engine.spec));
-            let model = ModelEndpoints { replicas, weights, policy, ..ModelEndpoints::default() };
+            let objectives = workload::objectives(&engine.spec);
+            let model = ModelEndpoints { replicas, weights, policy, objectives, ..ModelEndpoints::default() };
             endpoints.models.insert(engine.spec.model.name.clone(), model);
         }
         if self.endpoints.as_ref() == Some(&endpoints) {

@@ -47,7 +47,7 @@ mod tests {
     use strata_wire::replicas::Track;
 
     use super::*;
-    use crate::pick::{Cached, Load};
+    use crate::pick::{Cached, Forecast, Load};
 
     const WINDOW: Duration = Duration::from_secs(10);
 
@@ -59,6 +59,7 @@ mod tests {
             load: Load { in_flight, max_sequences: Some(32.0), ..Load::default() },
             cached: Cached::default(),
             bytes_per_token: 4.0,
+            forecast: Forecast::default(),
         }
     }
 

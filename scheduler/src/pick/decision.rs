@@ -24,6 +24,8 @@ pub enum Why {
     Chance,
     /// It was the better of two that chance took.
     BetterOfTwo,
+    /// It is expected to stay furthest below the objectives.
+    Headroom,
 }
 
 /// Where the prompt of a request is computed, of a model with replicas for that.
@@ -69,6 +71,13 @@ pub struct Decision {
     pub prompt: Option<Prompt>,
 }
 
+impl Decision {
+    /// Why, in one sentence.
+    pub fn sentence(&self) -> String {
+        self.to_string().split_once("; ").map_or_else(String::new, |(_, sentence)| sentence.to_owned())
+    }
+}
+
 /// `name=value` pairs, then `; ` and a sentence. Printable ASCII as long as the replica's name is.
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -109,6 +118,7 @@ impl fmt::Display for Decision {
             Why::Turn => f.write_str("it was its turn"),
             Why::Chance => f.write_str("chance decided, as the policy has it"),
             Why::BetterOfTwo => f.write_str("it was the better of two that chance took"),
+            Why::Headroom => f.write_str("it is expected to stay furthest below the objectives"),
         }
     }
 }

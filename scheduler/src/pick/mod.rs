@@ -8,6 +8,7 @@ pub mod decision;
 pub mod index;
 pub mod load;
 mod picker;
+pub mod predict;
 pub mod score;
 pub mod split;
 
@@ -18,6 +19,7 @@ pub use cached::Cached;
 pub use decision::{Decision, Prompt, Why};
 pub use index::PrefixIndex;
 pub use load::{Gauges, InterToken, Load, Own};
+pub use predict::{Forecast, Learnt, Objectives};
 pub use score::{Ask, Parts, Patience, Weights};
 pub use split::Split;
 pub use strata_wire::replicas::Policy;
@@ -38,6 +40,8 @@ pub struct Candidate<'a> {
     pub cached: Cached,
     /// Bytes of canonical text to one token, as observed there.
     pub bytes_per_token: f64,
+    /// What it is expected to take.
+    pub forecast: Forecast,
 }
 
 impl Candidate<'_> {
@@ -100,7 +104,7 @@ pub fn pick(
     if open.is_empty() {
         return Outcome::Saturated;
     }
-    let ((place, parts), why) = picker::choose(policy, &open, candidates, weights, (turn, random));
+    let ((place, parts), why) = picker::choose(policy, &open, ask, candidates, weights, (turn, random));
     let chosen = &candidates[place];
     let decision = Decision {
         replica: chosen.name.to_owned(),
@@ -115,6 +119,14 @@ pub fn pick(
         prompt: None,
     };
     Outcome::Picked(place, decision)
+}
+
+/// How each of them stands, for those who ask why: its scores, and whether it can take a request.
+pub fn table(ask: &Ask, candidates: &[Candidate<'_>]) -> impl Iterator<Item = (Parts, bool)> {
+    let idle = sibling_inter_token(candidates);
+    candidates
+        .iter()
+        .map(move |c| (score::parts(ask, &c.cached, c.bytes_per_token, &c.load, idle), c.is_open()))
 }
 
 /// The mean time between tokens of the replicas that measure one: the best guess for a sibling that

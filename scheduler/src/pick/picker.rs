@@ -5,7 +5,7 @@
 use strata_wire::replicas::Policy;
 
 use super::decision::Why;
-use super::score::{Parts, Weights};
+use super::score::{Ask, Parts, Weights};
 use super::{Candidate, TIE};
 
 /// A score lower by this is taken e times less often by weighted chance: a fifteenth of what lies between a
@@ -19,6 +19,7 @@ pub(super) type Scored = (usize, Parts);
 pub(super) fn choose(
     policy: Policy,
     open: &[Scored],
+    ask: &Ask,
     candidates: &[Candidate<'_>],
     weights: &Weights,
     (turn, random): (u64, u64),
@@ -34,6 +35,7 @@ pub(super) fn choose(
             (scored, if by == Why::MostCached { Why::LeastLoaded } else { by })
         }
         Policy::Random => (open[at(random, open.len())], why(Why::Chance)),
+        Policy::SloAware => (roomiest(open, ask, candidates, random), why(Why::Headroom)),
         Policy::WeightedRandom => (weighted(open, weights, random), why(Why::Chance)),
         Policy::PowerOfTwo => {
             let first = at(random >> 32, open.len());
@@ -42,6 +44,21 @@ pub(super) fn choose(
             (best(&two[..open.len().min(2)], candidates, weights, random).0, why(Why::BetterOfTwo))
         }
     }
+}
+
+/// Headrooms closer than this are equal: what is learnt is no more exact.
+const ALIKE: f64 = 0.02;
+
+/// The one that stays furthest below the objectives; of several, the one with the fewest requests in flight,
+/// then chance.
+fn roomiest(open: &[Scored], ask: &Ask, candidates: &[Candidate<'_>], random: u64) -> Scored {
+    let in_flight = |scored: &Scored| candidates[scored.0].load.in_flight;
+    let headroom = |scored: &Scored| candidates[scored.0].forecast.headroom(&ask.aims, in_flight(scored));
+    let top = open.iter().map(headroom).fold(f64::NEG_INFINITY, f64::max);
+    let alike = || open.iter().filter(|scored| headroom(scored) >= top - ALIKE);
+    let fewest = alike().map(in_flight).min().unwrap_or(0);
+    let best: Vec<Scored> = alike().filter(|scored| in_flight(scored) == fewest).copied().collect();
+    best[at(random, best.len())]
 }
 
 fn at(number: u64, of: usize) -> usize {

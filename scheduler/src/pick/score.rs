@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::cached::Cached;
 use super::load::{InterToken, Load};
+use super::predict::Objectives;
 
 /// The value of a score whose metric is missing: neither praise nor blame.
 pub const UNKNOWN: f64 = 0.5;
@@ -93,8 +94,8 @@ pub struct Ask {
     pub blocks: usize,
     /// Bytes of the prompt's canonical text.
     pub bytes: usize,
-    /// Seconds between two tokens that the model aims at.
-    pub inter_token_objective: f64,
+    /// What the model's requests aim at.
+    pub aims: Objectives,
     /// What it may wait for.
     pub patience: Patience,
 }
@@ -137,7 +138,7 @@ pub fn parts(
     };
 
     let share = |seconds: f64| {
-        let share = (seconds / ask.inter_token_objective.max(1e-6)).clamp(0.0, 1.0);
+        let share = (seconds / ask.aims.inter_token.max(1e-6)).clamp(0.0, 1.0);
         (share / LATENCY_STEP).round() * LATENCY_STEP
     };
     let latency = match load.inter_token {
@@ -161,7 +162,7 @@ mod tests {
     const ASK: Ask = Ask {
         blocks: 14,
         bytes: 14 * BLOCK_BYTES,
-        inter_token_objective: 0.1,
+        aims: Objectives { first_token: 1.0, inter_token: 0.1 },
         patience: Patience { for_holder: false, for_room: false },
     };
 

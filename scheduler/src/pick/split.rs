@@ -133,7 +133,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pick::{Cached, Load};
+    use crate::pick::{Cached, Forecast, Load};
 
     fn on(track: Track, eligible: bool) -> Candidate<'static> {
         Candidate {
@@ -143,6 +143,7 @@ mod tests {
             load: Load::default(),
             cached: Cached::default(),
             bytes_per_token: 4.0,
+            forecast: Forecast::default(),
         }
     }
 

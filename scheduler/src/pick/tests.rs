@@ -8,7 +8,7 @@ const BLOCKS: usize = 10;
 const ASK: Ask = Ask {
     blocks: BLOCKS,
     bytes: BLOCKS * BLOCK_BYTES,
-    inter_token_objective: 0.1,
+    aims: Objectives { first_token: 1.0, inter_token: 0.1 },
     patience: Patience { for_holder: false, for_room: false },
 };
 
@@ -60,6 +60,7 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate<'static>>> {
                     load,
                     cached: Cached::guessed(cached_blocks, bytes_per_token),
                     bytes_per_token,
+                    forecast: Forecast::default(),
                 })
                 .collect()
         },
@@ -76,7 +77,8 @@ fn idle(name: &str, cached_blocks: usize) -> Candidate<'_> {
         ..Load::default()
     };
     let cached = Cached::guessed(cached_blocks, 4.0);
-    Candidate { name, track: Track::Stable, eligible: true, load, cached, bytes_per_token: 4.0 }
+    let forecast = Forecast::default();
+    Candidate { name, track: Track::Stable, eligible: true, load, cached, bytes_per_token: 4.0, forecast }
 }
 
 fn place(outcome: &Outcome) -> Option<usize> {

@@ -9,7 +9,8 @@ use kube::Resource;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
-use strata_wire::replicas::{Policy, Role, Track};
+use strata_kinds::quantity::duration;
+use strata_wire::replicas::{Objectives, Policy, Role, Track};
 
 use crate::discovery::{Model, Pod};
 
@@ -182,6 +183,9 @@ impl Readable for ModelObject {
 
     fn plain(self) -> Model {
         let routing = self.spec.routing.unwrap_or_default();
+        let aims = routing.objectives.unwrap_or_default();
+        let ms = |text: Option<String>| Some(duration(&text?)?.as_millis() as u64);
+        let objectives = Objectives { ttft_ms: ms(aims.ttft), tpot_ms: ms(aims.tpot) };
         let weights = routing.weights.unwrap_or_default();
         let named = [
             ("prefix", weights.prefix),
@@ -197,6 +201,7 @@ impl Readable for ModelObject {
             created: self.metadata.creation_timestamp.map_or(0, |at| at.0.as_second()),
             leaving: self.metadata.deletion_timestamp.is_some(),
             weights,
+            objectives,
             policy: routing.policy.map(|policy| match policy {
                 RoutingPolicy::PrefixAware => Policy::Prefix,
                 RoutingPolicy::RoundRobin => Policy::RoundRobin,
@@ -204,6 +209,7 @@ impl Readable for ModelObject {
                 RoutingPolicy::PowerOfTwo => Policy::PowerOfTwo,
                 RoutingPolicy::LeastLoaded => Policy::LeastLoaded,
                 RoutingPolicy::Random => Policy::Random,
+                RoutingPolicy::SloAware => Policy::SloAware,
             }),
             canary_percent: canary.map(|canary| canary.weight.clamp(0, 100) as u8),
         }
@@ -288,7 +294,7 @@ mod tests {
             "spec": {
                 "model": {"name": "meta/m", "uri": "file:///m"},
                 "engine": {"runtime": "OfALaterVersion"},
-                "routing": {"policy": "RoundRobin", "weights": {"prefix": 70, "latency": 0}},
+                "routing": {"policy": "SloAware", "objectives": {"ttft": "2s", "tpot": "50ms"}, "weights": {"prefix": 70, "latency": 0}},
                 "rollout": {"maxSurge": "25%", "canary": {"weight": 20}},
             },
         });
@@ -300,7 +306,8 @@ mod tests {
                 created: 60,
                 leaving: false,
                 weights: [("latency".to_owned(), 0.0), ("prefix".to_owned(), 70.0)].into(),
-                policy: Some(Policy::RoundRobin),
+                objectives: Objectives { ttft_ms: Some(2000), tpot_ms: Some(50) },
+                policy: Some(Policy::SloAware),
                 canary_percent: Some(20),
             }
         );

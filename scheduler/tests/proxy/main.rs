@@ -11,6 +11,7 @@ mod boundary;
 mod breaker;
 mod canary;
 mod discovery;
+mod explain;
 mod failover;
 mod flow;
 mod hold;

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -45,6 +47,8 @@ pub(crate) enum Does {
     Flood,
     /// Answers when it is let go.
     Late,
+    /// Takes so long until it answers.
+    Slow(Duration),
     /// Answers, and keeps nothing of a prompt that it is to keep.
     Forget,
     /// 500.
@@ -336,6 +340,10 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         inner.pieces.acquire().await.unwrap().forget();
         does = Does::Answer;
     }
+    if let Does::Slow(for_so_long) = does {
+        tokio::time::sleep(for_so_long).await;
+        does = Does::Answer;
+    }
     if does == Does::FailToFetch {
         does = if transfer.is_null() { Does::Answer } else { Does::Fail };
     }
@@ -371,7 +379,7 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}}))
         .into_response(),
-        Does::Answer | Does::Forget | Does::Late => pieces(open, 3, false, End::Done),
+        Does::Answer | Does::Forget | Does::Late | Does::Slow(_) => pieces(open, 3, false, End::Done),
         Does::Held => pieces(open, usize::MAX, true, End::Done),
         Does::Break(after) => pieces(open, after, false, End::Break),
         Does::BreakWithin => pieces(open, 1, false, End::Half),

@@ -41,6 +41,10 @@ pub struct Routing {
     /// How a replica is picked. PrefixAware when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<RoutingPolicy>,
+    /// How soon tokens should come. SloAware goes by both, the latency weight by the second. A second and
+    /// 100 ms when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objectives: Option<RoutingObjectives>,
     /// What counts how much, for policies that go by prefix or load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
@@ -62,6 +66,22 @@ pub enum RoutingPolicy {
     LeastLoaded,
     /// By chance alone.
     Random,
+    /// By what each is expected to take for the request, as learnt from others: how far that stays below
+    /// the objectives.
+    SloAware,
+}
+
+/// How soon tokens should come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RoutingObjectives {
+    /// Time to the first token, such as `500ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
+    pub ttft: Option<String>,
+    /// Time per output token, such as `50ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16), extend("x-kubernetes-validations" = cel::duration()))]
+    pub tpot: Option<String>,
 }
 
 /// What counts how much: the prefix for a replica, the others against it. An absent one keeps its
