@@ -221,7 +221,10 @@ impl Simulation<'_> {
             random: self.random.bits(),
         };
         let Some((at, cached)) = self.policy.choose(&choice) else {
-            let room = |replica: &Arc<Replica>| replica.has_room(time(now), STALE);
+            let room = |replica: &Arc<Replica>| {
+                let view = replica.glance(time(now), STALE);
+                view.ready && !view.load.is_saturated()
+            };
             return if self.replicas.iter().any(room) { Offer::Waits } else { Offer::NoRoom };
         };
         self.turn += 1;

@@ -171,6 +171,18 @@ impl Engine {
         self.inner.got.lock().unwrap().clone()
     }
 
+    /// Panics unless it got requests with these texts, and no others, in this order. On a busy machine one
+    /// that was sent right after another may come before it.
+    pub(crate) fn got_in_order(&self, texts: &[String]) {
+        let got: Vec<String> =
+            self.got().iter().map(|got| String::from_utf8_lossy(&got.body).into_owned()).collect();
+        assert_eq!(got.len(), texts.len(), "{got:?}");
+        for (at, text) in texts.iter().enumerate() {
+            let place = got.iter().position(|body| body.contains(text));
+            assert!(place.is_some_and(|place| place.abs_diff(at) <= 2), "{text} in {got:?}");
+        }
+    }
+
     pub(crate) fn open(&self) -> usize {
         self.inner.open.load(Ordering::SeqCst)
     }
