@@ -27,6 +27,7 @@ pub mod scheduler;
 pub mod scrape;
 pub mod stream;
 pub mod telemetry;
+pub mod vllm;
 pub mod watch;
 
 use axum::Router;

@@ -19,6 +19,7 @@ use crate::registry::Pool;
 use crate::replica::Lease;
 use crate::scheduler::Scheduler;
 use crate::stream::{self, Chunks, Passage};
+use crate::vllm::{Note, Sent};
 
 /// Largest refusal of a replica that is kept while the request is tried elsewhere.
 const MAX_REFUSAL: usize = 64 * 1024;
@@ -93,6 +94,9 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
             }
             Ok(begun) => {
                 lease.begun(begun.head.status.is_success().then(|| scheduler.now()));
+                if begun.head.status.is_success() {
+                    note(scheduler, &call, &lease);
+                }
                 return Ok(respond(&call, begun, lease, running));
             }
             Err(Failure::Final(fault)) => return Err(fault),
@@ -111,6 +115,18 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 tracing::info!(request = ?call.id, failed = name, reason, "request goes to another replica");
             }
         }
+    }
+}
+
+/// Tells the one who follows the replica's KV events which prompt it has.
+fn note(scheduler: &Scheduler, call: &Call, lease: &Lease) {
+    if lease.replica.notes().is_none() || call.wanted.prefix.blocks.is_empty() {
+        return;
+    }
+    let (path, model) = (call.path.clone(), call.model.clone());
+    let sent = Sent { path, model, body: call.body.clone(), chain: call.wanted.prefix.blocks.clone() };
+    for _ in 0..lease.replica.note(Note::Sent(sent)) {
+        scheduler.metrics.tokenised("dropped");
     }
 }
 

@@ -114,6 +114,23 @@ impl PrefixIndex {
         chain.partition_point(|hash| self.places.contains_key(hash))
     }
 
+    /// How many blocks of this chain are held, from its first, of which so many are held elsewhere. Asks for
+    /// each block: some may have been [forgotten](Self::forget) before those that follow them.
+    pub fn matched_behind(&self, chain: &[BlockHash], elsewhere: usize) -> usize {
+        let rest = chain.get(elsewhere..).unwrap_or_default();
+        elsewhere + rest.iter().take_while(|hash| self.places.contains_key(hash)).count()
+    }
+
+    /// Forgets these blocks.
+    pub fn forget(&mut self, blocks: &[BlockHash]) {
+        for hash in blocks {
+            if let Some(place) = self.places.remove(hash) {
+                self.unlink(place);
+                self.free.push(place);
+            }
+        }
+    }
+
     /// Remembers a chain as the most recent. Of a chain longer than the index its beginning is kept.
     pub fn record(&mut self, chain: &[BlockHash]) {
         for hash in chain.iter().take(self.capacity).rev() {
