@@ -156,47 +156,48 @@ impl Follower<'_> {
 
     /// Takes what was missed; where that cannot be known, begins anew.
     async fn catch_up(&mut self) {
-        let replayed = match &self.events.replay {
-            Some(endpoint) => self.replay(endpoint).await,
-            None => Ok(self.following.order.has_begun()),
+        let anew = match &self.events.replay {
+            None => self.following.order.has_begun(),
+            Some(endpoint) => match self.replay(endpoint).await {
+                Ok(()) => false,
+                Err(why) => {
+                    self.complain(
+                        "a replica replays nothing of its KV events; what was missed is not known",
+                        &why,
+                    );
+                    true
+                }
+            },
         };
-        let anew = replayed.unwrap_or_else(|why| {
-            self.complain("a replica replays nothing of its KV events; what was missed is not known", &why);
-            true
-        });
         if anew {
-            self.scheduler.metrics.events_ended("out_of_order");
             self.following.order.lost();
-            self.anew();
+            self.anew(false);
         }
     }
 
     /// Takes what was missed, if anything was.
     async fn check(&mut self) {
         let Some(endpoint) = &self.events.replay else { return };
-        match self.replay(endpoint).await {
-            Ok(true) => self.anew(),
-            Ok(false) => {}
-            Err(why) => tracing::debug!(replica = self.replica.name(), %why, "a replica replays nothing"),
+        if let Err(why) = self.replay(endpoint).await {
+            tracing::debug!(replica = self.replica.name(), %why, "a replica replays nothing");
         }
         self.replica.told_in_part(self.following.lane.clone());
     }
 
-    /// Returns whether to begin anew after it.
-    async fn replay(&mut self, endpoint: &str) -> Result<bool, Broken> {
+    /// Takes what has happened since the last batch that is known.
+    async fn replay(&mut self, endpoint: &str) -> Result<(), Broken> {
         let mut replay = Replay::ask(endpoint, self.following.order.from()).await?;
         let mut batches = 0;
         while let Some(packed) = replay.next().await? {
             let begun = self.following.order.has_begun();
             let step = self.following.order.replayed(batches == 0, packed.mark);
-            if step == Step::Anew && begun {
-                tracing::info!(replica = self.replica.name(), "a replica's KV events begin anew");
-                self.scheduler.metrics.events_ended("out_of_order");
-            }
-            self.step(step, &packed);
+            self.step(step, begun, &packed);
             batches += 1;
         }
-        Ok(self.following.order.replay_ended(batches))
+        if self.following.order.replay_ended(batches) {
+            self.anew(true);
+        }
+        Ok(())
     }
 
     async fn happened(&mut self, packed: &Packed) {
@@ -212,18 +213,17 @@ impl Follower<'_> {
             self.scheduler.metrics.events_ended("gap");
             self.catch_up().await;
             step = self.following.order.live(packed.mark, false);
-        } else if step == Step::Anew && begun {
-            self.scheduler.metrics.events_ended("out_of_order");
         }
-        self.step(step, packed);
+        self.step(step, begun, packed);
         self.replica.told_in_part(self.following.lane.clone());
     }
 
-    fn step(&mut self, step: Step, packed: &Packed) {
+    /// Does as a batch's order says. Whether anything was known before it, `begun` tells.
+    fn step(&mut self, step: Step, begun: bool, packed: &Packed) {
         match step {
             Step::Skip | Step::Missing => return,
-            Step::Anew => self.anew(),
-            Step::Take => {}
+            Step::Anew if begun => self.anew(self.following.order.is_whole()),
+            Step::Anew | Step::Take => {}
         }
         match batch::read(&packed.bytes) {
             Ok(batch) => {
@@ -242,7 +242,7 @@ impl Follower<'_> {
                     "a batch of a replica's KV events cannot be read; what it holds is not known",
                     &why,
                 );
-                self.anew();
+                self.anew(false);
                 self.following.order.unreadable();
             }
         }
@@ -255,12 +255,13 @@ impl Follower<'_> {
         }
     }
 
-    /// Nothing that was told counts.
-    fn anew(&mut self) {
+    /// Nothing that was told counts, nor what was sent there, if it has restarted.
+    fn anew(&mut self, restarted: bool) {
+        tracing::info!(replica = self.replica.name(), restarted, "a replica's KV events are taken up anew");
+        self.scheduler.metrics.events_ended("out_of_order");
         self.following.ledger.begin_anew(&mut |_| {});
         self.following.lane = self.scheduler.registry.blocks.open();
-        if self.following.order.is_whole() {
-            // Another run, from its start on: nothing that was sent to the one before is there.
+        if restarted {
             self.replica.forget_guesses();
         }
     }

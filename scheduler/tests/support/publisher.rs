@@ -159,9 +159,9 @@ fn map(members: Vec<(&str, Value)>) -> Value {
     Value::Map(members.into_iter().map(|(key, value)| (key.into(), value)).collect())
 }
 
-/// A block's name: its place in this prompt.
+/// A block's name: its place in this prompt, which is told from others by its text.
 fn name(prompt: &str, block: usize) -> Value {
-    Value::Binary([&prompt.as_bytes()[..8], &(block as u64).to_be_bytes()].concat())
+    Value::Binary([&prompt.as_bytes()[8..16], &(block as u64).to_be_bytes()].concat())
 }
 
 /// Blocks of a prompt of which each character is a token, as a vLLM of today tells them.
