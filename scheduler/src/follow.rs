@@ -49,17 +49,16 @@ pub async fn follow(scheduler: &Scheduler, replica: &Arc<Replica>) {
                 let status = status.as_u16();
                 tracing::debug!(replica = replica.name(), status, "replica tells nothing of its cache");
                 told = Told::default();
-                match (&replica.endpoint().kv_events, replica.notes()) {
-                    (Some(events), Some(notes)) => tokio::select! {
+                if let (Some(events), Some(notes)) = (&replica.endpoint().kv_events, replica.notes()) {
+                    tokio::select! {
                         () = vllm::follow::follow(scheduler, replica, notes, events, &mut following) => {}
                         () = replica.became_ready() => {}
-                    },
-                    _ => {
-                        replica.told(None);
-                        tokio::select! {
-                            () = tokio::time::sleep(ASK_AGAIN) => {}
-                            () = replica.became_ready() => {}
-                        }
+                    }
+                } else {
+                    replica.told(None);
+                    tokio::select! {
+                        () = tokio::time::sleep(ASK_AGAIN) => {}
+                        () = replica.became_ready() => {}
                     }
                 }
                 continue;

@@ -282,7 +282,7 @@ impl Ledger {
     /// Token blocks and byte blocks that are known.
     #[cfg(test)]
     fn sizes(&self) -> (usize, usize) {
-        (self.tree.len(), self.claims.len())
+        (self.tree.known(), self.claims.len())
     }
 }
 

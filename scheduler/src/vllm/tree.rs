@@ -104,7 +104,7 @@ impl Default for Tree {
 impl Tree {
     /// Token blocks that are known.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub fn known(&self) -> usize {
         self.by_key.len()
     }
 

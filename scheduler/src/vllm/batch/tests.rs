@@ -61,8 +61,8 @@ fn an_event_is_read_as_the_newest_version_packs_it() {
 #[test]
 fn an_event_is_read_as_older_versions_packed_it() {
     let hashes = Value::Array(vec![7.into(), Value::from(-8)]);
-    let first = vec!["BlockStored".into(), hashes.clone(), 6.into(), numbers(32), 16.into(), Value::Nil];
-    let more: Vec<Value> = vec!["GPU".into(), "sql".into(), Value::Nil, 0.into(), "sliding_window".into()];
+    let first = ["BlockStored".into(), hashes.clone(), 6.into(), numbers(32), 16.into(), Value::Nil];
+    let more: [Value; 5] = ["GPU".into(), "sql".into(), Value::Nil, 0.into(), "sliding_window".into()];
     for count in 0..=more.len() {
         let members = first.iter().chain(&more[..count]).cloned().collect();
         let Event::Stored(stored) = one(vec![Value::Array(members)]) else { panic!("stored") };
