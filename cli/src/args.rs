@@ -409,12 +409,12 @@ Examples:
   strata scheduler --replicas http://127.0.0.1:8001,http://127.0.0.1:8002 --listen 127.0.0.1:8000
   strata scheduler --kubernetes --namespace team-a
 
-Replicas may be Strata engines or vLLM servers. A vLLM tells what its cache holds when it was started with
---kv-events-config '{\"enable_kv_cache_events\": true, \"publisher\": \"zmq\", \"replay_endpoint\": \"tcp://*:5558\"}'
-and is named with --vllm-events-port 5557 --vllm-replay-port 5558; in a file of endpoints a replica has
-\"kv_events\": {\"publish\": \"tcp://HOST:5557\", \"replay\": \"tcp://HOST:5558\"}, a pod ports named kv-events and
-kv-replay. On Kubernetes they are the ready engine pods of one
-namespace, and its ModelDeployments say how to route to them.")]
+Replicas may be Strata engines or vLLM servers. On Kubernetes they are the ready engine pods of one
+namespace, and its ModelDeployments say how to route to them.
+
+A vLLM tells what its KV cache holds when it was started with --kv-events-config and is named so:
+with --vllm-events-port, in a file of endpoints with \"kv_events\", in a pod with a port kv-events.
+docs/layers/scheduler.md shows each.")]
 pub(crate) struct Scheduler {
     /// Base URLs of the replicas
     #[arg(long, value_name = "URL,URL", value_delimiter = ',', required_unless_present_any = ["endpoints", "kubernetes"])]
