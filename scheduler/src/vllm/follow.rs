@@ -5,11 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use strata_hop::{Body, forward};
 use strata_wire::replicas::KvEvents;
 
+use super::ask::{Refused, ask};
 use super::batch::{self, Event};
 use super::ledger::{Ledger, Told};
 use super::notes::{Note, Notes};
@@ -28,24 +26,12 @@ const REMEMBERED: Duration = Duration::from_secs(15);
 /// When a replica is asked whether anything was missed that nothing followed: soon after it was connected to,
 /// for it may have published before it knew of that, and from then on.
 const CHECK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// Longest time that `/tokenize` may take.
-const TOKENISE: Duration = Duration::from_secs(10);
-/// Largest answer of it: about 25 bytes a token.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// Before a replica that has no `/tokenize` is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 /// Tokenised prompts that wait for the first block to tell how blocks are cut.
 const MOST_WAITING: usize = 64;
 
 type Asking = Pin<Box<dyn Future<Output = Result<Option<Tokenised>, Refused>> + Send>>;
-
-/// Why a prompt's tokens are not known.
-enum Refused {
-    /// There is no such route.
-    NoRoute,
-    /// Something else.
-    Failed(String),
-}
 
 /// What is known of one vLLM. It outlives a connection.
 #[derive(Debug)]
@@ -398,34 +384,4 @@ fn tell(index: &BlockIndex, lane: &Lane, told: Told) {
         Told::Stored(stored) => index.store(lane, &[stored]),
         Told::Removed(removed) => index.remove(lane, &[removed]),
     }
-}
-
-/// Asks a replica for a prompt's tokens.
-async fn ask(
-    scheduler: &Scheduler,
-    url: String,
-    question: Vec<u8>,
-    sent: Sent,
-    adapter: Option<String>,
-) -> Result<Option<Tokenised>, Refused> {
-    let failed = |error: String| Refused::Failed(error);
-    let request = Request::post(url).header(header::CONTENT_TYPE, "application/json");
-    let mut request = request.body(Body::from(Bytes::from(question))).map_err(|e| failed(e.to_string()))?;
-    if let Some(token) = &scheduler.options.hop_token {
-        token.attach(request.headers_mut());
-    }
-    let response = scheduler.upstream.send(request, TOKENISE).await.map_err(|e| failed(e.to_string()))?;
-    match response.status() {
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-            return Err(Refused::NoRoute);
-        }
-        status if !status.is_success() => return Err(failed(format!("it answered {}", status.as_u16()))),
-        _ => {}
-    }
-    let body = forward::collect(response.into_body(), TOKENISE, MAX_ANSWER);
-    let body = tokio::time::timeout(TOKENISE, body).await.map_err(|e| failed(e.to_string()))?;
-    let body = body.map_err(|e| failed(e.to_string()))?;
-    // Long prompts take milliseconds.
-    let laid = tokio::task::spawn_blocking(move || prompt::laid(&sent, adapter, &body));
-    laid.await.map_err(|e| failed(e.to_string()))
 }

@@ -8,6 +8,7 @@
 //! in their order ([`order`]). As long as anything of this is missing, what was routed counts
 //! ([`crate::pick::PrefixIndex`]), less what is told to be gone. See decision 0016.
 
+pub mod ask;
 pub mod batch;
 pub mod follow;
 pub mod ledger;
