@@ -452,11 +452,21 @@ Examples:
   strata scheduler --kubernetes --namespace team-a
 
 Replicas may be Strata engines or vLLM servers. On Kubernetes they are the ready engine pods of one
-namespace, and its ModelDeployments say how to route to them.")]
+namespace, and its ModelDeployments say how to route to them.
+
+A vLLM tells what its KV cache holds when it was started with --kv-events-config and is named so:
+with --vllm-events-port, in a file of endpoints with \"kv_events\", in a pod with a port kv-events.
+docs/layers/scheduler.md shows each.")]
 pub(crate) struct Scheduler {
     /// Base URLs of the replicas
     #[arg(long, value_name = "URL,URL", value_delimiter = ',', required_unless_present_any = ["endpoints", "kubernetes"])]
     pub(crate) replicas: Vec<String>,
+    /// Port where those of the replicas that are vLLMs publish their KV events (their --kv-events-config)
+    #[arg(long, value_name = "PORT", requires = "replicas")]
+    pub(crate) vllm_events_port: Option<u16>,
+    /// Port where they replay them (its replay_endpoint); without it, what is missed means to begin anew
+    #[arg(long, value_name = "PORT", requires = "vllm_events_port")]
+    pub(crate) vllm_replay_port: Option<u16>,
     /// File that lists models and replicas, read again when it changes
     #[arg(long, value_name = "FILE", conflicts_with = "replicas")]
     pub(crate) endpoints: Option<PathBuf>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Objectives, Policy, Role, Track};
+use strata_wire::replicas::{Endpoint, Endpoints, KvEvents, ModelEndpoints, Objectives, Policy, Role, Track};
 
 /// A ModelDeployment, as far as routing needs it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,6 +36,8 @@ pub struct Pod {
     pub role: Role,
     /// Who can use what it makes of a prompt, as [`Endpoint::handover`].
     pub handover: Option<String>,
+    /// Where it publishes what its KV cache holds, as [`Endpoint::kv_events`].
+    pub kv_events: Option<KvEvents>,
     /// Where it listens, such as `10.0.0.1:8000`, once it has an address.
     pub authority: Option<String>,
     /// Whether it speaks TLS there: pods of one model may differ while a cluster changes over.
@@ -88,7 +90,8 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
         let scheme = if secured && pod.tls { "https" } else { "http" };
         let url = format!("{scheme}://{authority}");
         let (name, handover) = (name.clone(), pod.handover.clone());
-        let endpoint = Endpoint { name, url, track: pod.track, role: pod.role, handover };
+        let kv_events = pod.kv_events.clone();
+        let endpoint = Endpoint { name, url, track: pod.track, role: pod.role, handover, kv_events };
         if pod.ready {
             listed.replicas.push(endpoint);
         } else if pod.started {
@@ -314,6 +317,7 @@ mod tests {
                 track: if canary { Track::Canary } else { Track::Stable },
                 role: if host % 3 == 2 { Role::Prefill } else { Role::Decode },
                 handover: None,
+                kv_events: None,
                 authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
                 model,
                 ready,

@@ -65,6 +65,9 @@ fn check(replica: &mut Endpoint) -> Result<(), String> {
     if replica.name.is_empty() || !printable {
         return Err("its name must be printable ASCII without spaces".to_owned());
     }
+    if let Some(events) = &replica.kv_events {
+        crate::vllm::check(events)?;
+    }
     Ok(())
 }
 
@@ -81,6 +84,7 @@ mod tests {
         insta::assert_snapshot!(message(r#"{"models":{"m":{"replicas":["#), @"not valid: EOF while parsing a list at line 1 column 28");
         insta::assert_snapshot!(message(""), @"not valid: EOF while parsing a value at line 1 column 0");
         insta::assert_snapshot!(message(r#"{"models":{"m":{"replicas":[{"name":"m-0","url":"nowhere"}]}}}"#), @"model m, replica m-0: `nowhere` is no replica's address: it has no http:// in front; write http://HOST:PORT");
+        insta::assert_snapshot!(message(r#"{"models":{"m":{"replicas":[{"name":"m-0","url":"http://h:1","kv_events":{"publish":"tcp://*:5557"}}]}}}"#), @"model m, replica m-0: kv_events: `publish` is `tcp://*:5557`; write tcp://HOST:PORT, as this scheduler reaches it");
         insta::assert_snapshot!(message("{\"models\":{\"m\":{\"replicas\":[{\"name\":\"a\\nb\",\"url\":\"http://h:1\"}]}}}"), @"
         model m, replica a
         b: its name must be printable ASCII without spaces

@@ -1,5 +1,6 @@
 //! Follows what one replica tells of its cache and its load, where it does: `GET /internal/v1/events`
-//! ([`strata_wire::engine_events`]).
+//! ([`strata_wire::engine_events`]); or, where it has none of these and publishes as vLLM does, that
+//! ([`crate::vllm`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::index::Told;
 use crate::replica::Replica;
 use crate::scheduler::Scheduler;
 use crate::scrape::asking;
+use crate::vllm::{self, Following};
 
 /// An engine tells its load every two seconds when nothing changes.
 const SILENCE: Duration = Duration::from_secs(7);
@@ -39,6 +41,7 @@ enum Ended {
 /// Follows a replica until the task is dropped.
 pub async fn follow(scheduler: &Scheduler, replica: &Arc<Replica>) {
     let (mut told, mut pause, mut heard) = (Told::default(), AGAIN.0, scheduler.now());
+    let mut following = Following::new(&scheduler.registry.blocks);
     loop {
         let began = scheduler.now();
         match listen(scheduler, replica, &mut told, &mut heard).await {
@@ -46,10 +49,17 @@ pub async fn follow(scheduler: &Scheduler, replica: &Arc<Replica>) {
                 let status = status.as_u16();
                 tracing::debug!(replica = replica.name(), status, "replica tells nothing of its cache");
                 told = Told::default();
-                replica.told(None);
-                tokio::select! {
-                    () = tokio::time::sleep(ASK_AGAIN) => {}
-                    () = replica.became_ready() => {}
+                if let (Some(events), Some(notes)) = (&replica.endpoint().kv_events, replica.notes()) {
+                    tokio::select! {
+                        () = vllm::follow::follow(scheduler, replica, notes, events, &mut following) => {}
+                        () = replica.became_ready() => {}
+                    }
+                } else {
+                    replica.told(None);
+                    tokio::select! {
+                        () = tokio::time::sleep(ASK_AGAIN) => {}
+                        () = replica.became_ready() => {}
+                    }
                 }
                 continue;
             }
@@ -134,7 +144,7 @@ async fn listen(
 }
 
 /// Frees what replicas no longer hold, when there is much of it.
-fn sweep(scheduler: &Scheduler) {
+pub(crate) fn sweep(scheduler: &Scheduler) {
     if scheduler.registry.blocks.is_littered() {
         let scheduler = scheduler.clone();
         tokio::task::spawn_blocking(move || scheduler.registry.blocks.sweep());

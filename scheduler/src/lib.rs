@@ -31,6 +31,7 @@ pub mod scrape;
 pub mod stream;
 pub mod telemetry;
 mod views;
+pub mod vllm;
 pub mod watch;
 
 use axum::Router;

@@ -86,6 +86,11 @@ struct OfRefusal {
 /// must have bounds.
 const PRIORITIES: usize = 16;
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfResult {
+    outcome: &'static str,
+}
+
 type Level = Gauge<f64, AtomicU64>;
 
 /// All counters, and the registry that prints them.
@@ -123,6 +128,7 @@ pub struct Metrics {
     telling: Family<OfPool, Gauge>,
     told_blocks: Gauge,
     events_ended: Family<OfReason, Counter>,
+    tokenised: Family<OfResult, Counter>,
 }
 
 fn seconds() -> Histogram {
@@ -174,6 +180,7 @@ impl Metrics {
             telling: Family::default(),
             told_blocks: Gauge::default(),
             events_ended: Family::default(),
+            tokenised: Family::default(),
         };
         metrics.register();
         metrics
@@ -311,6 +318,11 @@ impl Metrics {
             self.events_ended.clone(),
         );
         r.register(
+            "strata_scheduler_tokenised_prompts",
+            "Prompts sent to a replica that publishes KV events as vLLM does, by whether their tokens became known",
+            self.tokenised.clone(),
+        );
+        r.register(
             "strata_scheduler_discovered",
             "1 when every source of models and replicas has been read whole",
             self.discovered.clone(),
@@ -386,6 +398,11 @@ impl Metrics {
     /// A stream of a replica's events ended.
     pub fn events_ended(&self, reason: &str) {
         self.events_ended.get_or_create(&OfReason { reason: reason.to_owned() }).inc();
+    }
+
+    /// A prompt's tokens became known, or this came of it.
+    pub fn tokenised(&self, outcome: &'static str) {
+        self.tokenised.get_or_create(&OfResult { outcome }).inc();
     }
 
     /// An object of this kind could not be read.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use strata_hop::{HopToken, ListenError, Mtls};
 use strata_wire::defaults;
+use strata_wire::replicas::KvEvents;
 
 use crate::pick::Policy;
 use crate::pick::budget::BURST;
@@ -19,6 +20,11 @@ pub struct SchedulerOptions {
     /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this,
     /// or [`SchedulerOptions::endpoints`], or [`SchedulerOptions::kubernetes`].
     pub replicas: Vec<String>,
+    /// The port where those of [`SchedulerOptions::replicas`] that are vLLMs publish what their KV cache holds
+    /// (`--kv-events-config`). One that has our own stream of events is followed by that.
+    pub vllm_events_port: Option<u16>,
+    /// The port where they publish it again. Without it, what is missed means to begin anew.
+    pub vllm_replay_port: Option<u16>,
     /// A file that lists models and replicas (`strata_wire::replicas::Endpoints` as JSON) and is
     /// followed as it changes.
     pub endpoints: Option<PathBuf>,
@@ -87,6 +93,8 @@ impl Default for SchedulerOptions {
         Self {
             listen: "127.0.0.1:0".to_owned(),
             replicas: Vec::new(),
+            vllm_events_port: None,
+            vllm_replay_port: None,
             endpoints: None,
             kubernetes: None,
             policy: Policy::default(),
@@ -165,6 +173,18 @@ impl SchedulerOptions {
                 return refuse("give one of --replicas, --endpoints and --kubernetes, not more".to_owned());
             }
         }
+        match (self.vllm_events_port, self.vllm_replay_port) {
+            (None, Some(_)) => {
+                return refuse("--vllm-replay-port is of no use without --vllm-events-port".to_owned());
+            }
+            (Some(_), _) if self.replicas.is_empty() => {
+                return refuse(
+                    "--vllm-events-port goes with --replicas; in a file of endpoints each replica has its own `kv_events`, on Kubernetes a port named kv-events"
+                        .to_owned(),
+                );
+            }
+            _ => {}
+        }
         if self.scrape_interval.is_zero() {
             return refuse("the scrape interval must be longer than zero".to_owned());
         }
@@ -177,6 +197,14 @@ impl SchedulerOptions {
             urls.push(base);
         }
         Ok(urls)
+    }
+
+    /// Where a replica with this base URL publishes what its KV cache holds.
+    pub(crate) fn kv_events(&self, url: &str) -> Option<KvEvents> {
+        let uri = url.parse::<http::Uri>().ok()?;
+        let socket = |port: u16| Some(format!("tcp://{}:{port}", uri.host()?));
+        let publish = socket(self.vllm_events_port?)?;
+        Some(KvEvents { publish, replay: self.vllm_replay_port.and_then(socket) })
     }
 
     /// How old metrics may be and still count: several scrapes, for one may be late.
@@ -243,6 +271,23 @@ mod tests {
         insta::assert_snapshot!(message(with(&["http://a:1", "http://a:1/"])), @"--replicas names http://a:1 twice; name it once");
         let both = SchedulerOptions { endpoints: Some("x".into()), ..with(&["http://a"]) };
         insta::assert_snapshot!(message(both), @"give one of --replicas, --endpoints and --kubernetes, not more");
+    }
+
+    #[test]
+    fn ports_of_kv_events_are_those_of_each_replicas_host() {
+        let ports =
+            SchedulerOptions { vllm_events_port: Some(5557), ..with(&["http://a:1", "https://[::1]:2"]) };
+        assert!(ports.check().is_ok());
+        let at = |options: &SchedulerOptions, url| options.kv_events(url).map(|e| (e.publish, e.replay));
+        assert_eq!(at(&ports, "http://a:1"), Some(("tcp://a:5557".to_owned(), None)));
+        let both = SchedulerOptions { vllm_replay_port: Some(5558), ..ports };
+        let six = ("tcp://[::1]:5557".to_owned(), Some("tcp://[::1]:5558".to_owned()));
+        assert_eq!(at(&both, "https://[::1]:2"), Some(six));
+        assert_eq!(at(&with(&["http://a:1"]), "http://a:1"), None);
+        let message = |o: SchedulerOptions| o.check().unwrap_err().to_string();
+        insta::assert_snapshot!(message(SchedulerOptions { vllm_events_port: None, ..both.clone() }), @"--vllm-replay-port is of no use without --vllm-events-port");
+        let file = SchedulerOptions { replicas: vec![], endpoints: Some("x".into()), ..both };
+        insta::assert_snapshot!(message(file), @"--vllm-events-port goes with --replicas; in a file of endpoints each replica has its own `kv_events`, on Kubernetes a port named kv-events");
     }
 
     #[test]

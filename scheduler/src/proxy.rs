@@ -20,6 +20,7 @@ use crate::registry::Pool;
 use crate::replica::{Lease, Verdict};
 use crate::scheduler::{Scheduler, unix_millis};
 use crate::stream::{self, Chunks, Passage};
+use crate::vllm::{Note, Sent};
 
 /// Why a request goes elsewhere after a 503.
 const REFUSED: &str = "refused";
@@ -123,6 +124,7 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                         lease.first_token(scheduler.now());
                     }
                     lease.says(Verdict::Worked, scheduler.now());
+                    told(scheduler, &call, &lease);
                 }
                 return Ok(respond(&call, begun, lease, running));
             }
@@ -158,6 +160,18 @@ fn note(scheduler: &Scheduler, call: &Call, lease: &mut Lease, began: Instant) {
         let request = call.id.to_str().unwrap_or_default();
         let (now, held) = (unix_millis(), began.elapsed());
         scheduler.journal.note(now, (request, &call.model), held, &lease.decision, table);
+    }
+}
+
+/// Tells the one who follows the replica's KV events which prompt it has.
+fn told(scheduler: &Scheduler, call: &Call, lease: &Lease) {
+    if lease.replica.notes().is_none() || call.wanted.prefix.blocks.is_empty() {
+        return;
+    }
+    let (path, model) = (call.path.clone(), call.model.clone());
+    let sent = Sent { path, model, body: call.body.clone(), chain: call.wanted.prefix.blocks.clone() };
+    for _ in 0..lease.replica.note(Note::Sent(sent)) {
+        scheduler.metrics.tokenised("dropped");
     }
 }
 

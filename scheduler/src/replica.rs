@@ -18,6 +18,7 @@ use crate::pick::{
     Breaker, Cached, Candidate, Decision, Forecast, Gate, Learnt, Load, Own, PrefixIndex, Standing,
 };
 use crate::telemetry::{Reading, Trend};
+use crate::vllm::{Note, Notes};
 
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
 /// the second.
@@ -43,6 +44,8 @@ pub struct Replica {
     ready: Notify,
     /// Cancelled when the replica is no longer listed.
     pub stop: CancellationToken,
+    /// For the one who follows its KV events, where it publishes them as vLLM does.
+    notes: Option<Notes>,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,8 @@ struct Inner {
     index: PrefixIndex,
     /// What it tells that it holds; `None` while it tells nothing.
     lane: Option<Lane>,
+    /// Whether prompts that were sent there count beside what it tells: it cannot tell of all.
+    guesses: bool,
     /// Prompts that were sent there and that it has not told of.
     pledges: VecDeque<Pledge>,
     next_request: u64,
@@ -112,8 +117,11 @@ impl Inner {
         let bytes_per_token = self.trend.bytes_per_token();
         match &self.lane {
             Some(lane) => {
-                let coming = self.coming(&prefix.blocks, now);
-                Cached::told(found.tokens(lane)).with_coming(coming, found.blocks(lane), bytes_per_token)
+                let (mut coming, told) = (self.coming(&prefix.blocks, now), found.blocks(lane));
+                if self.guesses {
+                    coming = coming.max(self.index.matched_behind(&prefix.blocks, told));
+                }
+                Cached::told(found.tokens(lane)).with_coming(coming, told, bytes_per_token)
             }
             None => Cached::guessed(self.index.matched(&prefix.blocks), bytes_per_token),
         }
@@ -164,6 +172,7 @@ impl Replica {
     /// A replica that is not ready until its first scrape succeeds.
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
+            notes: endpoint.kv_events.is_some().then(Notes::default),
             endpoint: Arc::new(endpoint),
             inner: Mutex::new(Inner {
                 unready: Some("it has not answered yet".to_owned()),
@@ -175,6 +184,7 @@ impl Replica {
                 trend: Trend::default(),
                 index: PrefixIndex::default(),
                 lane: None,
+                guesses: false,
                 pledges: VecDeque::new(),
                 next_request: 0,
                 models: Vec::new(),
@@ -299,6 +309,37 @@ impl Replica {
             inner.pledges.clear();
         }
         inner.lane = lane;
+        inner.guesses = false;
+    }
+
+    /// It has told what it holds, as far as it can: what was sent there counts beside it.
+    pub fn told_in_part(&self, lane: Lane) {
+        let mut inner = self.lock();
+        inner.lane = Some(lane);
+        inner.guesses = true;
+    }
+
+    /// These blocks count by what it tells alone.
+    pub fn forget_guess(&self, blocks: &[BlockHash]) {
+        self.lock().index.forget(blocks);
+    }
+
+    /// What was sent there no longer counts.
+    pub fn forget_guesses(&self) {
+        self.lock().index.clear();
+    }
+
+    /// What the one who follows its KV events is told on the side.
+    pub fn notes(&self) -> Option<&Notes> {
+        self.notes.as_ref()
+    }
+
+    /// Tells the one who follows its KV events, if somebody does. Returns how many notes were dropped.
+    pub fn note(&self, note: Note) -> usize {
+        match &self.notes {
+            Some(notes) if self.lock().guesses => notes.push(note),
+            _ => 0,
+        }
     }
 
     /// It has told how busy it is.

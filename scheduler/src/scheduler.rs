@@ -81,7 +81,7 @@ impl Scheduler {
         if let Some(cluster) = cluster {
             watch::follow(&scheduler, cluster);
         } else if scheduler.learns() {
-            scheduler.list(&Endpoints::default(), &named(&urls));
+            scheduler.list(&Endpoints::default(), &named(&scheduler.options, &urls));
         } else {
             endpoints::follow(&scheduler);
         }
@@ -178,9 +178,13 @@ pub fn mix(z: u64) -> u64 {
 }
 
 /// Replicas from the command line are named by their address.
-fn named(urls: &[String]) -> Vec<Endpoint> {
+fn named(options: &SchedulerOptions, urls: &[String]) -> Vec<Endpoint> {
     let name = |url: &String| url.split_once("://").map_or(url.as_str(), |(_, rest)| rest).to_owned();
-    urls.iter().map(|url| Endpoint::new(name(url), url.clone())).collect()
+    let replica = |url: &String| Endpoint {
+        kv_events: options.kv_events(url),
+        ..Endpoint::new(name(url), url.clone())
+    };
+    urls.iter().map(replica).collect()
 }
 
 /// Milliseconds since 1970.

@@ -5,6 +5,7 @@
 //! use it; it uses none of them.
 
 pub mod chat;
+pub mod claims;
 pub mod completion;
 pub mod decisions;
 pub mod defaults;

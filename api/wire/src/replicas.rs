@@ -70,12 +70,35 @@ pub struct Endpoint {
     /// of another model or engine would read something else in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<String>,
+    /// Where it publishes what its KV cache holds, if it does so as vLLM does. A replica that has our own
+    /// stream of events is followed by that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_events: Option<KvEvents>,
+}
+
+/// The ZeroMQ sockets of a vLLM that was started with `--kv-events-config`, as whoever follows it reaches
+/// them: `tcp://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KvEvents {
+    /// Its `endpoint`: what happens.
+    pub publish: String,
+    /// Its `replay_endpoint`: what has happened. Without it a message that is missed, or a connection that
+    /// breaks, means to begin anew with nothing known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<String>,
 }
 
 impl Endpoint {
     /// A replica of the stable track that answers requests.
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
-        Self { name: name.into(), url: url.into(), track: Track::Stable, role: Role::Decode, handover: None }
+        Self {
+            name: name.into(),
+            url: url.into(),
+            track: Track::Stable,
+            role: Role::Decode,
+            handover: None,
+            kv_events: None,
+        }
     }
 }
 

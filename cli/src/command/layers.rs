@@ -131,6 +131,8 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
     let options = SchedulerOptions {
         listen: args.listen,
         replicas: args.replicas,
+        vllm_events_port: args.vllm_events_port,
+        vllm_replay_port: args.vllm_replay_port,
         endpoints: args.endpoints,
         leave_after: if kubernetes.is_some() { defaults::LEAVE_AFTER } else { Duration::ZERO },
         drain_grace: Duration::from_secs(args.drain_seconds),

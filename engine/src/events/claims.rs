@@ -1,76 +1,19 @@
-//! Where the byte blocks of a prompt's canonical text end among its tokens.
-//!
-//! The canonical text is made of the request's body, the tokens of what the chat template makes of it.
-//! Both hold the messages' texts in the same order, so these are looked for in the rendered prompt one
-//! after the other; the first place where one can stand is never behind the one where it does stand, so
-//! whatever is found makes the counts lower than they are and never higher.
+//! What a request says of its prompt: which byte blocks of the canonical text its tokens cover
+//! ([`strata_wire::claims`]).
 
-use strata_wire::defaults::BLOCK_BYTES;
-use strata_wire::prefix::{self, BlockHash, Passage};
+use strata_wire::claims;
+use strata_wire::prefix;
+
+pub use strata_wire::claims::Claim;
 
 use crate::tokenizer::Tokenizer;
 
-/// Texts that may be missing in the rendered prompt before the rest is not looked for: each costs a
-/// pass over it.
-const MAX_MISSES: usize = 8;
-
-/// A byte block of a request, and the tokens of its prompt that lie inside the text up to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claim {
-    /// The byte block.
-    pub hash: BlockHash,
-    /// Tokens, from the prompt's first.
-    pub tokens: u32,
-}
-
 /// The claims of a request's body, whose prompt was rendered as `rendered` and read as `tokens`. Blocks
-/// that hold no token are left out, and so are those behind another of as many tokens: they say nothing
-/// more.
+/// that hold no token are left out.
 pub fn claims(scope: &str, body: &[u8], rendered: &str, tokens: &[u32], tokenizer: &Tokenizer) -> Vec<Claim> {
     let Some((prefix, passages)) = prefix::with_passages(scope, body) else { return Vec::new() };
     let ends = token_ends(rendered, tokens, tokenizer);
-    let laid = lay(&passages, rendered);
-    let claim = |(i, hash): (usize, &BlockHash)| {
-        let end = rendered_end(&laid, (i + 1) * BLOCK_BYTES);
-        Claim { hash: *hash, tokens: ends.partition_point(|e| *e <= end) as u32 }
-    };
-    prefix.blocks.iter().enumerate().map(claim).filter(|claim| claim.tokens > 0).collect()
-}
-
-/// A passage that was found in the rendered prompt.
-struct Laid {
-    canonical: usize,
-    rendered: usize,
-    len: usize,
-}
-
-fn lay(passages: &[Passage<'_>], rendered: &str) -> Vec<Laid> {
-    let (mut laid, mut from, mut misses) = (Vec::new(), 0, 0);
-    for passage in passages {
-        // Templates strip contents.
-        let text = passage.text.trim();
-        let lead = passage.text.len() - passage.text.trim_start().len();
-        if text.is_empty() {
-            continue;
-        }
-        if let Some(at) = rendered[from..].find(text) {
-            laid.push(Laid { canonical: passage.at + lead, rendered: from + at, len: text.len() });
-            from += at + text.len();
-        } else {
-            misses += 1;
-            if misses == MAX_MISSES {
-                break;
-            }
-        }
-    }
-    laid
-}
-
-/// The bytes of the rendered prompt that stand for the first `end` of the canonical text.
-fn rendered_end(laid: &[Laid], end: usize) -> usize {
-    let before = laid.partition_point(|passage| passage.canonical < end);
-    let last = before.checked_sub(1).map(|i| &laid[i]);
-    last.map_or(0, |passage| passage.rendered + (end - passage.canonical).min(passage.len))
+    claims::claims(&prefix, &passages, rendered, &ends)
 }
 
 /// Where each token ends in the text, as long as their bytes are the text's own; a tokenizer that

@@ -51,6 +51,8 @@ pub struct PrefixIndex {
     free: Vec<u32>,
     newest: u32,
     oldest: u32,
+    /// Whether blocks may be missing before those that follow them.
+    gaps: bool,
 }
 
 impl std::fmt::Debug for PrefixIndex {
@@ -78,6 +80,7 @@ impl PrefixIndex {
             free: Vec::new(),
             newest: NONE,
             oldest: NONE,
+            gaps: false,
         }
     }
 
@@ -111,7 +114,27 @@ impl PrefixIndex {
 
     /// How many blocks of this chain are held, from its first.
     pub fn matched(&self, chain: &[BlockHash]) -> usize {
+        if self.gaps {
+            return self.matched_behind(chain, 0);
+        }
         chain.partition_point(|hash| self.places.contains_key(hash))
+    }
+
+    /// The same, when of so many it is known otherwise.
+    pub fn matched_behind(&self, chain: &[BlockHash], elsewhere: usize) -> usize {
+        let rest = chain.get(elsewhere..).unwrap_or_default();
+        elsewhere + rest.iter().take_while(|hash| self.places.contains_key(hash)).count()
+    }
+
+    /// Forgets these blocks, and not those that follow them.
+    pub fn forget(&mut self, blocks: &[BlockHash]) {
+        for hash in blocks {
+            if let Some(place) = self.places.remove(hash) {
+                self.gaps = true;
+                self.unlink(place);
+                self.free.push(place);
+            }
+        }
     }
 
     /// Remembers a chain as the most recent. Of a chain longer than the index its beginning is kept.
@@ -196,6 +219,22 @@ mod tests {
         assert_eq!((index.len(), index.matched(&chain(2, 2, 8))), (3, 3));
         index.clear();
         assert_eq!((index.len(), index.matched(&chain(2, 2, 8))), (0, 0));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_a_gap() {
+        let mut index = PrefixIndex::new(20);
+        let all = chain(1, 0, 9);
+        index.record(&all);
+        index.forget(&all[2..4]);
+        index.forget(&chain(2, 0, 9));
+        assert_eq!((index.len(), index.matched(&all), index.matched_behind(&all, 4)), (7, 2, 9));
+        assert_eq!((index.matched_behind(&all, 3), index.matched_behind(&all, 12)), (3, 12));
+        for family in 2..6 {
+            index.record(&chain(family, 0, 20));
+            assert_eq!((index.len(), index.matched(&chain(family, 0, 30))), (20, 20));
+        }
+        assert!(index.slots.len() <= 20, "places are used again");
     }
 
     proptest! {

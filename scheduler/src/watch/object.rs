@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
 use strata_kinds::quantity::duration;
-use strata_wire::replicas::{Objectives, Policy, Role, Track};
+use strata_wire::replicas::{KvEvents, Objectives, Policy, Role, Track};
 
 use crate::discovery::{Model, Pod};
 
@@ -18,6 +18,9 @@ use crate::discovery::{Model, Pod};
 const PORT: u16 = 8000;
 /// The name of the port that takes requests.
 const PORT_NAME: &str = "http";
+/// The names of those where a vLLM publishes what its KV cache holds, and has published.
+const EVENTS_PORT_NAME: &str = "kv-events";
+const REPLAY_PORT_NAME: &str = "kv-replay";
 
 /// A kind of objects that is watched.
 pub(super) trait Readable:
@@ -73,10 +76,10 @@ struct HttpGet {
 }
 
 impl Container {
-    /// The port that takes requests, if it is this container's.
-    fn port(&self) -> Option<u16> {
+    /// Its port of this name.
+    fn port(&self, name: &str) -> Option<u16> {
         let ports = self.ports.as_deref().unwrap_or_default();
-        ports.iter().find(|port| port.name.as_deref() == Some(PORT_NAME)).map(|port| port.container_port)
+        ports.iter().find(|port| port.name.as_deref() == Some(name)).map(|port| port.container_port)
     }
 
     /// Whether its readiness is asked for by TLS.
@@ -122,13 +125,18 @@ impl Readable for PodObject {
     fn plain(self) -> Pod {
         let mut labels = self.metadata.labels.unwrap_or_default();
         let containers = self.spec.and_then(|s| s.containers).unwrap_or_default();
-        let serves = containers.iter().find_map(|c| Some((c.port()?, c.is_tls())));
+        let serves = containers.iter().find_map(|c| Some((c.port(PORT_NAME)?, c.is_tls())));
         let (port, tls) = serves.unwrap_or((PORT, false));
         let status = self.status.as_ref();
-        let authority = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty()).map(|ip| {
-            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-            format!("{host}:{port}")
-        });
+        let host = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
+        let host = host.map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() });
+        let socket = |name: &str| {
+            let port = containers.iter().find_map(|container| container.port(name))?;
+            host.as_ref().map(|host| format!("tcp://{host}:{port}"))
+        };
+        let kv_events =
+            socket(EVENTS_PORT_NAME).map(|publish| KvEvents { publish, replay: socket(REPLAY_PORT_NAME) });
+        let authority = host.map(|host| format!("{host}:{port}"));
         let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let containers = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
         Pod {
@@ -143,6 +151,7 @@ impl Readable for PodObject {
                 _ => Role::Decode,
             },
             authority,
+            kv_events,
             tls,
             ready: conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"),
             started: containers.iter().any(|c| c.started == Some(true)),
@@ -254,6 +263,7 @@ mod tests {
                 role: Role::Decode,
                 handover: None,
                 authority: Some("10.1.2.3:8123".to_owned()),
+                kv_events: None,
                 tls: false,
                 ready: true,
                 started: true,
@@ -281,6 +291,13 @@ mod tests {
             p["metadata"]["labels"]["strata.dev/handover"] = json!("h");
         });
         assert_eq!((prefill.role, prefill.handover.as_deref()), (Role::Prefill, Some("h")));
+        let publishes = pod(|p| {
+            let more = [("kv-events", 5557), ("kv-replay", 5558)];
+            let more = more.map(|(name, port)| json!({"name": name, "containerPort": port}));
+            p["spec"]["containers"][1]["ports"].as_array_mut().unwrap().extend(more);
+        });
+        let (publish, replay) = ("tcp://10.1.2.3:5557".to_owned(), Some("tcp://10.1.2.3:5558".to_owned()));
+        assert_eq!(publishes.kv_events, Some(KvEvents { publish, replay }));
         let bare = pod(|p| {
             *p = json!({"metadata": {"name": "x"}, "spec": {"containers": null}, "status": {"podIP": ""}});
         });

@@ -20,4 +20,5 @@ mod readiness;
 mod stopping;
 mod streaming;
 mod told;
+mod vllm;
 mod waking;

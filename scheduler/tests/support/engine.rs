@@ -99,6 +99,9 @@ pub(crate) struct Inner {
     script: watch::Sender<Script>,
     /// From where on it was asked to tell, each time that it was.
     followed: Mutex<Vec<String>>,
+    /// Whether it tells the tokens of a prompt, and how often it was asked.
+    tokenises: AtomicBool,
+    tokenised: AtomicUsize,
 }
 
 /// What the engine tells everybody who follows it. It tells nothing when there are no messages.
@@ -144,6 +147,8 @@ impl Engine {
             ours: AtomicBool::new(false),
             script: watch::Sender::default(),
             followed: Mutex::default(),
+            tokenises: AtomicBool::new(false),
+            tokenised: AtomicUsize::new(0),
         });
         let (runtime, addr) = serve(&inner, "127.0.0.1:0".parse().unwrap());
         Self { name: name.to_owned(), addr, inner, runtime: Some(runtime) }
@@ -210,6 +215,17 @@ impl Engine {
         self.inner.followed.lock().unwrap().clone()
     }
 
+    /// Tells the tokens of prompts from now on, as vLLM does: one for each character.
+    pub(crate) fn tokenises(&self) -> &Self {
+        self.inner.tokenises.store(true, Ordering::SeqCst);
+        self
+    }
+
+    /// How often it was asked for a prompt's tokens.
+    pub(crate) fn tokenised(&self) -> usize {
+        self.inner.tokenised.load(Ordering::SeqCst)
+    }
+
     /// Ends the engine with all its connections.
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
@@ -252,7 +268,7 @@ fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
         .route("/v1/chat/completions", post(answer))
         .route("/v1/completions", post(answer))
         .route("/v1/embeddings", post(answer))
-        .route("/tokenize", post(answer))
+        .route("/tokenize", post(tokenise))
         .route("/detokenize", post(answer))
         .route("/sleep", post(answer))
         .layer(axum::extract::DefaultBodyLimit::disable())
@@ -397,6 +413,28 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         Does::BreakWithin => pieces(open, 1, false, End::Half),
         Does::Flood => flood(open),
     }
+}
+
+/// The prompt that a chat is rendered to.
+pub(crate) fn rendered(chat: &Value) -> String {
+    let turn =
+        |turn: &Value| format!("<|{}|>{}", turn["role"].as_str().unwrap(), turn["content"].as_str().unwrap());
+    chat["messages"].as_array().unwrap().iter().map(turn).collect()
+}
+
+async fn tokenise(State(inner): State<Arc<Inner>>, request: Request) -> Response {
+    if !inner.tokenises.load(Ordering::SeqCst) {
+        return answer(State(inner), request).await;
+    }
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let prompt = rendered(&asked);
+    let tokens: Vec<u32> = prompt.chars().map(u32::from).collect();
+    let texts = (asked["return_token_strs"] == json!(true))
+        .then(|| prompt.chars().map(String::from).collect::<Vec<_>>());
+    inner.tokenised.fetch_add(1, Ordering::SeqCst);
+    axum::Json(json!({"count": tokens.len(), "tokens": tokens, "token_strs": texts, "max_model_len": 2048}))
+        .into_response()
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod api_server;
 pub(crate) mod engine;
+pub(crate) mod publisher;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use api_server::ApiServer;
 pub(crate) use engine::{Does, Engine};
+pub(crate) use publisher::Publisher;
 
 /// The longest that any test waits for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
