@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 use strata_hop::{Body, Fault, SendError, forward};
+use strata_wire::rope::Rope;
 use strata_wire::{ErrorKind, headers};
 use tokio::time::Instant;
 
@@ -85,7 +86,7 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
         let pool = scheduler.registry.pool(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let mut lease = choose(scheduler, &pool, &call.wanted, &tried).await?;
         let body = prefill.before(scheduler, &pool, &mut lease).await;
-        match attempt(scheduler, &call, body, &lease).await {
+        match attempt(scheduler, &call, &body, &lease).await {
             Ok(begun) if prefill.is_cause(begun.head.status) && may_retry(scheduler) => {
                 scheduler.metrics.retried("transfer");
                 tracing::info!(request = ?call.id, replica = lease.replica.name(), "a prompt that was computed elsewhere is computed anew");
@@ -121,7 +122,7 @@ fn may_retry(scheduler: &Scheduler) -> bool {
 
 /// Sends a request to the replica of this lease, and waits for the first bytes of its answer: a
 /// stream's head comes long before its prompt is done, so the head alone does not count.
-async fn attempt(scheduler: &Scheduler, call: &Call, body: Bytes, lease: &Lease) -> Result<Begun, Failure> {
+async fn attempt(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease) -> Result<Begun, Failure> {
     let began = Instant::now();
     let left = call.wanted.deadline.saturating_duration_since(began);
     if left.is_zero() {

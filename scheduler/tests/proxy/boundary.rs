@@ -111,7 +111,7 @@ async fn the_scope_becomes_the_salt_and_the_clients_own_go() {
 async fn all_routes_are_routed_and_the_engines_others_are_out_of_reach() {
     let engine = Engine::start("m-0");
     let rig = Rig::before(&[&engine], quick()).await;
-    for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"] {
+    for (path, _) in strata_scheduler::call::ROUTES.iter().copied() {
         let reply = rig.send(rig.request(path, r#"{"model":"m","input":"x"}"#)).await;
         assert_eq!((reply.status.as_u16(), engine.got().last().unwrap().path.as_str()), (200, path));
         assert!(reply.header("x-strata-decision").starts_with("replica="));

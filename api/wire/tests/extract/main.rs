@@ -1,0 +1,7 @@
+//! The reader of bodies, beside a full parser.
+#![allow(clippy::unwrap_used)]
+
+mod bodies;
+mod fuzz;
+mod reference;
+mod same;
