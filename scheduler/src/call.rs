@@ -131,6 +131,7 @@ impl<'s> Reading<'s> {
         let length = received.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let prompt = Prompt::of(parts.uri.path());
         let extractor = Extractor::new(length, prompt.form().map(|form| (form, &*scope)));
+        let extractor = extractor.ahead(scheduler.order.goes_ahead());
         Ok(Self { scheduler, parts, prompt, scope, given, deadline, extractor: Some(extractor) })
     }
 
@@ -148,6 +149,9 @@ impl<'s> Reading<'s> {
         let Self { scheduler, parts, prompt, scope, given, deadline, extractor } = self;
         let extracted = extractor.ok_or_else(|| Fault::invalid("the body could not be read"))?;
         let read = extracted.finish().map_err(|error| bad_body(&error))?;
+        if let Some(followed) = read.came_late {
+            scheduler.order.note(followed);
+        }
         let model = model(&read)?;
         let Some(pool) = scheduler.registry.pool(&model) else {
             return Err(if scheduler.is_learning() {

@@ -16,6 +16,7 @@ pub mod follow;
 pub mod index;
 pub mod metrics;
 pub mod options;
+mod order;
 pub mod pick;
 pub mod prefill;
 pub mod proxy;

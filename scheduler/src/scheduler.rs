@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::options::{SchedulerError, SchedulerOptions};
+use crate::order::Order;
 use crate::pick::RetryBudget;
 use crate::registry::Registry;
 use crate::replica::Replica;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub upstream: Upstream,
     /// What it counts.
     pub metrics: Metrics,
+    /// How requests are ordered.
+    pub(crate) order: Order,
     /// Cancelled when the scheduler stops watching replicas.
     pub stop: CancellationToken,
     /// Whether the lists of models and replicas have been read whole.
@@ -65,6 +68,7 @@ impl Scheduler {
             registry: Registry::default(),
             upstream: Upstream::to(options.mtls.as_ref(), &[Component::Engine]),
             metrics: Metrics::new(),
+            order: Order::default(),
             stop,
             discovered: AtomicBool::new(cluster.is_none()),
             leaving: AtomicBool::new(false),

@@ -70,7 +70,8 @@ async fn engine(stop: CancellationToken) -> String {
         }
         axum::Json(json!({ "bytes": bytes }))
     };
-    let models = json!({"object": "list", "data": [{"id": "m", "object": "model", "created": 5, "owned_by": "x"}]});
+    let models =
+        json!({"object": "list", "data": [{"id": "m", "object": "model", "created": 5, "owned_by": "x"}]});
     let router = Router::new()
         .route("/health", get(async || "ok"))
         .route("/metrics", get(async || ""))
@@ -127,7 +128,10 @@ async fn the_largest_body_takes_a_tenth_more_than_its_bytes() {
         assert_eq!(told, format!(r#"{{"bytes":{MAX_BODY_BYTES}}}"#));
         writeln!(says).unwrap();
         let took: usize = line(&mut lines, "took ").parse().unwrap();
-        println!("{MAX_BODY_BYTES} bytes in chunks of {chunk}, at most {took} on the heap: {:.3}", took as f64 / MAX_BODY_BYTES as f64);
+        println!(
+            "{MAX_BODY_BYTES} bytes in chunks of {chunk}, at most {took} on the heap: {:.3}",
+            took as f64 / MAX_BODY_BYTES as f64
+        );
         assert!(took > MAX_BODY_BYTES, "it keeps the body for a second try");
         assert!(took <= MAX_BODY_BYTES + MAX_BODY_BYTES / 10 + SLACK, "{took}");
     }

@@ -75,7 +75,9 @@ pub enum ScanError {
     #[error("the body has more than {MAX_MEMBERS} top-level members")]
     TooMany,
     /// A key longer than [`MAX_KEY_BYTES`].
-    #[error("the body has a top-level key of more than {MAX_KEY_BYTES} bytes at byte {at}")]
+    #[error(
+        "the body has a top-level key of more than {MAX_KEY_BYTES} bytes at byte {at}; no member of the API has one"
+    )]
     KeyTooLong {
         /// Where.
         at: usize,
@@ -194,6 +196,17 @@ mod tests {
         }
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
         assert!(matches!(TopLevel::scan(deep.as_bytes()), Err(ScanError::TooDeep { .. })));
+    }
+
+    #[test]
+    fn keys_have_a_longest() {
+        let keyed = |len: usize| TopLevel::scan(format!("{{\"a\":1, \"{}\":1}}", "k".repeat(len)).as_bytes());
+        assert!(keyed(MAX_KEY_BYTES - 1).is_ok());
+        let refused = keyed(MAX_KEY_BYTES).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the body has a top-level key of more than 1024 bytes at byte 8; no member of the API has one"
+        );
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! What comes before something that it follows is noted, and read again from the bytes that were kept:
 //! when that something has come, or at the end.
 //!
-//! Nobody can know that no tools will follow the messages. Reading these again costs a tenth of hashing
-//! them, so they are hashed as they come only when the caller expects no tools; where tools do follow,
-//! what was hashed is thrown away and hashed again.
+//! Nobody can know that no tools will follow the messages. Reading these again costs less than
+//! hashing them, so they are hashed as they come only when the caller expects no tools; where tools do
+//! follow, what was hashed is thrown away and hashed again.
 
 use std::ops::Range;
 
@@ -42,6 +42,17 @@ enum Next {
     Other,
 }
 
+/// What is expected of the order of the fields, and what became of it.
+#[derive(Debug, Default)]
+struct Order {
+    /// Whether a field is hashed while one before it in the text may still come.
+    ahead: bool,
+    /// Whether there was such a field.
+    was_open: bool,
+    /// Whether one before it came.
+    came_late: bool,
+}
+
 /// Hashes a body's canonical text.
 #[derive(Debug)]
 pub(crate) struct Canonical {
@@ -53,12 +64,7 @@ pub(crate) struct Canonical {
     rooted: bool,
     /// Whether something came late that stands before what has been hashed.
     stale: bool,
-    /// Whether a field is hashed while one before it in the text may still come.
-    ahead: bool,
-    /// Whether there was such a field.
-    was_open: bool,
-    /// Whether one before it came.
-    came_late: bool,
+    order: Order,
     /// The first field that has not been hashed.
     due: usize,
     /// Where the fields lie that say something.
@@ -84,9 +90,7 @@ impl Canonical {
             model: None,
             rooted: false,
             stale: false,
-            ahead: false,
-            was_open: false,
-            came_late: false,
+            order: Order::default(),
             due: 0,
             at: [const { None }; FIELDS],
             seen: [false; FIELDS],
@@ -97,14 +101,14 @@ impl Canonical {
 
     /// Hashes a field as it comes even where one that stands before it may follow.
     pub(crate) fn ahead(mut self, ahead: bool) -> Self {
-        self.ahead = ahead;
+        self.order.ahead = ahead;
         self
     }
 
     /// Whether a field that stands before another one in the text followed it in the body. `None` when the
     /// question did not arise.
     pub(crate) fn came_late(&self) -> Option<bool> {
-        self.was_open.then_some(self.came_late)
+        self.order.was_open.then_some(self.order.came_late)
     }
 
     /// Notes where the texts stand as well.
@@ -231,9 +235,9 @@ impl Canonical {
         };
         self.hashing.broken |= std::mem::replace(&mut self.seen[field], true);
         let null = matches!(scalar, Some((_, true)));
-        self.came_late |= !null && self.at[field + 1..].iter().any(Option::is_some);
+        self.order.came_late |= !null && self.at[field + 1..].iter().any(Option::is_some);
         let open = !self.seen[..field].iter().all(|seen| *seen);
-        self.was_open |= open && !null && self.rooted;
+        self.order.was_open |= open && !null && self.rooted;
         if let Some((end, null)) = scalar {
             if !null {
                 self.at[field] = Some(at..end);
@@ -244,7 +248,7 @@ impl Canonical {
             return;
         }
         self.stale |= field < self.due;
-        if !self.rooted || self.stale || open && !self.ahead {
+        if !self.rooted || self.stale || open && !self.order.ahead {
             self.reading = Reading::Later(field, at);
             return;
         }

@@ -4,4 +4,5 @@
 mod bodies;
 mod fuzz;
 mod reference;
+mod responses;
 mod same;
