@@ -109,9 +109,10 @@ bench: release model clients ## Two replicas, 20 conversations: prefix hit rate 
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)
 
 SECONDS_OF_FUZZ := $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60)
-fuzz: needs ## Arbitrary objects through the operator, damaged files and requests through the engine: `make fuzz SECONDS=3600`
+fuzz: needs ## Arbitrary objects through the operator, damaged files and requests through the engine, bodies through the scheduler's reader: `make fuzz SECONDS=3600`
 	FUZZ_SECONDS=$(SECONDS_OF_FUZZ) $(CARGO) test --locked -p strata-operator --test fuzz -- --nocapture
 	FUZZ_SECONDS=$$(( ($(SECONDS_OF_FUZZ) + 9) / 10 )) $(CARGO) test --locked -p strata-engine --lib fuzz::
+	FUZZ_SECONDS=$(SECONDS_OF_FUZZ) $(CARGO) test --locked -p strata-wire --test extract fuzz:: -- --nocapture
 
 soak: needs release model ## An engine under random load, aborts and disconnects: `make soak MINUTES=60`
 	$(PYTHON) bench/soak/run.py --strata target/release/strata --model $(MODEL) --minutes $(or $(MINUTES),10)

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method};
-use strata_hop::{Body, Fault, forward, spool};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, header};
+use strata_hop::{Body, Fault, forward, rope, spool};
+use strata_wire::extract::{Extracted, Extractor};
 use strata_wire::hops::Hop;
 use strata_wire::patch::{self, Patch};
-use strata_wire::prefix;
-use strata_wire::toplevel::TopLevel;
+use strata_wire::prefix::Form;
+use strata_wire::rope::Rope;
+use strata_wire::toplevel::{MAX_MODEL_BYTES, ScanError, TopLevel};
 use strata_wire::{ErrorKind, defaults, headers};
 use tokio::time::Instant;
 
@@ -22,15 +24,52 @@ use crate::registry::Pool;
 use crate::replica::Replica;
 use crate::scheduler::Scheduler;
 
-/// The engine's routes that are within reach, each with whether its prompt enters the prefix cache.
-/// All others (sleep, pause, cache reset, abort, adapters) are not.
-pub const ROUTES: &[(&str, bool)] = &[
-    ("/v1/chat/completions", true),
-    ("/v1/completions", true),
-    ("/v1/embeddings", true),
-    ("/tokenize", false),
-    ("/detokenize", false),
+/// The engine's routes that are within reach, each with where its prompt stands, if it enters the prefix
+/// cache. All others (sleep, pause, cache reset, abort, adapters) are not.
+///
+/// What is read to be embedded, ranked or classified enters no prefix cache of an encoder, and its body
+/// goes where there is room. `/v1/responses` is served by vLLM; Strata's own engine answers it with 404,
+/// because responses are the platform's.
+pub const ROUTES: &[(&str, Prompt)] = &[
+    ("/v1/chat/completions", Prompt::Cached(Form::Chat)),
+    ("/v1/completions", Prompt::Cached(Form::Chat)),
+    ("/v1/responses", Prompt::Cached(Form::Response)),
+    ("/v1/embeddings", Prompt::Salted),
+    ("/pooling", Prompt::None),
+    ("/classify", Prompt::None),
+    ("/score", Prompt::None),
+    ("/v1/score", Prompt::None),
+    ("/rerank", Prompt::None),
+    ("/v1/rerank", Prompt::None),
+    ("/v2/rerank", Prompt::None),
+    ("/tokenize", Prompt::None),
+    ("/detokenize", Prompt::None),
 ];
+
+/// What becomes of the prompts of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// They enter the prefix cache of their scope, and this says where they stand in the body.
+    Cached(Form),
+    /// They may enter a cache, and are not told by what they share.
+    Salted,
+    /// They enter none.
+    None,
+}
+
+impl Prompt {
+    /// Of a path.
+    fn of(path: &str) -> Self {
+        ROUTES.iter().find(|(route, _)| *route == path).map_or(Self::None, |(_, prompt)| *prompt)
+    }
+
+    fn form(self) -> Option<Form> {
+        match self {
+            Self::Cached(form) => Some(form),
+            Self::Salted | Self::None => None,
+        }
+    }
+}
 
 /// A request that was read.
 pub(crate) struct Call {
@@ -42,7 +81,9 @@ pub(crate) struct Call {
     headers: HeaderMap,
     has_deadline: bool,
     /// As the replica that answers gets it, when it computes the prompt too.
-    pub(crate) body: Bytes,
+    pub(crate) body: Rope,
+    /// Where the members of that body lie.
+    pub(crate) top: TopLevel,
     pub(crate) wanted: Wanted,
     /// Whether one replica may compute its prompt and another answer.
     pub(crate) divisible: bool,
@@ -51,62 +92,134 @@ pub(crate) struct Call {
 /// Reads a request and says what to send and where it may go.
 pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Result<Call, Fault> {
     let (parts, body) = request.into_parts();
-    let received = &parts.headers;
-    let given = text(received, headers::DEADLINE_MS)?
-        .map(|ms| ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds")))
-        .transpose()?
-        .map(Duration::from_millis);
-    let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
-    let class = Class::of(received)?;
-    let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default();
-
-    let body = tokio::time::timeout_at(deadline, spool::read(body, defaults::MAX_BODY_BYTES))
+    let mut reading = Reading::new(scheduler, parts, arrived)?;
+    let (deadline, mut refused) = (reading.deadline, None);
+    // A body at fault is taken to its end, unread: a client that is still sending sees no answer.
+    let take = |chunk: &[u8]| {
+        if refused.is_none() {
+            refused = reading.push(chunk).err();
+        }
+    };
+    tokio::time::timeout_at(deadline, spool::each(body, defaults::MAX_BODY_BYTES, take))
         .await
         .map_err(|_| past_deadline())??;
-    let refused = |body| Fault::from_body(ErrorKind::InvalidRequest, body);
-    let top = TopLevel::scan(&body).map_err(|error| refused(error.to_body()))?;
-    let model = top.text(&body, "model").map_err(refused)?.ok_or_else(|| {
+    refused.map_or_else(|| reading.finish(), Err)
+}
+
+/// A request whose body is being read, from wherever it comes.
+pub(crate) struct Reading<'s> {
+    scheduler: &'s Scheduler,
+    parts: Parts,
+    prompt: Prompt,
+    scope: String,
+    class: Class,
+    given: Option<Duration>,
+    /// When the request must have ended.
+    pub(crate) deadline: Instant,
+    extractor: Option<Extractor>,
+}
+
+impl<'s> Reading<'s> {
+    /// For a request with this head.
+    pub(crate) fn new(scheduler: &'s Scheduler, parts: Parts, arrived: Instant) -> Result<Self, Fault> {
+        let received = &parts.headers;
+        let given = text(received, headers::DEADLINE_MS)?
+            .map(|ms| {
+                ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds"))
+            })
+            .transpose()?
+            .map(Duration::from_millis);
+        let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
+        let class = Class::of(received)?;
+        let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default().to_owned();
+        let length = received.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let prompt = Prompt::of(parts.uri.path());
+        let extractor = Extractor::new(length, prompt.form().map(|form| (form, &*scope)));
+        let extractor = extractor.ahead(scheduler.order.goes_ahead());
+        Ok(Self { scheduler, parts, prompt, scope, class, given, deadline, extractor: Some(extractor) })
+    }
+
+    /// Takes what came next of the body. After a fault nothing of it is kept.
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
+        let pushed = self.extractor.as_mut().map_or(Ok(()), |extractor| extractor.push(chunk));
+        pushed.map_err(|error| {
+            self.extractor = None;
+            bad_body(&error)
+        })
+    }
+
+    /// The body has ended.
+    pub(crate) fn finish(self) -> Result<Call, Fault> {
+        let Self { scheduler, parts, prompt, scope, class, given, deadline, extractor } = self;
+        let extracted = extractor.ok_or_else(|| Fault::invalid("the body could not be read"))?;
+        let read = extracted.finish().map_err(|error| bad_body(&error))?;
+        if let Some(followed) = read.came_late {
+            scheduler.order.note(followed);
+        }
+        let model = model(&read)?;
+        let Some(pool) = scheduler.registry.pool(&model) else {
+            return Err(if scheduler.is_learning() {
+                Fault::new(
+                    ErrorKind::Overloaded,
+                    "the scheduler has just started and does not know yet all models that are served; try again shortly",
+                )
+                .retry_after(Duration::from_secs(1))
+            } else {
+                unknown_model(&model)
+            });
+        };
+        let path = parts.uri.path().to_owned();
+        let divisible = prefill::is_divisible(&path, &read);
+        let bytes = read.prefix.as_ref().map_or(0, |prefix| prefix.bytes);
+        let bytes = if bytes > 0 { bytes } else { read.body.len() };
+        let salt = (prompt != Prompt::None && !scope.is_empty()).then_some(scope);
+        let (body, top) = patched(&read, salt)?;
+        let prefix = read.prefix.unwrap_or_default();
+        Ok(Call {
+            divisible,
+            id: minted_id(scheduler, &parts.headers),
+            headers: forward::request_headers(&parts.headers, Hop::SchedulerToEngine),
+            has_deadline: given.is_some(),
+            wanted: Wanted { prefix, bytes, body_bytes: body.len(), deadline, class },
+            body,
+            top,
+            path,
+            model,
+            pool,
+        })
+    }
+}
+
+/// The model that a body names.
+fn model(read: &Extracted) -> Result<String, Fault> {
+    // Six bytes of JSON for one of text, at most.
+    if read.top.get("model").is_some_and(|member| member.value_at.len() > 6 * MAX_MODEL_BYTES + 2) {
+        let message = format!(
+            "`model` is longer than the {MAX_MODEL_BYTES} bytes that a name may have; GET /v1/models lists those that can be asked"
+        );
+        return Err(Fault::invalid_param("model", message));
+    }
+    read.text("model").map_err(|body| Fault::from_body(ErrorKind::InvalidRequest, body))?.ok_or_else(|| {
         Fault::invalid_param(
             "model",
             "the body names no `model`; GET /v1/models lists those that can be asked",
         )
-    })?;
-    let Some(pool) = scheduler.registry.pool(&model) else {
-        return Err(if scheduler.is_learning() {
-            Fault::new(
-                ErrorKind::Overloaded,
-                "the scheduler has just started and does not know yet all models that are served; try again shortly",
-            )
-            .retry_after(Duration::from_secs(1))
-        } else {
-            unknown_model(&model)
-        });
-    };
-
-    let path = parts.uri.path().to_owned();
-    let cached = ROUTES.iter().any(|(route, cached)| *route == path && *cached);
-    let prefix = if cached { prefix::of_body(scope, &body) } else { None }.unwrap_or_default();
-    let mut patches = vec![Patch::Remove("kv_transfer_params"), Patch::Remove("priority")];
-    patches.push(if cached && !scope.is_empty() {
-        Patch::Set("cache_salt", serde_json::Value::from(scope).to_string())
-    } else {
-        Patch::Remove("cache_salt")
-    });
-    debug_assert!(patches.iter().all(|p| p.is_allowed(&Hop::SchedulerToEngine.patches())));
-    let patched = patch::apply(&body, &top, &patches).map_err(|error| refused(error.to_body()))?;
-    let bytes = if prefix.bytes > 0 { prefix.bytes } else { body.len() };
-
-    Ok(Call {
-        divisible: prefill::is_divisible(&path, &body, &top),
-        id: minted_id(scheduler, received),
-        headers: forward::request_headers(received, Hop::SchedulerToEngine),
-        has_deadline: given.is_some(),
-        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline, class },
-        body: patched,
-        path,
-        model,
-        pool,
     })
+}
+
+/// The body as an engine gets it.
+fn patched(read: &Extracted, salt: Option<String>) -> Result<(Rope, TopLevel), Fault> {
+    let salt = match salt {
+        Some(salt) => Patch::Set("cache_salt", serde_json::Value::from(salt).to_string()),
+        None => Patch::Remove("cache_salt"),
+    };
+    let patches = [Patch::Remove("kv_transfer_params"), Patch::Remove("priority"), salt];
+    debug_assert!(patches.iter().all(|p| p.is_allowed(&Hop::SchedulerToEngine.patches())));
+    patch::splice(&read.body, &read.top, &patches).map_err(|error| bad_body(&error))
+}
+
+fn bad_body(error: &ScanError) -> Fault {
+    Fault::from_body(ErrorKind::InvalidRequest, error.to_body())
 }
 
 /// A header's text; an error when it is none, for a header of the layer above is never ignored.
@@ -135,13 +248,13 @@ impl Call {
         &self,
         scheduler: &Scheduler,
         replica: &Replica,
-        body: Bytes,
+        body: &Rope,
         left: Duration,
     ) -> Result<http::Request<Body>, Fault> {
         let mut request = http::Request::builder()
             .method(Method::POST)
             .uri(format!("{}{}", replica.url(), self.path))
-            .body(Body::from(body))
+            .body(rope::body(body))
             .map_err(|error| {
                 tracing::error!(%error, replica = replica.name(), "could not make a request");
                 Fault::new(ErrorKind::Internal, "the request could not be passed on")

@@ -1,13 +1,14 @@
 //! What a request is to the queue: how important, and one of whose.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use bytes::Bytes;
 use http::HeaderMap;
 use strata_hop::Fault;
 use strata_wire::headers;
 use strata_wire::hops::Hop;
 use strata_wire::patch::{self, Patch};
+use strata_wire::rope::Rope;
 use strata_wire::toplevel::TopLevel;
 
 use crate::replica::Replica;
@@ -58,15 +59,14 @@ impl Class {
 
     /// The body with the priority in it, for an engine that knows it: Strata's. vLLM refuses one unless it
     /// was started for it. There, lower is served first.
-    pub fn told(self, path: &str, body: Bytes, replica: &Replica) -> Bytes {
+    pub fn told<'b>(self, path: &str, body: &'b Rope, top: &TopLevel, replica: &Replica) -> Cow<'b, Rope> {
         let knows = || replica.models().iter().any(|model| model.owned_by == OURS);
         if self.priority == 0 || !ORDERED.contains(&path) || !knows() {
-            return body;
+            return Cow::Borrowed(body);
         }
         let patch = Patch::Set("priority", (-i64::from(self.priority)).to_string());
         debug_assert!(patch.is_allowed(&Hop::SchedulerToEngine.patches()));
-        let patched = TopLevel::scan(&body).and_then(|top| patch::apply(&body, &top, &[patch]));
-        patched.unwrap_or(body)
+        patch::splice(body, top, &[patch]).map_or(Cow::Borrowed(body), |(patched, _)| Cow::Owned(patched))
     }
 }
 

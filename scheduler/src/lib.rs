@@ -18,6 +18,7 @@ pub mod index;
 pub mod journal;
 pub mod metrics;
 pub mod options;
+mod order;
 pub mod pick;
 pub mod prefill;
 pub mod proxy;

@@ -8,14 +8,15 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Map, Value};
 use strata_hop::{SendError, forward};
 use strata_wire::defaults::{BLOCK_BYTES, PREFILL_BYTES};
+use strata_wire::extract::Extracted;
 use strata_wire::hops::Hop;
 use strata_wire::patch::{self, Patch};
 use strata_wire::prefix::Prefix;
+use strata_wire::rope::Rope;
 use strata_wire::toplevel::{ScanError, TopLevel};
 use tokio::time::Instant;
 
@@ -38,9 +39,9 @@ const ASK: &str = r#"{"do_remote_decode":true,"do_remote_prefill":false,"remote_
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
 /// Whether one replica may compute the prompt of this request and another answer.
-pub(crate) fn is_divisible(path: &str, body: &[u8], top: &TopLevel) -> bool {
-    let says = |key: &str| top.raw(body, key).is_some_and(|raw| !matches!(raw, b"null" | b"false"));
-    let answers = top.raw(body, "n").is_none_or(|n| matches!(n, b"null" | b"1"));
+pub(crate) fn is_divisible(path: &str, body: &Extracted) -> bool {
+    let says = |key: &str| body.scalar(key).is_some_and(|raw| !matches!(&*raw, b"null" | b"false"));
+    let answers = body.scalar("n").is_none_or(|n| matches!(&*n, b"null" | b"1"));
     GENERATES.contains(&path) && answers && !UNDIVIDED.iter().any(|key| says(key))
 }
 
@@ -50,8 +51,7 @@ fn is_worth_it(prefix: &Prefix, cached_blocks: usize) -> bool {
 }
 
 /// The copy of a body that ends with the prompt.
-fn for_prefill(body: &Bytes) -> Result<Bytes, ScanError> {
-    let top = TopLevel::scan(body)?;
+fn for_prefill(body: &Rope, top: &TopLevel) -> Result<Rope, ScanError> {
     let mut patches = vec![
         Patch::Set("max_tokens", "1".to_owned()),
         Patch::Remove("min_tokens"),
@@ -63,14 +63,14 @@ fn for_prefill(body: &Bytes) -> Result<Bytes, ScanError> {
         patches.push(Patch::Set("max_completion_tokens", "1".to_owned()));
     }
     debug_assert!(patches.iter().all(|p| p.is_allowed(&Hop::SchedulerToPrefill.patches())));
-    patch::apply(body, &top, &patches)
+    patch::splice(body, top, &patches).map(|(body, _)| body)
 }
 
 /// The body with the words of the prefill replica.
-fn for_decode(body: &Bytes, words: String) -> Result<Bytes, ScanError> {
+fn for_decode(body: &Rope, top: &TopLevel, words: String) -> Result<(Rope, TopLevel), ScanError> {
     let patch = Patch::Set("kv_transfer_params", words);
     debug_assert!(patch.is_allowed(&Hop::SchedulerToEngine.patches()));
-    patch::apply(body, &TopLevel::scan(body)?, &[patch])
+    patch::splice(body, top, &[patch])
 }
 
 /// What a prefill replica says in its answer, as JSON. `None` when it has kept nothing: vLLM says so when
@@ -106,15 +106,20 @@ impl<'c> Prefill<'c> {
     }
 
     /// Goes the first leg, when there is one to go, before the request is sent to the replica of `lease`.
-    /// Returns the body to send there.
-    pub(crate) async fn before(&mut self, scheduler: &Scheduler, pool: &Pool, lease: &mut Lease) -> Bytes {
+    /// Returns the body to send there and its top level, where these are not the call's own.
+    pub(crate) async fn before(
+        &mut self,
+        scheduler: &Scheduler,
+        pool: &Pool,
+        lease: &mut Lease,
+    ) -> Option<(Rope, TopLevel)> {
         let mut body = None;
         let listed = !pool.prefill.load().is_empty();
         if self.open && listed && is_worth_it(&self.call.wanted.prefix, lease.decision.cached_blocks) {
             lease.spare();
             let came = compute(scheduler, self.call, pool, &lease.replica).await;
             let came = came.and_then(|(by, words)| {
-                let patched = for_decode(&self.call.body, words).map_err(|_| "error")?;
+                let patched = for_decode(&self.call.body, &self.call.top, words).map_err(|_| "error")?;
                 Ok((by, patched))
             });
             scheduler.metrics.prefilled(&pool.name, came.as_ref().map_or_else(|why| *why, |_| "computed"));
@@ -130,7 +135,7 @@ impl<'c> Prefill<'c> {
             }
         }
         lease.decision.prompt.clone_from(&self.came);
-        body.unwrap_or_else(|| self.call.body.clone())
+        body
     }
 
     /// The replica that answers computes the prompt from now on. What was kept of it elsewhere may have
@@ -213,9 +218,10 @@ impl Failure {
 }
 
 async fn ask(scheduler: &Scheduler, call: &Call, lease: &Lease, limit: Duration) -> Result<String, Failure> {
-    let body = for_prefill(&call.body).map_err(|error| Failure::told("error", error.to_string()))?;
+    let body =
+        for_prefill(&call.body, &call.top).map_err(|error| Failure::told("error", error.to_string()))?;
     let request = call
-        .request(scheduler, &lease.replica, body, limit)
+        .request(scheduler, &lease.replica, &body, limit)
         .map_err(|fault| Failure::told("error", fault.body.error.message))?;
     let response =
         scheduler.upstream.send(request, limit).await.map_err(|error| Failure::not_sent(&error))?;

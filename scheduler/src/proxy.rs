@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, response};
 use strata_hop::{Body, Fault, SendError, forward};
+use strata_wire::rope::Rope;
 use strata_wire::{ErrorKind, headers};
 use tokio::time::Instant;
 
@@ -107,8 +108,10 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
         let began = Instant::now();
         let mut lease = choose(scheduler, &pool, &call.wanted, &tried).await?;
         note(scheduler, &call, &mut lease, began);
-        let body = prefill.before(scheduler, &pool, &mut lease).await;
-        match attempt(scheduler, &call, body, &lease).await {
+        let handed = prefill.before(scheduler, &pool, &mut lease).await;
+        let (body, top) = handed.as_ref().map_or((&call.body, &call.top), |(body, top)| (body, top));
+        let body = call.wanted.class.told(&call.path, body, top, &lease.replica);
+        match attempt(scheduler, &call, &body, &lease).await {
             Ok(begun) if prefill.is_cause(begun.head.status) && may_retry(scheduler) => {
                 scheduler.metrics.retried("transfer");
                 tracing::info!(request = ?call.id, replica = lease.replica.name(), "a prompt that was computed elsewhere is computed anew");
@@ -182,14 +185,13 @@ fn may_retry(scheduler: &Scheduler) -> bool {
 
 /// Sends a request to the replica of this lease, and waits for the first bytes of its answer: a
 /// stream's head comes long before its prompt is done, so the head alone does not count.
-async fn attempt(scheduler: &Scheduler, call: &Call, body: Bytes, lease: &Lease) -> Result<Begun, Failure> {
+async fn attempt(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease) -> Result<Begun, Failure> {
     let began = Instant::now();
     let left = call.wanted.deadline.saturating_duration_since(began);
     if left.is_zero() {
         return Err(Failure::Final(past_deadline()));
     }
     let limit = scheduler.options.first_byte_timeout.min(left);
-    let body = call.wanted.class.told(&call.path, body, &lease.replica);
     let request = call.request(scheduler, &lease.replica, body, left).map_err(Failure::Final)?;
     // A time-out of its own says something of the replica, and the end of the request's time does not.
     let not_sent = |error: &SendError| match not_sent(error) {

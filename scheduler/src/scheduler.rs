@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::options::{SchedulerError, SchedulerOptions};
+use crate::order::Order;
 use crate::pick::RetryBudget;
 use crate::registry::Registry;
 use crate::replica::Replica;
@@ -34,6 +35,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Its latest choices.
     pub journal: Journal,
+    /// How requests are ordered.
+    pub(crate) order: Order,
     /// Cancelled when the scheduler stops watching replicas.
     pub stop: CancellationToken,
     /// Whether the lists of models and replicas have been read whole.
@@ -69,6 +72,7 @@ impl Scheduler {
             upstream: Upstream::to(options.mtls.as_ref(), &[Component::Engine]),
             metrics: Metrics::new(),
             journal: Journal::default(),
+            order: Order::default(),
             stop,
             discovered: AtomicBool::new(cluster.is_none()),
             leaving: AtomicBool::new(false),

@@ -11,6 +11,7 @@ pub mod fault;
 pub mod forward;
 pub mod listen;
 pub mod process;
+pub mod rope;
 pub mod spool;
 pub mod tls;
 pub mod token;

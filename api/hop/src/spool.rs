@@ -1,4 +1,4 @@
-//! Takes a request's body whole, within limits on its size, on the client's silence, and on the time in
+//! Takes a request's body, within limits on its size, on the client's silence, and on the time in
 //! all: a client that sends a byte now and then holds what came so far.
 
 use std::time::Duration;
@@ -12,10 +12,23 @@ use crate::{Body, Fault};
 
 /// Reads a body of at most `limit` bytes.
 pub async fn read(body: Body, limit: usize) -> Result<Bytes, Fault> {
-    read_within(body, limit, defaults::IDLE_TIMEOUT, defaults::BODY_READ_TIMEOUT).await
+    let mut whole = BytesMut::new();
+    each(body, limit, |data| whole.extend_from_slice(data)).await?;
+    Ok(whole.freeze())
 }
 
-async fn read_within(body: Body, limit: usize, idle: Duration, total: Duration) -> Result<Bytes, Fault> {
+/// Takes a body of at most `limit` bytes chunk by chunk, as it comes.
+pub async fn each(body: Body, limit: usize, take: impl FnMut(&[u8])) -> Result<(), Fault> {
+    each_within(body, limit, defaults::IDLE_TIMEOUT, defaults::BODY_READ_TIMEOUT, take).await
+}
+
+async fn each_within(
+    body: Body,
+    limit: usize,
+    idle: Duration,
+    total: Duration,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), Fault> {
     let too_large = || {
         Fault::new(
             ErrorKind::TooLarge,
@@ -28,7 +41,7 @@ async fn read_within(body: Body, limit: usize, idle: Duration, total: Duration) 
         return Err(too_large());
     }
     let mut body = body;
-    let mut whole = BytesMut::new();
+    let mut taken = 0;
     let deadline = Instant::now() + total;
     loop {
         let patience = deadline.min(Instant::now() + idle);
@@ -41,16 +54,17 @@ async fn read_within(body: Body, limit: usize, idle: Duration, total: Duration) 
                 };
                 return Err(Fault::new(ErrorKind::RequestTimeout, what));
             }
-            Ok(None) => return Ok(whole.freeze()),
+            Ok(None) => return Ok(()),
             Ok(Some(Err(error))) => {
                 return Err(Fault::invalid(format!("the request's body broke off: {error}")));
             }
             Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
-                    if whole.len() + data.len() > limit {
+                    taken += data.len();
+                    if taken > limit {
                         return Err(too_large());
                     }
-                    whole.extend_from_slice(&data);
+                    take(&data);
                 }
             }
         }
@@ -68,7 +82,7 @@ mod tests {
             tokio::time::sleep(every).await;
             Some((Ok::<_, Infallible>(Bytes::from_static(b"x")), ()))
         });
-        let reading = read_within(Body::from_stream(bytes), 1 << 20, idle, total);
+        let reading = each_within(Body::from_stream(bytes), 1 << 20, idle, total, |_| {});
         let fault = tokio::time::timeout(Duration::from_secs(30), reading).await.unwrap().unwrap_err();
         assert_eq!(fault.kind, ErrorKind::RequestTimeout);
         fault.body.error.message

@@ -2,9 +2,12 @@
 //! stays identical to the byte, and a test compares what crosses each hop with [`GATEWAY`],
 //! [`SCHEDULER`] and [`PREFILL`].
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
-use crate::toplevel::{ScanError, TopLevel};
+use crate::rope::Rope;
+use crate::toplevel::{Member, ScanError, TopLevel};
 
 /// Members that a layer may set or remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +64,23 @@ impl Patch {
 
 /// Applies the patches to a body whose top level was scanned before.
 pub fn apply(body: &Bytes, top: &TopLevel, patches: &[Patch]) -> Result<Bytes, ScanError> {
-    if patches.iter().all(|p| matches!(p, Patch::Remove(key) if top.get(key).is_none())) {
+    if changes_nothing(top, patches) {
         return Ok(body.clone());
+    }
+    let (patched, _) = splice(&Rope::from(body.clone()), top, patches)?;
+    let mut whole = BytesMut::with_capacity(patched.len());
+    patched.parts().for_each(|part| whole.extend_from_slice(part));
+    Ok(whole.freeze())
+}
+
+fn changes_nothing(top: &TopLevel, patches: &[Patch]) -> bool {
+    patches.iter().all(|p| matches!(p, Patch::Remove(key) if top.get(key).is_none()))
+}
+
+/// The same of a body in parts, which are shared and not copied. Returns the new body's top level as well.
+pub fn splice(body: &Rope, top: &TopLevel, patches: &[Patch]) -> Result<(Rope, TopLevel), ScanError> {
+    if changes_nothing(top, patches) {
+        return Ok((body.clone(), top.clone()));
     }
     let mut replaced: Vec<Option<Bytes>> = vec![None; top.members.len()];
     let mut removed = vec![false; top.members.len()];
@@ -84,9 +102,9 @@ pub fn apply(body: &Bytes, top: &TopLevel, patches: &[Patch]) -> Result<Bytes, S
             },
             Patch::SetIn(outer, inner, json) => {
                 let before = match place(outer) {
-                    Some(i) => {
-                        replaced[i].clone().unwrap_or_else(|| body.slice(top.members[i].value_at.clone()))
-                    }
+                    Some(i) => replaced[i].clone().unwrap_or_else(|| {
+                        Bytes::from(body.joined(top.members[i].value_at.clone()).into_owned())
+                    }),
                     None => added
                         .iter()
                         .find(|(k, _)| k == outer)
@@ -112,39 +130,69 @@ fn put<'a>(added: &mut Vec<(&'a str, Bytes)>, key: &'a str, value: Bytes) {
     }
 }
 
+/// A body as it is put together.
+struct Joined<'a> {
+    from: &'a Rope,
+    parts: Vec<Bytes>,
+    len: usize,
+}
+
+impl Joined<'_> {
+    /// Appends bytes, and says where they lie.
+    fn push(&mut self, bytes: Bytes) -> Range<usize> {
+        let at = self.len;
+        self.len += bytes.len();
+        self.parts.push(bytes);
+        at..self.len
+    }
+
+    /// Appends a range of the old body.
+    fn keep(&mut self, range: Range<usize>) -> Range<usize> {
+        let at = self.len;
+        self.len += range.len();
+        self.parts.extend(self.from.share(range));
+        at..self.len
+    }
+}
+
 fn assemble(
-    body: &[u8],
+    body: &Rope,
     top: &TopLevel,
     replaced: &[Option<Bytes>],
     removed: &[bool],
     added: &[(&str, Bytes)],
-) -> Bytes {
+) -> (Rope, TopLevel) {
     let members = &top.members;
     let kept: Vec<usize> = (0..members.len()).filter(|i| !removed[*i]).collect();
-    let mut out = BytesMut::with_capacity(body.len() + 128);
-    out.extend_from_slice(&body[..members.first().map_or(top.open + 1, |m| m.key_at.start)]);
+    let mut out = Joined { from: body, parts: Vec::new(), len: 0 };
+    let mut now = Vec::with_capacity(kept.len() + added.len());
+    out.keep(0..members.first().map_or(top.open + 1, |m| m.key_at.start));
     for (place, &i) in kept.iter().enumerate() {
         let m = &members[i];
-        out.extend_from_slice(&body[m.key_at.start..m.value_at.start]);
-        match &replaced[i] {
-            Some(value) => out.extend_from_slice(value),
-            None => out.extend_from_slice(&body[m.value_at.clone()]),
-        }
+        let key_at = out.keep(m.key_at.clone());
+        out.keep(m.key_at.end..m.value_at.start);
+        let value_at = match &replaced[i] {
+            Some(value) => out.push(value.clone()),
+            None => out.keep(m.value_at.clone()),
+        };
+        now.push(Member { key: m.key.clone(), key_at, value_at });
         if place + 1 < kept.len() {
-            out.extend_from_slice(&body[m.value_at.end..members[i + 1].key_at.start]);
+            out.keep(m.value_at.end..members[i + 1].key_at.start);
         }
     }
-    for (n, (key, value)) in added.iter().enumerate() {
-        if n > 0 || !kept.is_empty() {
-            out.extend_from_slice(b",");
+    for (key, value) in added {
+        if !now.is_empty() {
+            out.push(Bytes::from_static(b","));
         }
-        out.extend_from_slice(b"\"");
-        out.extend_from_slice(key.as_bytes());
-        out.extend_from_slice(b"\":");
-        out.extend_from_slice(value);
+        let key_at = out.push(Bytes::from(format!("\"{key}\"")));
+        out.push(Bytes::from_static(b":"));
+        let value_at = out.push(value.clone());
+        now.push(Member { key: (*key).to_owned(), key_at, value_at });
     }
-    out.extend_from_slice(&body[members.last().map_or(top.close, |m| m.value_at.end)..]);
-    out.freeze()
+    let end = members.last().map_or(top.close, |m| m.value_at.end);
+    let close = out.len + top.close - end;
+    out.keep(end..body.len());
+    (out.parts.into_iter().collect(), TopLevel { members: now, open: top.open, close })
 }
 
 #[cfg(test)]
@@ -190,7 +238,14 @@ mod tests {
                 let v = if *k == "stream_options" { "{\"q\":1}".to_owned() } else { format!("[\"{k}\", 1.50]") };
                 format!("{pad}\"{k}\"{pad}:{v}{pad}")
             }).collect::<Vec<_>>().join(","));
-            let out = run(&text, &[Patch::Remove("user"), Patch::Remove("metadata"), Patch::Set("model", "\"m\"".into()), Patch::SetIn("stream_options", "include_usage", "true".into())]);
+            let patches = &[Patch::Remove("user"), Patch::Remove("metadata"), Patch::Set("model", "\"m\"".into()), Patch::SetIn("stream_options", "include_usage", "true".into())];
+            let out = run(&text, patches);
+            let mut spool = crate::rope::Spool::new(None);
+            spool.push(text.as_bytes());
+            let top = TopLevel::scan(text.as_bytes()).unwrap();
+            let (rope, told) = splice(&spool.finish(), &top, patches).unwrap();
+            prop_assert_eq!(&rope.parts().flatten().copied().collect::<Vec<_>>(), out.as_bytes());
+            prop_assert_eq!(told, TopLevel::scan(out.as_bytes()).unwrap());
             let parsed: Value = serde_json::from_str(&out).unwrap();
             prop_assert_eq!(&parsed["model"], &json!("m"));
             prop_assert_eq!(&parsed["stream_options"]["include_usage"], &json!(true));

@@ -5,10 +5,9 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
 use crate::defaults::BLOCK_BYTES;
+use crate::extract::canonical::{Canonical, Place};
+use crate::extract::scan::Scanner;
 
 /// The hash of one block and of all blocks before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,12 +35,35 @@ pub struct Opening {
     pub first: bool,
 }
 
+/// Bytes of a block's whole hash.
+const PARENT: usize = 32;
+
 /// Hashes a canonical text as it comes.
 #[derive(Debug)]
 pub struct PrefixHasher {
-    parent: [u8; 32],
-    block: Vec<u8>,
     prefix: Prefix,
+    end: Mark,
+}
+
+impl Mark {
+    /// Bytes before it.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// A place in a canonical text, which its hasher can go back to.
+#[derive(Clone, Debug)]
+pub(crate) struct Mark {
+    /// What is hashed for the next block: the hash of the last, and the text behind it.
+    chain: [u8; PARENT + BLOCK_BYTES],
+    /// Bytes of that text.
+    rest: usize,
+    blocks: usize,
+    bytes: usize,
+    opening: Option<Opening>,
+    /// After how many bytes more the conversation is taken to have opened.
+    opens_in: Option<usize>,
 }
 
 impl PrefixHasher {
@@ -53,90 +75,125 @@ impl PrefixHasher {
             root.update(&(part.len() as u64).to_le_bytes());
             root.update(part.as_bytes());
         }
-        Self {
-            parent: *root.finalize().as_bytes(),
-            block: Vec::with_capacity(BLOCK_BYTES),
-            prefix: Prefix::default(),
-        }
+        let mut chain = [0; PARENT + BLOCK_BYTES];
+        chain[..PARENT].copy_from_slice(root.finalize().as_bytes());
+        let end = Mark { chain, rest: 0, blocks: 0, bytes: 0, opening: None, opens_in: None };
+        Self { prefix: Prefix::default(), end }
     }
 
     /// Appends text.
-    pub fn push(&mut self, mut text: &[u8]) {
-        self.prefix.bytes += text.len();
+    pub fn push(&mut self, text: &[u8]) {
+        match self.end.opens_in {
+            Some(left) if left <= text.len() => {
+                let (beginning, rest) = text.split_at(left);
+                self.append(beginning);
+                self.opened();
+                self.append(rest);
+            }
+            Some(left) => {
+                self.append(text);
+                self.end.opens_in = Some(left - text.len());
+            }
+            None => self.append(text),
+        }
+    }
+
+    fn append(&mut self, mut text: &[u8]) {
+        self.end.bytes += text.len();
         while !text.is_empty() {
-            let take = (BLOCK_BYTES - self.block.len()).min(text.len());
-            self.block.extend_from_slice(&text[..take]);
+            let from = PARENT + self.end.rest;
+            let take = (self.end.chain.len() - from).min(text.len());
+            self.end.chain[from..from + take].copy_from_slice(&text[..take]);
+            self.end.rest += take;
             text = &text[take..];
-            if self.block.len() == BLOCK_BYTES {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(&self.parent);
-                hasher.update(&self.block);
-                self.parent = *hasher.finalize().as_bytes();
-                self.prefix.blocks.push(BlockHash(short(&self.parent)));
-                self.block.clear();
+            if self.end.rest == BLOCK_BYTES {
+                self.whole();
             }
         }
     }
 
+    fn whole(&mut self) {
+        let hash = self.chained();
+        self.end.chain[..PARENT].copy_from_slice(hash.as_bytes());
+        self.end.rest = 0;
+        self.end.blocks += 1;
+        let blocks = &mut self.prefix.blocks;
+        if blocks.len() == blocks.capacity() {
+            // By less than the double, which of a long prompt is a tenth of its size while it is copied.
+            blocks.reserve_exact(blocks.len() / 4 + 16);
+        }
+        blocks.push(BlockHash(short(&hash)));
+    }
+
+    /// The hash of the text so far.
+    fn chained(&self) -> blake3::Hash {
+        // At once, not by a hasher that is fed: it is a third faster for so few bytes.
+        blake3::hash(&self.end.chain[..PARENT + self.end.rest])
+    }
+
     /// The chain.
-    pub fn finish(self) -> Prefix {
+    pub fn finish(mut self) -> Prefix {
+        self.prefix.bytes = self.end.bytes;
+        self.prefix.opening = self.end.opening;
         self.prefix
     }
 
-    /// Notes that the text so far is how the conversation opened.
-    fn opened(&mut self) {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.parent);
-        hasher.update(&self.block);
-        let hash = short(hasher.finalize().as_bytes());
-        self.prefix.opening.get_or_insert(Opening { hash, first: true });
+    /// Where the text ends so far.
+    pub(crate) fn mark(&self) -> Mark {
+        self.end.clone()
+    }
+
+    /// Forgets what came since.
+    pub(crate) fn go_back(&mut self, mark: Mark) {
+        self.prefix.blocks.truncate(mark.blocks);
+        self.end = mark;
+    }
+
+    /// Notes that the text so far is how the conversation opened, if it is not open yet.
+    pub(crate) fn opened(&mut self) {
+        self.end.opens_in = None;
+        if self.end.opening.is_none() {
+            let hash = short(&self.chained());
+            self.end.opening = Some(Opening { hash, first: true });
+        }
+    }
+
+    /// Notes that it opens with the next [`BLOCK_BYTES`], or what there is of them.
+    pub(crate) fn opens(&mut self) {
+        self.end.opens_in = Some(BLOCK_BYTES);
+    }
+
+    /// The text that was to open it is over.
+    pub(crate) fn has_opened(&mut self) {
+        if self.end.opens_in.is_some() {
+            self.opened();
+        }
     }
 
     /// Notes that something in the text is an answer.
-    fn answered(&mut self) {
-        if let Some(opening) = &mut self.prefix.opening {
+    pub(crate) fn answered(&mut self) {
+        if let Some(opening) = &mut self.end.opening {
             opening.first = false;
         }
     }
 }
 
-fn short(hash: &[u8; 32]) -> u64 {
+fn short(hash: &blake3::Hash) -> u64 {
     let mut short = [0; 8];
-    short.copy_from_slice(&hash[..8]);
+    short.copy_from_slice(&hash.as_bytes()[..8]);
     u64::from_le_bytes(short)
 }
 
-/// Separates a role from its content and a message from the next: bytes that text seldom holds.
-const UNIT: &[u8] = &[0x1f];
-const RECORD: &[u8] = &[0x1e];
-
-#[derive(Deserialize)]
-struct Body<'a> {
-    #[serde(borrow, default)]
-    model: Cow<'a, str>,
-    #[serde(borrow, default)]
-    tools: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    messages: Vec<Turn<'a>>,
-    #[serde(borrow, default)]
-    prompt: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Turn<'a> {
-    #[serde(borrow, default)]
-    role: Cow<'a, str>,
-    #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    tool_calls: Option<&'a RawValue>,
-}
-
-/// A part of a content that is a text: no other kind of part has a member `text`.
-#[derive(Deserialize)]
-struct TextPart<'a> {
-    #[serde(borrow)]
-    text: &'a RawValue,
+/// What a body is, which says where its prompt stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A chat or a completion: `tools`, `messages`, `prompt`.
+    Chat,
+    /// A response: `tools`, `instructions`, `previous_response_id`, `input`. Its canonical text is that of
+    /// the chat that it stands for: instructions are the system's turn, an input that is a text is the
+    /// user's. An item without a role (a call of a tool, or what came of it) enters as it stands. What a
+    /// response before it said is not in the body, so that its id stands for it.
+    Response,
 }
 
 /// A text of a body, as it stands in the canonical text.
@@ -148,103 +205,31 @@ pub struct Passage<'a> {
     pub text: Cow<'a, str>,
 }
 
-/// The canonical prefix of a chat or completion body. `None` when the body is not one; the engine is
-/// the one that says what is wrong with it.
+/// The canonical prefix of a chat or completion body. `None` when the body is not one, or is nested
+/// deeper than [`crate::toplevel::MAX_DEPTH`]; the engine is the one that says what is wrong with it.
 pub fn of_body(scope: &str, body: &[u8]) -> Option<Prefix> {
-    walk(scope, body, |_| {})
+    read(Canonical::new(Form::Chat, scope), body).map(|(prefix, _)| prefix)
 }
 
 /// The same, with the texts that a prompt is made of, in their order. What stands in the body in
 /// another form than a text (images, token ids) is no passage.
 pub fn with_passages<'a>(scope: &str, body: &'a [u8]) -> Option<(Prefix, Vec<Passage<'a>>)> {
-    let mut passages = Vec::new();
-    let prefix = walk(scope, body, |passage| passages.push(passage))?;
-    Some((prefix, passages))
-}
-
-fn walk<'a>(scope: &str, body: &'a [u8], mut passage: impl FnMut(Passage<'a>)) -> Option<Prefix> {
-    let body: Body<'_> = serde_json::from_slice(body).ok()?;
-    let mut hasher = PrefixHasher::new(scope, &body.model);
-    if let Some(tools) = body.tools {
-        hasher.push(tools.get().as_bytes());
-        hasher.push(RECORD);
-    }
-    for turn in &body.messages {
-        hasher.push(turn.role.as_bytes());
-        hasher.push(UNIT);
-        if let Some(content) = turn.content {
-            push_text(&mut hasher, content, &mut passage);
-        }
-        if let Some(calls) = turn.tool_calls {
-            hasher.push(UNIT);
-            hasher.push(calls.get().as_bytes());
-        }
-        hasher.push(RECORD);
-        match &*turn.role {
-            "system" | "developer" => {}
-            "assistant" | "tool" | "function" => {
-                hasher.opened();
-                hasher.answered();
-            }
-            _ => hasher.opened(),
-        }
-    }
-    if let Some(prompt) = body.prompt {
-        push_prompt(&mut hasher, prompt, &mut passage);
-    }
-    Some(hasher.finish())
-}
-
-/// A prompt is one text that may go on from an earlier one: only its beginning tells.
-fn push_prompt<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut impl FnMut(Passage<'a>)) {
-    let at = hasher.prefix.bytes;
-    let decoded = text(raw);
-    let whole = decoded.as_deref().unwrap_or(raw.get());
-    let (beginning, rest) = whole.as_bytes().split_at(whole.len().min(BLOCK_BYTES));
-    hasher.push(beginning);
-    hasher.opened();
-    hasher.push(rest);
-    if let Some(text) = decoded {
-        passage(Passage { at, text });
-    }
-}
-
-/// A content is a text, or parts of which some are texts. A single text part is the same as the text.
-fn push_text<'a>(hasher: &mut PrefixHasher, raw: &'a RawValue, passage: &mut impl FnMut(Passage<'a>)) {
-    let Ok(parts) = serde_json::from_str::<Vec<&RawValue>>(raw.get()) else {
-        return push_value(hasher, raw, text(raw), passage);
+    let (prefix, places) = read(Canonical::new(Form::Chat, scope).noting_places(), body)?;
+    let passage = |place: Place| {
+        let raw = &body[place.body];
+        let borrowed = serde_json::from_slice::<&str>(raw).map(Cow::Borrowed);
+        let text = borrowed.or_else(|_| serde_json::from_slice::<String>(raw).map(Cow::Owned)).ok()?;
+        Some(Passage { at: place.at, text })
     };
-    for (i, part) in parts.into_iter().enumerate() {
-        if i > 0 {
-            hasher.push(UNIT);
-        }
-        let its = serde_json::from_str::<TextPart<'_>>(part.get()).ok().and_then(|part| text(part.text));
-        push_value(hasher, part, its, passage);
-    }
+    Some((prefix, places.into_iter().filter_map(passage).collect()))
 }
 
-/// The text that a value is, or else its bytes.
-fn push_value<'a>(
-    hasher: &mut PrefixHasher,
-    raw: &'a RawValue,
-    text: Option<Cow<'a, str>>,
-    passage: &mut impl FnMut(Passage<'a>),
-) {
-    let at = hasher.prefix.bytes;
-    match text {
-        Some(text) => {
-            hasher.push(text.as_bytes());
-            passage(Passage { at, text });
-        }
-        None => hasher.push(raw.get().as_bytes()),
-    }
-}
-
-/// The text that a JSON value is.
-fn text(raw: &RawValue) -> Option<Cow<'_, str>> {
-    // Borrowed where nothing is escaped, which `Cow` alone would not do.
-    let borrowed = serde_json::from_str::<&str>(raw.get()).map(Cow::Borrowed);
-    borrowed.or_else(|_| serde_json::from_str::<String>(raw.get()).map(Cow::Owned)).ok()
+fn read(mut canonical: Canonical, body: &[u8]) -> Option<(Prefix, Vec<Place>)> {
+    let mut scanner = Scanner::new();
+    let mut sink = canonical.sink(body, body, 0);
+    scanner.push(body, &mut sink).ok()?;
+    scanner.finish(&mut sink).ok()?;
+    canonical.finish(body)
 }
 
 #[cfg(test)]

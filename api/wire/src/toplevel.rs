@@ -5,15 +5,20 @@
 //! Two readers that disagree about a body are a way past a policy. So duplicate keys are refused, and
 //! keys are unescaped before they are compared (`"mod\u0065l"` is `model`).
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::error::{ErrorBody, ErrorKind};
+use crate::extract::members::Members;
+use crate::extract::scan::Scanner;
 
 /// Deepest nesting accepted.
 pub const MAX_DEPTH: usize = 128;
 /// Most top-level members accepted.
 pub const MAX_MEMBERS: usize = 256;
+/// Longest key of a top-level member, as it stands in the text.
+pub const MAX_KEY_BYTES: usize = 1024;
+/// Longest name of a model, decoded.
+pub const MAX_MODEL_BYTES: usize = 4096;
 
 /// One top-level member.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +74,14 @@ pub enum ScanError {
     /// More members than [`MAX_MEMBERS`].
     #[error("the body has more than {MAX_MEMBERS} top-level members")]
     TooMany,
+    /// A key longer than [`MAX_KEY_BYTES`].
+    #[error(
+        "the body has a top-level key of more than {MAX_KEY_BYTES} bytes at byte {at}; no member of the API has one"
+    )]
+    KeyTooLong {
+        /// Where.
+        at: usize,
+    },
 }
 
 impl ScanError {
@@ -85,46 +98,10 @@ impl ScanError {
 impl TopLevel {
     /// Reads the top level of `body`.
     pub fn scan(body: &[u8]) -> Result<Self, ScanError> {
-        let mut at = skip_space(body, 0);
-        if body.get(at) != Some(&b'{') {
-            return Err(ScanError::NotAnObject { at });
-        }
-        let open = at;
-        let mut members = Vec::new();
-        let mut seen = HashSet::new();
-        at = skip_space(body, at + 1);
-        if body.get(at) != Some(&b'}') {
-            loop {
-                let key_end = skip_string(body, at)?;
-                let key = unescape(&body[at..key_end])
-                    .ok_or(ScanError::Syntax { at, what: "a key that is not valid text" })?;
-                if !seen.insert(key.clone()) {
-                    return Err(ScanError::Duplicate { key });
-                }
-                if members.len() == MAX_MEMBERS {
-                    return Err(ScanError::TooMany);
-                }
-                let colon = skip_space(body, key_end);
-                if body.get(colon) != Some(&b':') {
-                    return Err(ScanError::Syntax { at: colon, what: "a missing `:`" });
-                }
-                let value = skip_space(body, colon + 1);
-                let value_end = skip_value(body, value, 1)?;
-                members.push(Member { key, key_at: at..key_end, value_at: value..value_end });
-                at = skip_space(body, value_end);
-                match body.get(at) {
-                    Some(b',') => at = skip_space(body, at + 1),
-                    Some(b'}') => break,
-                    _ => return Err(ScanError::Syntax { at, what: "a missing `,` or `}`" }),
-                }
-            }
-        }
-        let close = at;
-        let end = skip_space(body, close + 1);
-        if end != body.len() {
-            return Err(ScanError::Syntax { at: end, what: "text after the object" });
-        }
-        Ok(Self { members, open, close })
+        let (mut scanner, mut members) = (Scanner::new(), Members::new());
+        scanner.push(body, &mut members)?;
+        scanner.finish(&mut members)?;
+        Ok(members.finish())
     }
 
     /// The member of this key.
@@ -139,13 +116,7 @@ impl TopLevel {
 
     /// The value of this key as text. `None` when absent; an error when it is not a string.
     pub fn text(&self, body: &[u8], key: &str) -> Result<Option<String>, ErrorBody> {
-        match self.raw(body, key) {
-            None | Some(b"null") => Ok(None),
-            Some(raw) => match unescape(raw) {
-                Some(text) if raw.first() == Some(&b'"') => Ok(Some(text)),
-                _ => Err(wrong_type(key, "a string")),
-            },
-        }
+        as_text(key, self.raw(body, key))
     }
 
     /// The value of this key as a whole number that is not negative. `None` when absent or null.
@@ -169,81 +140,24 @@ impl TopLevel {
     }
 }
 
+/// A raw value as text. `None` when absent or null.
+pub(crate) fn as_text(key: &str, raw: Option<&[u8]>) -> Result<Option<String>, ErrorBody> {
+    match raw {
+        None | Some(b"null") => Ok(None),
+        Some(raw) => match unescape(raw) {
+            Some(text) if raw.first() == Some(&b'"') => Ok(Some(text)),
+            _ => Err(wrong_type(key, "a string")),
+        },
+    }
+}
+
 fn wrong_type(key: &str, wanted: &str) -> ErrorBody {
     ErrorBody::new(ErrorKind::InvalidRequest, format!("`{key}` must be {wanted}")).with_param(key)
 }
 
-fn unescape(raw: &[u8]) -> Option<String> {
+/// The text that a JSON string stands for.
+pub(crate) fn unescape(raw: &[u8]) -> Option<String> {
     serde_json::from_slice(raw).ok()
-}
-
-fn skip_space(body: &[u8], mut at: usize) -> usize {
-    while matches!(body.get(at), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-        at += 1;
-    }
-    at
-}
-
-fn skip_string(body: &[u8], at: usize) -> Result<usize, ScanError> {
-    if body.get(at) != Some(&b'"') {
-        return Err(ScanError::Syntax { at, what: "a missing `\"`" });
-    }
-    let mut i = at + 1;
-    loop {
-        match body.get(i) {
-            None => return Err(ScanError::Syntax { at, what: "a string that does not end" }),
-            Some(b'"') => return Ok(i + 1),
-            Some(b'\\') => i += 2,
-            Some(_) => i += 1,
-        }
-    }
-}
-
-fn skip_value(body: &[u8], at: usize, depth: usize) -> Result<usize, ScanError> {
-    if depth > MAX_DEPTH {
-        return Err(ScanError::TooDeep { at });
-    }
-    match body.get(at) {
-        None => Err(ScanError::Syntax { at, what: "the end where a value should be" }),
-        Some(b'"') => skip_string(body, at),
-        Some(b'{') => skip_container(body, at, depth, b'}', true),
-        Some(b'[') => skip_container(body, at, depth, b']', false),
-        Some(_) => {
-            let len = body[at..]
-                .iter()
-                .take_while(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.'))
-                .count();
-            let scalar = &body[at..at + len];
-            if len > 0 && serde_json::from_slice::<serde::de::IgnoredAny>(scalar).is_ok() {
-                Ok(at + len)
-            } else {
-                Err(ScanError::Syntax { at, what: "something that is no JSON value" })
-            }
-        }
-    }
-}
-
-fn skip_container(body: &[u8], at: usize, depth: usize, close: u8, keyed: bool) -> Result<usize, ScanError> {
-    let mut i = skip_space(body, at + 1);
-    if body.get(i) == Some(&close) {
-        return Ok(i + 1);
-    }
-    loop {
-        if keyed {
-            let key_end = skip_string(body, i)?;
-            let colon = skip_space(body, key_end);
-            if body.get(colon) != Some(&b':') {
-                return Err(ScanError::Syntax { at: colon, what: "a missing `:`" });
-            }
-            i = skip_space(body, colon + 1);
-        }
-        i = skip_space(body, skip_value(body, i, depth + 1)?);
-        match body.get(i) {
-            Some(b',') => i = skip_space(body, i + 1),
-            Some(c) if *c == close => return Ok(i + 1),
-            _ => return Err(ScanError::Syntax { at: i, what: "a missing `,` or closing bracket" }),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -282,6 +196,17 @@ mod tests {
         }
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(5000), "]".repeat(5000));
         assert!(matches!(TopLevel::scan(deep.as_bytes()), Err(ScanError::TooDeep { .. })));
+    }
+
+    #[test]
+    fn keys_have_a_longest() {
+        let keyed = |len: usize| TopLevel::scan(format!("{{\"a\":1, \"{}\":1}}", "k".repeat(len)).as_bytes());
+        assert!(keyed(MAX_KEY_BYTES - 1).is_ok());
+        let refused = keyed(MAX_KEY_BYTES).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the body has a top-level key of more than 1024 bytes at byte 8; no member of the API has one"
+        );
     }
 
     #[test]

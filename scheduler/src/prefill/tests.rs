@@ -1,11 +1,18 @@
 use proptest::prelude::*;
 use serde_json::json;
+use strata_wire::extract::Extractor;
 use strata_wire::prefix::BlockHash;
 
 use super::*;
 
-fn text(bytes: &Bytes) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
+fn read(body: &str) -> Extracted {
+    let mut extractor = Extractor::new(None, None);
+    extractor.push(body.as_bytes()).unwrap();
+    extractor.finish().unwrap()
+}
+
+fn text(rope: &Rope) -> String {
+    String::from_utf8(rope.parts().flatten().copied().collect()).unwrap()
 }
 
 #[test]
@@ -22,9 +29,7 @@ fn short_prompts_and_those_that_are_there_stay() {
 
 #[test]
 fn only_one_answer_to_one_prompt_is_divided() {
-    let is = |path: &str, body: &str| {
-        is_divisible(path, body.as_bytes(), &TopLevel::scan(body.as_bytes()).unwrap())
-    };
+    let is = |path: &str, body: &str| is_divisible(path, &read(body));
     for body in ["{}", r#"{"n":1}"#, r#"{"n":null,"echo":false}"#, r#"{"logprobs":true}"#] {
         assert!(is("/v1/chat/completions", body) && is("/v1/completions", body), "{body}");
         assert!(!is("/v1/embeddings", body) && !is("/tokenize", body));
@@ -36,12 +41,13 @@ fn only_one_answer_to_one_prompt_is_divided() {
 
 #[test]
 fn both_bodies_change_in_what_is_named_alone() {
-    let body = Bytes::from_static(
-        br#"{ "model":"m", "stream":true,"stream_options":{"x":1} ,"min_tokens":9,"max_completion_tokens":50,"messages":[ 1 ],"cache_salt":"s" }"#,
+    let Extracted { body, top, .. } = read(
+        r#"{ "model":"m", "stream":true,"stream_options":{"x":1} ,"min_tokens":9,"max_completion_tokens":50,"messages":[ 1 ],"cache_salt":"s" }"#,
     );
-    insta::assert_snapshot!(text(&for_prefill(&body).unwrap()), @r#"{ "model":"m", "stream":false,"max_completion_tokens":1,"messages":[ 1 ],"cache_salt":"s","max_tokens":1,"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null} }"#);
-    insta::assert_snapshot!(text(&for_decode(&body, "{\"a\": 1.50}".to_owned()).unwrap()), @r#"{ "model":"m", "stream":true,"stream_options":{"x":1} ,"min_tokens":9,"max_completion_tokens":50,"messages":[ 1 ],"cache_salt":"s","kv_transfer_params":{"a": 1.50} }"#);
-    let short = for_prefill(&Bytes::from_static(br#"{"max_tokens":7}"#)).unwrap();
+    insta::assert_snapshot!(text(&for_prefill(&body, &top).unwrap()), @r#"{ "model":"m", "stream":false,"max_completion_tokens":1,"messages":[ 1 ],"cache_salt":"s","max_tokens":1,"kv_transfer_params":{"do_remote_decode":true,"do_remote_prefill":false,"remote_engine_id":null,"remote_block_ids":null,"remote_host":null,"remote_port":null} }"#);
+    insta::assert_snapshot!(text(&for_decode(&body, &top, "{\"a\": 1.50}".to_owned()).unwrap().0), @r#"{ "model":"m", "stream":true,"stream_options":{"x":1} ,"min_tokens":9,"max_completion_tokens":50,"messages":[ 1 ],"cache_salt":"s","kv_transfer_params":{"a": 1.50} }"#);
+    let Extracted { body, top, .. } = read(r#"{"max_tokens":7}"#);
+    let short = for_prefill(&body, &top).unwrap();
     assert!(
         text(&short).starts_with(r#"{"max_tokens":1,"#) && !text(&short).contains("max_completion_tokens")
     );

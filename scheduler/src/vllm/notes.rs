@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     fn note(model: &str, bytes: usize) -> Note {
-        let body = vec![b' '; bytes].into();
+        let body = [bytes::Bytes::from(vec![b' '; bytes])].into_iter().collect();
         Note::Sent(Sent { path: String::new(), model: model.to_owned(), body, chain: Vec::new() })
     }
 

@@ -1,11 +1,11 @@
 //! A prompt's tokens, as the replica that has it counts them: asked of its route `/tokenize`, off the
 //! request's path, and laid beside the prompt's byte blocks. Pure.
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use strata_wire::claims::{self, Claim};
 use strata_wire::prefix::{self, BlockHash};
+use strata_wire::rope::Rope;
 use strata_wire::toplevel::TopLevel;
 
 /// What of a chat decides how its template renders it, by vLLM's names.
@@ -30,7 +30,7 @@ pub struct Sent {
     /// The model that was asked for.
     pub model: String,
     /// The body as the replica got it.
-    pub body: Bytes,
+    pub body: Rope,
     /// Its byte blocks.
     pub chain: Vec<BlockHash>,
 }
@@ -70,10 +70,11 @@ struct Part<'a> {
 /// The body to ask `/tokenize` with. `None` for a prompt that is not made of texts alone: images would be
 /// fetched a second time, and token ids have no text.
 pub fn question(sent: &Sent) -> Option<Vec<u8>> {
-    let top = TopLevel::scan(&sent.body).ok()?;
+    let body = sent.body.joined(0..sent.body.len());
+    let top = TopLevel::scan(&body).ok()?;
     let value = |key: &str| {
         let member = top.members.iter().find(|member| member.key == key)?;
-        sent.body.get(member.value_at.clone())
+        body.get(member.value_at.clone())
     };
     let members = if let Some(messages) = value("messages") {
         if !is_text(messages) {
@@ -114,9 +115,10 @@ struct Answer {
 pub fn laid(sent: &Sent, adapter: Option<String>, answer: &[u8]) -> Option<Tokenised> {
     let Answer { tokens, token_strs } = serde_json::from_slice(answer).ok()?;
     let pieces = token_strs.filter(|pieces| pieces.len() == tokens.len())?;
-    let top = TopLevel::scan(&sent.body).ok()?;
-    let scope = top.text(&sent.body, "cache_salt").ok()?.unwrap_or_default();
-    let (prefix, passages) = prefix::with_passages(&scope, &sent.body)?;
+    let body = sent.body.joined(0..sent.body.len());
+    let top = TopLevel::scan(&body).ok()?;
+    let scope = top.text(&body, "cache_salt").ok()?.unwrap_or_default();
+    let (prefix, passages) = prefix::with_passages(&scope, &body)?;
     let (rendered, ends) = joined(&pieces);
     let mut found = claims::claims(&prefix, &passages, &rendered, &ends).into_iter().peekable();
     let claims = prefix.blocks.iter().map(|hash| {
@@ -203,7 +205,12 @@ mod tests {
         let text = body.to_string();
         let scope = body["cache_salt"].as_str().unwrap_or_default();
         let chain = prefix::of_body(scope, text.as_bytes()).unwrap().blocks;
-        Sent { path: "/v1/chat/completions".into(), model: "m".into(), body: text.into(), chain }
+        Sent {
+            path: "/v1/chat/completions".into(),
+            model: "m".into(),
+            body: [bytes::Bytes::from(text)].into_iter().collect(),
+            chain,
+        }
     }
 
     fn chat(system: &str, user: &str) -> serde_json::Value {

@@ -111,7 +111,7 @@ async fn the_scope_becomes_the_salt_and_the_clients_own_go() {
 async fn all_routes_are_routed_and_the_engines_others_are_out_of_reach() {
     let engine = Engine::start("m-0");
     let rig = Rig::before(&[&engine], quick()).await;
-    for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize"] {
+    for (path, _) in strata_scheduler::call::ROUTES.iter().copied() {
         let reply = rig.send(rig.request(path, r#"{"model":"m","input":"x"}"#)).await;
         assert_eq!((reply.status.as_u16(), engine.got().last().unwrap().path.as_str()), (200, path));
         assert!(reply.header("x-strata-decision").starts_with("replica="));
@@ -181,6 +181,11 @@ async fn bad_bodies_are_refused_with_words() {
     insta::assert_snapshot!(say(r#"{"model":7}"#).await, @"400 model: `model` must be a string");
     insta::assert_snapshot!(say(r#"{"messages":[]}"#).await, @"400 model: the body names no `model`; GET /v1/models lists those that can be asked");
     insta::assert_snapshot!(say(r#"{"model":"gpt-9"}"#).await, @"404 model: the model `gpt-9` does not exist; GET /v1/models lists those that do");
+    let long = format!(r#"{{"model":"{}"}}"#, "m".repeat(30_000));
+    insta::assert_snapshot!(say(&long).await, @"400 model: `model` is longer than the 4096 bytes that a name may have; GET /v1/models lists those that can be asked");
+    // A fault at the beginning of a body that takes long to send: the client is heard out, and told.
+    let wrong = format!("[{}]", " ".repeat(20 << 20));
+    insta::assert_snapshot!(say(&wrong).await, @"400 -: the body must be a JSON object, and it starts with something else at byte 0");
     assert!(engine.got().is_empty());
 }
 

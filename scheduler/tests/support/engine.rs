@@ -260,16 +260,17 @@ fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = listen(addr);
     let addr = listener.local_addr().unwrap();
-    let router = Router::new()
+    let answers = |router: Router<Arc<Inner>>, (path, _): &(&str, _)| match *path {
+        "/tokenize" => router.route(path, post(tokenise)),
+        _ => router.route(path, post(answer)),
+    };
+    let router = strata_scheduler::call::ROUTES
+        .iter()
+        .fold(Router::new(), answers)
         .route("/metrics", get(metrics))
         .route("/health", get(health))
         .route("/v1/models", get(models))
         .route("/internal/v1/events", get(events))
-        .route("/v1/chat/completions", post(answer))
-        .route("/v1/completions", post(answer))
-        .route("/v1/embeddings", post(answer))
-        .route("/tokenize", post(tokenise))
-        .route("/detokenize", post(answer))
         .route("/sleep", post(answer))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(Arc::clone(inner));
