@@ -129,7 +129,7 @@ async fn attempt(scheduler: &Scheduler, call: &Call, body: Bytes, lease: &Lease)
     }
     let limit = scheduler.options.first_byte_timeout.min(left);
     let request = call.request(scheduler, &lease.replica, body, left).map_err(Failure::Final)?;
-    let response = scheduler.upstream.send(request, limit).await.map_err(|error| not_sent(&error))?;
+    let response = scheduler.upstream.ask(request, limit).await.map_err(|error| not_sent(&error))?;
     let (head, body) = response.into_parts();
     // Fused: of an answer without a body the end is seen here, and looked for again later.
     let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout).fuse());

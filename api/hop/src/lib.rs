@@ -9,15 +9,18 @@ pub mod caller;
 pub mod client;
 pub mod fault;
 pub mod forward;
+pub mod line;
 pub mod listen;
 pub mod process;
 pub mod spool;
+mod threads;
 pub mod tls;
 pub mod token;
 
 pub use caller::Above;
 pub use client::{SendError, Upstream};
 pub use fault::Fault;
+pub use line::Answer;
 pub use listen::{Bound, ListenError, Peer};
 pub use tls::{Component, Mtls, MtlsError};
 pub use token::HopToken;

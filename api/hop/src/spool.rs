@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use crate::{Body, Fault};
 
+/// Room that is made at once for a body of which the first bytes have come.
+const MOST_RESERVED: usize = 1024 * 1024;
+
 /// Reads a body of at most `limit` bytes.
 pub async fn read(body: Body, limit: usize) -> Result<Bytes, Fault> {
     read_within(body, limit, defaults::IDLE_TIMEOUT, defaults::BODY_READ_TIMEOUT).await
@@ -28,6 +31,7 @@ async fn read_within(body: Body, limit: usize, idle: Duration, total: Duration) 
         return Err(too_large());
     }
     let mut body = body;
+    let said = http_body::Body::size_hint(&body).exact().unwrap_or_default() as usize;
     let mut whole = BytesMut::new();
     let deadline = Instant::now() + total;
     loop {
@@ -49,6 +53,13 @@ async fn read_within(body: Body, limit: usize, idle: Duration, total: Duration) 
                 if let Ok(data) = frame.into_data() {
                     if whole.len() + data.len() > limit {
                         return Err(too_large());
+                    }
+                    if whole.is_empty() {
+                        if http_body::Body::is_end_stream(&body) {
+                            return Ok(data);
+                        }
+                        // What a client only says that it will send takes no room before it comes.
+                        whole.reserve(said.min(MOST_RESERVED).max(data.len()));
                     }
                     whole.extend_from_slice(&data);
                 }

@@ -1,0 +1,288 @@
+//! Connections to the next layer on which the request itself reads and writes.
+//!
+//! A client that gives each connection a task of its own wakes that task for each request, and is woken by
+//! it for the answer's head and for each of its chunks, often on another thread. Here whoever waits for an
+//! answer moves its bytes, too. Between two requests a connection lies idle and nobody looks at it but a
+//! sweep now and then.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, header, uri};
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+use tower::Service;
+
+use crate::Body;
+use crate::tls::{Connector, Stream};
+
+/// A connection that was idle for as long is closed.
+pub(crate) const MOST_IDLE: Duration = Duration::from_secs(30);
+/// Between two looks for those, and for those that the other end has closed.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Idle connections are kept in so many places, each for its own threads: a connection stays with the
+/// thread that made it, where threads have a runtime each.
+const SHELVES: usize = 64;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum LineError {
+    /// There is no connection.
+    Connect(BoxError),
+    /// It broke.
+    Broken(hyper::Error),
+}
+
+/// A connection, and the end by which requests enter it.
+struct Line {
+    sender: SendRequest<Body>,
+    connection: Connection<TokioIo<Stream>, Body>,
+    idle_since: Instant,
+}
+
+impl Line {
+    /// Whether the connection lies ready for another request. Moves it on as far as it goes.
+    fn is_ready(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.connection).poll(&mut context).is_pending() && self.sender.is_ready()
+    }
+}
+
+/// Idle connections by the authority that they lead to.
+#[derive(Debug, Clone)]
+pub(crate) struct Lines(Arc<Shelves>);
+
+struct Shelves {
+    connector: Connector,
+    shelves: [Mutex<HashMap<Box<str>, VecDeque<Line>>>; SHELVES],
+    is_swept: AtomicBool,
+}
+
+impl std::fmt::Debug for Shelves {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shelves").finish_non_exhaustive()
+    }
+}
+
+impl Shelves {
+    fn shelf(&self) -> MutexGuard<'_, HashMap<Box<str>, VecDeque<Line>>> {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static MINE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHELVES;
+        }
+        let shelf = MINE.with(|mine| *mine);
+        self.shelves[shelf].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes what nobody wants any more. Returns whether anything is left.
+    fn sweep(&self) -> bool {
+        let now = Instant::now();
+        let mut left = false;
+        for shelf in &self.shelves {
+            let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            shelf.retain(|_, lines| {
+                lines.retain_mut(|line| now.duration_since(line.idle_since) < MOST_IDLE && line.is_ready());
+                !lines.is_empty()
+            });
+            left |= !shelf.is_empty();
+        }
+        left
+    }
+}
+
+impl Lines {
+    pub(crate) fn new(connector: Connector) -> Self {
+        let shelves = std::array::from_fn(|_| Mutex::default());
+        Self(Arc::new(Shelves { connector, shelves, is_swept: AtomicBool::new(false) }))
+    }
+
+    /// The connection that was used last, if it is still open.
+    fn take(&self, to: &str) -> Option<Line> {
+        loop {
+            let mut line = self.0.shelf().get_mut(to)?.pop_back()?;
+            if line.is_ready() {
+                return Some(line);
+            }
+        }
+    }
+
+    fn put(&self, to: &str, mut line: Line) {
+        line.idle_since = Instant::now();
+        let mut shelf = self.0.shelf();
+        if let Some(lines) = shelf.get_mut(to) {
+            lines.push_back(line);
+        } else {
+            shelf.insert(to.into(), VecDeque::from([line]));
+        }
+        drop(shelf);
+        if !self.0.is_swept.load(Ordering::Relaxed) && !self.0.is_swept.swap(true, Ordering::AcqRel) {
+            let shelves = Arc::downgrade(&self.0);
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(SWEEP).await;
+                    let Some(shelves) = shelves.upgrade() else { return };
+                    if !shelves.sweep() {
+                        shelves.is_swept.store(false, Ordering::Release);
+                        return;
+                    }
+                }
+            });
+        }
+    }
+
+    async fn connect(&self, to: Uri) -> Result<Line, LineError> {
+        let mut connector = self.0.connector.clone();
+        poll_fn(|context| connector.poll_ready(context)).await.map_err(LineError::Connect)?;
+        let stream = connector.call(to).await.map_err(LineError::Connect)?;
+        let (sender, connection) = http1::handshake(stream).await.map_err(LineError::Broken)?;
+        Ok(Line { sender, connection, idle_since: Instant::now() })
+    }
+
+    /// Sends a request whose URI is absolute, and waits for the head of its answer.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Result<Response<Answer>, LineError> {
+        let whole = std::mem::take(request.uri_mut());
+        let authority = whole.authority().cloned();
+        let Some(authority) = authority else {
+            return Err(LineError::Connect("the request's URL names no host".into()));
+        };
+        let path = whole.path_and_query().cloned().unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        *request.uri_mut() = Uri::from(path);
+        if !request.headers().contains_key(header::HOST) {
+            let host = HeaderValue::from_str(authority.as_str());
+            request
+                .headers_mut()
+                .insert(header::HOST, host.map_err(|error| LineError::Connect(error.into()))?);
+        }
+        loop {
+            let (mut line, is_used) = match self.take(authority.as_str()) {
+                Some(line) => (line, true),
+                None => (self.connect(whole.clone()).await?, false),
+            };
+            let mut sending = std::pin::pin!(line.sender.try_send_request(request));
+            let mut is_open = true;
+            let sent = poll_fn(|context| {
+                if is_open {
+                    is_open = Pin::new(&mut line.connection).poll(context).is_pending();
+                }
+                // What it waits for comes of moving the connection alone.
+                sending.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            });
+            match sent.await {
+                Ok(response) => {
+                    let line = is_open.then_some(line);
+                    let home = (self.clone(), authority);
+                    return Ok(
+                        response.map(|body| Answer(Kind::Own { body, line, home: Some(home) }.settled()))
+                    );
+                }
+                // The other end had closed it meanwhile, and nothing of the request has left.
+                Err(mut error) => match error.take_message().filter(|_| is_used) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(LineError::Broken(error.into_error())),
+                },
+            }
+        }
+    }
+}
+
+/// The body of an answer. Reading it moves its connection; a connection whose answer was read to its end
+/// is used again, another is closed.
+#[derive(Debug)]
+pub struct Answer(Kind);
+
+enum Kind {
+    Own {
+        body: Incoming,
+        line: Option<Line>,
+        home: Option<(Lines, uri::Authority)>,
+    },
+    /// Somebody else moves its connection.
+    Pooled(Incoming),
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Own { body, .. } | Self::Pooled(body)) = self;
+        body.fmt(f)
+    }
+}
+
+impl From<Incoming> for Answer {
+    fn from(body: Incoming) -> Self {
+        Self(Kind::Pooled(body))
+    }
+}
+
+impl Kind {
+    /// The same, whose connection is given back if there is nothing left to read.
+    fn settled(mut self) -> Self {
+        if let Self::Own { body, line, home } = &mut self
+            && http_body::Body::is_end_stream(body)
+        {
+            give_back(line, home);
+        }
+        self
+    }
+}
+
+fn give_back(line: &mut Option<Line>, home: &mut Option<(Lines, uri::Authority)>) {
+    if let Some(mut line) = line.take()
+        && let Some((lines, to)) = home.take()
+        && line.is_ready()
+    {
+        lines.put(to.as_str(), line);
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let (body, line, home) = match &mut self.0 {
+            Kind::Pooled(body) => return Pin::new(body).poll_frame(context),
+            Kind::Own { body, line, home } => (body, line, home),
+        };
+        // Asking for a frame lets the connection read it.
+        let mut polled = Pin::new(&mut *body).poll_frame(context);
+        if polled.is_pending()
+            && let Some(open) = line
+        {
+            if Pin::new(&mut open.connection).poll(context).is_ready() {
+                *line = None;
+            }
+            polled = Pin::new(&mut *body).poll_frame(context);
+        }
+        match &polled {
+            Poll::Ready(Some(Ok(_))) if !http_body::Body::is_end_stream(body) => {}
+            Poll::Ready(Some(Err(_))) => *line = None,
+            Poll::Ready(_) => give_back(line, home),
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let (Kind::Own { body, .. } | Kind::Pooled(body)) = &self.0;
+        body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (Kind::Own { body, .. } | Kind::Pooled(body)) = &self.0;
+        body.size_hint()
+    }
+}
