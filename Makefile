@@ -12,7 +12,7 @@ HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v
 export STRATA_TEST_MODEL ?= $(MODEL)
 export STRATA_TEST_ENCODER ?= $(ENCODER)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes bench-routing-quality fuzz soak
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes bench-routing-quality bench-routing-cost fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -101,6 +101,11 @@ bench-kubernetes: release clients k8s ## The operator with 2,000 models and 10,0
 
 bench-routing-quality: ## Routing policies on published workloads, in simulated time (a minute)
 	$(CARGO) run --release --locked -p strata-routing-quality
+
+bench-routing-cost: release ## CPU, latency and memory that a router costs: beside nginx and three peers (half an hour)
+	$(CARGO) build --release --locked -p strata-routing-cost
+	$(PYTHON) bench/routing-cost/peers.py --dir $(CACHE)/peers
+	$(PYTHON) bench/routing-cost/run.py --strata target/release/strata --peers $(CACHE)/peers
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)

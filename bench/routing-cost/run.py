@@ -64,6 +64,8 @@ WORKLOADS = [
     Workload("64k-32-stream", "64 KB, 32 connections, streamed", 65536, 32, True),
 ]
 DIRECT = "direct"
+# As they stand in a table.
+NAMES = [DIRECT, "nginx", "strata", "smg", "sglang-router", "vllm-router"]
 
 
 class Void(Exception):
@@ -344,7 +346,8 @@ def report(out: dict) -> None:
         print(f"\n**{workload.says}**, {rounds} rounds\n")
         print("| | CPU µs a request | / nginx | best router / it | p50 ms, added | p99 ms, added | first byte p50 ms | requests/s | peak MB |")
         print("|---|---|---|---|---|---|---|---|---|")
-        for name, rows in of.items():
+        for name in (name for name in NAMES if name in of):
+            rows = of[name]
 
             def added(at: str, name: str = name) -> str:
                 own = middle(name, lambda row: row["latency"][at])

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, header, uri};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -51,11 +51,18 @@ struct Line {
     idle_since: Instant,
 }
 
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Line").field("idle_since", &self.idle_since).finish_non_exhaustive()
+    }
+}
+
 impl Line {
     /// Whether the connection lies ready for another request. Moves it on as far as it goes.
     fn is_ready(&mut self) -> bool {
-        let mut context = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.connection).poll(&mut context).is_pending() && self.sender.is_ready()
+        // Nobody comes back to it, so it may not be put off, as tokio does with who has done much.
+        let moved = std::pin::pin!(tokio::task::unconstrained(&mut self.connection));
+        moved.poll(&mut Context::from_waker(Waker::noop())).is_pending() && self.sender.is_ready()
     }
 }
 
@@ -65,7 +72,7 @@ pub(crate) struct Lines(Arc<Shelves>);
 
 struct Shelves {
     connector: Connector,
-    shelves: [Mutex<HashMap<Box<str>, VecDeque<Line>>>; SHELVES],
+    of_threads: [Mutex<HashMap<Box<str>, VecDeque<Box<Line>>>>; SHELVES],
     is_swept: AtomicBool,
 }
 
@@ -76,20 +83,20 @@ impl std::fmt::Debug for Shelves {
 }
 
 impl Shelves {
-    fn shelf(&self) -> MutexGuard<'_, HashMap<Box<str>, VecDeque<Line>>> {
+    fn shelf(&self) -> MutexGuard<'_, HashMap<Box<str>, VecDeque<Box<Line>>>> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static MINE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHELVES;
         }
         let shelf = MINE.with(|mine| *mine);
-        self.shelves[shelf].lock().unwrap_or_else(PoisonError::into_inner)
+        self.of_threads[shelf].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes what nobody wants any more. Returns whether anything is left.
     fn sweep(&self) -> bool {
         let now = Instant::now();
         let mut left = false;
-        for shelf in &self.shelves {
+        for shelf in &self.of_threads {
             let mut shelf = shelf.lock().unwrap_or_else(PoisonError::into_inner);
             shelf.retain(|_, lines| {
                 lines.retain_mut(|line| now.duration_since(line.idle_since) < MOST_IDLE && line.is_ready());
@@ -103,12 +110,12 @@ impl Shelves {
 
 impl Lines {
     pub(crate) fn new(connector: Connector) -> Self {
-        let shelves = std::array::from_fn(|_| Mutex::default());
-        Self(Arc::new(Shelves { connector, shelves, is_swept: AtomicBool::new(false) }))
+        let of_threads = std::array::from_fn(|_| Mutex::default());
+        Self(Arc::new(Shelves { connector, of_threads, is_swept: AtomicBool::new(false) }))
     }
 
     /// The connection that was used last, if it is still open.
-    fn take(&self, to: &str) -> Option<Line> {
+    fn take(&self, to: &str) -> Option<Box<Line>> {
         loop {
             let mut line = self.0.shelf().get_mut(to)?.pop_back()?;
             if line.is_ready() {
@@ -117,7 +124,7 @@ impl Lines {
         }
     }
 
-    fn put(&self, to: &str, mut line: Line) {
+    fn put(&self, to: &str, mut line: Box<Line>) {
         line.idle_since = Instant::now();
         let mut shelf = self.0.shelf();
         if let Some(lines) = shelf.get_mut(to) {
@@ -141,12 +148,12 @@ impl Lines {
         }
     }
 
-    async fn connect(&self, to: Uri) -> Result<Line, LineError> {
+    async fn connect(&self, to: Uri) -> Result<Box<Line>, LineError> {
         let mut connector = self.0.connector.clone();
         poll_fn(|context| connector.poll_ready(context)).await.map_err(LineError::Connect)?;
         let stream = connector.call(to).await.map_err(LineError::Connect)?;
         let (sender, connection) = http1::handshake(stream).await.map_err(LineError::Broken)?;
-        Ok(Line { sender, connection, idle_since: Instant::now() })
+        Ok(Box::new(Line { sender, connection, idle_since: Instant::now() }))
     }
 
     /// Sends a request whose URI is absolute, and waits for the head of its answer.
@@ -169,22 +176,26 @@ impl Lines {
                 Some(line) => (line, true),
                 None => (self.connect(whole.clone()).await?, false),
             };
-            let mut sending = std::pin::pin!(line.sender.try_send_request(request));
+            // What it waits for comes of moving the connection alone, which is always moved first: it wakes
+            // nobody. Nor may it be put off, as tokio does with who has done much.
+            let sending = tokio::task::unconstrained(line.sender.try_send_request(request));
+            let mut sending = std::pin::pin!(sending);
             let mut is_open = true;
             let sent = poll_fn(|context| {
                 if is_open {
                     is_open = Pin::new(&mut line.connection).poll(context).is_pending();
                 }
-                // What it waits for comes of moving the connection alone.
                 sending.as_mut().poll(&mut Context::from_waker(Waker::noop()))
             });
             match sent.await {
                 Ok(response) => {
-                    let line = is_open.then_some(line);
-                    let home = (self.clone(), authority);
-                    return Ok(
-                        response.map(|body| Answer(Kind::Own { body, line, home: Some(home) }.settled()))
-                    );
+                    let (head, body) = response.into_parts();
+                    let home = Some((self.clone(), authority));
+                    let mut answer = Answer { body, line: is_open.then_some(line), home };
+                    if answer.is_end_stream() {
+                        answer.give_back();
+                    }
+                    return Ok(Response::from_parts(head, answer));
                 }
                 // The other end had closed it meanwhile, and nothing of the request has left.
                 Err(mut error) => match error.take_message().filter(|_| is_used) {
@@ -199,49 +210,27 @@ impl Lines {
 /// The body of an answer. Reading it moves its connection; a connection whose answer was read to its end
 /// is used again, another is closed.
 #[derive(Debug)]
-pub struct Answer(Kind);
-
-enum Kind {
-    Own {
-        body: Incoming,
-        line: Option<Line>,
-        home: Option<(Lines, uri::Authority)>,
-    },
-    /// Somebody else moves its connection.
-    Pooled(Incoming),
-}
-
-impl std::fmt::Debug for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Own { body, .. } | Self::Pooled(body)) = self;
-        body.fmt(f)
-    }
+pub struct Answer {
+    body: Incoming,
+    /// `None` where somebody else moves it, or nobody any more.
+    line: Option<Box<Line>>,
+    home: Option<(Lines, uri::Authority)>,
 }
 
 impl From<Incoming> for Answer {
     fn from(body: Incoming) -> Self {
-        Self(Kind::Pooled(body))
+        Self { body, line: None, home: None }
     }
 }
 
-impl Kind {
-    /// The same, whose connection is given back if there is nothing left to read.
-    fn settled(mut self) -> Self {
-        if let Self::Own { body, line, home } = &mut self
-            && http_body::Body::is_end_stream(body)
+impl Answer {
+    fn give_back(&mut self) {
+        if let Some(mut line) = self.line.take()
+            && let Some((lines, to)) = self.home.take()
+            && line.is_ready()
         {
-            give_back(line, home);
+            lines.put(to.as_str(), line);
         }
-        self
-    }
-}
-
-fn give_back(line: &mut Option<Line>, home: &mut Option<(Lines, uri::Authority)>) {
-    if let Some(mut line) = line.take()
-        && let Some((lines, to)) = home.take()
-        && line.is_ready()
-    {
-        lines.put(to.as_str(), line);
     }
 }
 
@@ -253,36 +242,35 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let (body, line, home) = match &mut self.0 {
-            Kind::Pooled(body) => return Pin::new(body).poll_frame(context),
-            Kind::Own { body, line, home } => (body, line, home),
-        };
+        // The connection may be another request's by now: it says no more that this was all.
+        if self.body.is_end_stream() {
+            self.give_back();
+            return Poll::Ready(None);
+        }
         // Asking for a frame lets the connection read it.
-        let mut polled = Pin::new(&mut *body).poll_frame(context);
+        let mut polled = Pin::new(&mut self.body).poll_frame(context);
         if polled.is_pending()
-            && let Some(open) = line
+            && let Some(line) = &mut self.line
         {
-            if Pin::new(&mut open.connection).poll(context).is_ready() {
-                *line = None;
+            if Pin::new(&mut line.connection).poll(context).is_ready() {
+                self.line = None;
             }
-            polled = Pin::new(&mut *body).poll_frame(context);
+            polled = Pin::new(&mut self.body).poll_frame(context);
         }
         match &polled {
-            Poll::Ready(Some(Ok(_))) if !http_body::Body::is_end_stream(body) => {}
-            Poll::Ready(Some(Err(_))) => *line = None,
-            Poll::Ready(_) => give_back(line, home),
+            Poll::Ready(Some(Ok(_))) if !self.body.is_end_stream() => {}
+            Poll::Ready(Some(Err(_))) => self.line = None,
+            Poll::Ready(_) => self.give_back(),
             Poll::Pending => {}
         }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        let (Kind::Own { body, .. } | Kind::Pooled(body)) = &self.0;
-        body.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (Kind::Own { body, .. } | Kind::Pooled(body)) = &self.0;
-        body.size_hint()
+        self.body.size_hint()
     }
 }

@@ -123,12 +123,11 @@ pub fn measure(size: &Size) -> anyhow::Result<Costs> {
     anyhow::ensure!(size.replicas > 0 && size.prompt > 0 && size.decisions > 0, "nothing to measure");
     let before = resident_bytes()?;
     let mut fleet = fleet(size);
-    let conversations = (size.blocks / size.replicas) as u64 / (CONVERSATION - SHARED);
     let began = Instant::now();
-    let mut told = 0;
-    for (at, replica) in fleet.replicas.iter().enumerate() {
-        for number in 0..conversations {
-            let chain = chain(at as u64, number, CONVERSATION);
+    let (mut told, mut conversations) = (0, 0);
+    while fleet.entries(size.told) < size.blocks {
+        for (at, replica) in fleet.replicas.iter().enumerate() {
+            let chain = chain(at as u64, conversations, CONVERSATION);
             told += chain.len();
             if size.told {
                 let stored = stored(&chain);
@@ -137,14 +136,11 @@ pub fn measure(size: &Size) -> anyhow::Result<Costs> {
                 drop(fleet.lease(replica, &prefix_of(&chain), Duration::ZERO));
             }
         }
+        conversations += 1;
     }
     let stores = told as f64 / began.elapsed().as_secs_f64();
     let grown = resident_bytes()?.saturating_sub(before) as f64;
-    let entries = if size.told {
-        fleet.index.entries()
-    } else {
-        fleet.replicas.iter().map(|r| r.indexed_blocks()).sum()
-    };
+    let entries = fleet.entries(size.told);
     fleet.make_busy();
 
     let mut costs = Costs {
@@ -253,6 +249,10 @@ fn fleet(size: &Size) -> Fleet {
 }
 
 impl Fleet {
+    fn entries(&self, told: bool) -> usize {
+        if told { self.index.entries() } else { self.replicas.iter().map(|r| r.indexed_blocks()).sum() }
+    }
+
     fn make_busy(&mut self) {
         for (at, replica) in self.replicas.iter().enumerate() {
             for number in 0..UNDER_WAY as u64 {

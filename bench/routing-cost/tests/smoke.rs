@@ -75,7 +75,9 @@ async fn the_scheduler_passes_everything_on() {
     let until = Instant::now() + Duration::from_secs(30);
     let ready = || {
         let pools = scheduler.registry.pools();
-        pools.values().any(|pool| pool.replicas.load().iter().filter(|replica| replica.is_ready()).count() == 2)
+        pools
+            .values()
+            .any(|pool| pool.replicas.load().iter().filter(|replica| replica.is_ready()).count() == 2)
     };
     while !ready() {
         assert!(Instant::now() < until, "the replicas are not known");
