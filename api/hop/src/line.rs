@@ -66,13 +66,16 @@ impl Line {
     }
 }
 
-/// Idle connections by the authority that they lead to.
+/// By the authority that they lead to.
+type Shelf = HashMap<Box<str>, VecDeque<Box<Line>>>;
+
+/// Idle connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Lines(Arc<Shelves>);
 
 struct Shelves {
     connector: Connector,
-    of_threads: [Mutex<HashMap<Box<str>, VecDeque<Box<Line>>>>; SHELVES],
+    of_threads: [Mutex<Shelf>; SHELVES],
     is_swept: AtomicBool,
 }
 
@@ -83,7 +86,7 @@ impl std::fmt::Debug for Shelves {
 }
 
 impl Shelves {
-    fn shelf(&self) -> MutexGuard<'_, HashMap<Box<str>, VecDeque<Box<Line>>>> {
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static MINE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % SHELVES;

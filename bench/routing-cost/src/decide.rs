@@ -320,7 +320,7 @@ fn reading(bytes: usize) -> anyhow::Result<Reads> {
         let prefix = prefix::of_body("", &body).context("a body without a prompt")?;
         std::hint::black_box(&prefix);
         scans.push(scanned.as_nanos() as u64);
-        prefixes.push((began.elapsed() - scanned).as_nanos() as u64);
+        prefixes.push(began.elapsed().saturating_sub(scanned).as_nanos() as u64);
     }
     Ok(Reads { bytes, scan_us: Spread::of(&mut scans).p50, prefix_us: Spread::of(&mut prefixes).p50 })
 }

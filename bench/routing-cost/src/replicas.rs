@@ -110,7 +110,7 @@ async fn answer(request: Request<Incoming>, pace: Pace, seen: &Arc<Seen>) -> Ans
             let [answered, broken, left] = seen.counts();
             let running = seen.running.load(Ordering::Relaxed);
             json(
-                serde_json::json!({"answered": answered, "broken": broken, "left": left, "running": running}),
+                &serde_json::json!({"answered": answered, "broken": broken, "left": left, "running": running}),
             )
         }
         _ => about(path),
@@ -124,17 +124,17 @@ fn about(path: &str) -> Answer {
         "/health" | "/health_generate" | "/ready" | "/ping" | "/" => {
             text(StatusCode::OK, "text/plain", String::new())
         }
-        "/v1/models" => json(serde_json::json!({"object": "list", "data": [
+        "/v1/models" => json(&serde_json::json!({"object": "list", "data": [
             {"id": MODEL, "object": "model", "created": 0, "owned_by": "strata", "root": MODEL, "max_model_len": 1 << 20},
         ]})),
-        "/version" => json(serde_json::json!({"version": "0.32.0"})),
+        "/version" => json(&serde_json::json!({"version": "0.32.0"})),
         // SGLang's ways to ask what it is.
-        "/get_server_info" | "/server_info" | "/get_model_info" | "/model_info" => json(serde_json::json!({
+        "/get_server_info" | "/server_info" | "/get_model_info" | "/model_info" => json(&serde_json::json!({
             "model_path": MODEL, "tokenizer_path": MODEL, "served_model_name": MODEL, "is_generation": true,
             "version": "0.5.0", "dp_size": 1, "tp_size": 1, "max_total_num_tokens": 1 << 24,
         })),
         "/get_load" | "/v1/loads" => {
-            json(serde_json::json!([{"dp_rank": 0, "num_reqs": 0, "num_waiting_reqs": 0, "num_tokens": 0}]))
+            json(&serde_json::json!([{"dp_rank": 0, "num_reqs": 0, "num_waiting_reqs": 0, "num_tokens": 0}]))
         }
         _ => text(StatusCode::NOT_FOUND, "text/plain", "no such path".to_owned()),
     }
@@ -231,7 +231,6 @@ impl http_body::Body for Answered {
 /// The gauges and counters that routers read, by vLLM's names.
 fn metrics(seen: &Seen) -> String {
     let (running, answered) = (seen.running.load(Ordering::Relaxed), seen.answered.load(Ordering::Relaxed));
-    let mut text = String::new();
     let label = format!("{{model_name=\"{MODEL}\"}}");
     let values = [
         ("gauge", "vllm:num_requests_running", running),
@@ -240,13 +239,12 @@ fn metrics(seen: &Seen) -> String {
         ("counter", "vllm:prompt_tokens_total", answered * 8),
         ("counter", "vllm:generation_tokens_total", answered * 32),
     ];
-    for (kind, name, value) in values {
-        text += &format!("# TYPE {name} {kind}\n{name}{label} {value}\n");
-    }
-    text + "# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"40000\"} 1\n"
+    let lines = values.map(|(kind, name, value)| format!("# TYPE {name} {kind}\n{name}{label} {value}\n"));
+    lines.concat()
+        + "# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"40000\"} 1\n"
 }
 
-fn json(value: serde_json::Value) -> Answer {
+fn json(value: &serde_json::Value) -> Answer {
     text(StatusCode::OK, "application/json", value.to_string())
 }
 

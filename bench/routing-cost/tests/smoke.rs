@@ -1,5 +1,7 @@
 //! The bench itself, small: the load through mock replicas, and through the scheduler's router.
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,7 +43,10 @@ fn assert_whole(summary: &Summary, stream: bool) {
     assert!(summary.first_byte.p50 <= summary.latency.p50, "{summary:?}");
     if stream {
         let pauses = PACE.first + PACE.think * (CHUNKS as u32 - 1);
-        assert!(summary.latency.p50 as u128 >= pauses.as_micros() * 9 / 10, "chunks come apart: {summary:?}");
+        assert!(
+            u128::from(summary.latency.p50) >= pauses.as_micros() * 9 / 10,
+            "chunks come apart: {summary:?}"
+        );
         assert!(summary.first_byte.p50 < summary.latency.p50 / 2, "the first comes first: {summary:?}");
     }
 }
