@@ -12,7 +12,7 @@ HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v
 export STRATA_TEST_MODEL ?= $(MODEL)
 export STRATA_TEST_ENCODER ?= $(ENCODER)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes bench-routing-quality bench-vllm fuzz soak
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes bench-routing-quality bench-vllm bench-routing-cost fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -104,6 +104,11 @@ bench-routing-quality: ## Routing policies on published workloads, in simulated 
 
 bench-vllm: release model clients ## A vLLM for CPU beside an engine behind one scheduler: what it is thought to have cached, and had (6 GB)
 	$(VENV)/bin/python bench/routing-quality/vllm.py --strata target/release/strata --model $(MODEL) --peers $(CACHE)/peers
+
+bench-routing-cost: release ## CPU, latency and memory that a router costs: beside nginx and three peers (half an hour)
+	$(CARGO) build --release --locked -p strata-routing-cost
+	$(PYTHON) bench/routing-cost/peers.py --dir $(CACHE)/peers
+	$(PYTHON) bench/routing-cost/run.py --strata target/release/strata --peers $(CACHE)/peers
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)

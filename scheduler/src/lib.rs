@@ -74,7 +74,8 @@ pub fn router(scheduler: Scheduler) -> Router {
 /// and lets open requests finish.
 pub async fn run(options: SchedulerOptions, shutdown: CancellationToken) -> Result<(), SchedulerError> {
     options.check()?;
-    let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone()).on_threads(threads);
     run_on(bound, options, shutdown).await
 }
 

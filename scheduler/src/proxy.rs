@@ -198,7 +198,7 @@ async fn attempt(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease)
         Failure::Final(fault) if limit < left => Failure::Late(fault),
         failure => failure,
     };
-    let response = scheduler.upstream.send(request, limit).await.map_err(|error| not_sent(&error))?;
+    let response = scheduler.upstream.ask(request, limit).await.map_err(|error| not_sent(&error))?;
     let (head, body) = response.into_parts();
     // Fused: of an answer without a body the end is seen here, and looked for again later.
     let mut rest: Chunks = Box::pin(forward::chunks(body, scheduler.options.idle_timeout).fuse());
@@ -272,6 +272,10 @@ fn is_events(headers: &HeaderMap) -> bool {
     kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
 }
 
+fn said_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Response {
     let Begun { head, first, rest } = begun;
     let mut headers = forward::response_headers(&head.headers, false);
@@ -284,19 +288,23 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
         }
     }
     tracing::debug!(request = ?call.id, decision = %lease.decision, status = head.status.as_u16(), "response begins");
-    let body = stream::body(Passage {
-        first,
-        rest,
-        events: is_events(&head.headers),
-        deadline: call.wanted.deadline,
-        guard: (lease, running),
-        broke: |(lease, running): &(Lease, Running), by_replica| {
-            running.scheduler.metrics.broke(&running.pool.name);
-            if by_replica {
-                failed(&running.scheduler, lease, "its answer broke off");
-            }
-        },
-    });
+    let body = match first {
+        // It ends here, and passes as one piece of a length that is known.
+        Some(whole) if said_length(&head.headers) == Some(whole.len()) => Body::from(whole),
+        first => stream::body(Passage {
+            first,
+            rest,
+            events: is_events(&head.headers),
+            deadline: call.wanted.deadline,
+            guard: (lease, running),
+            broke: |(lease, running): &(Lease, Running), by_replica| {
+                running.scheduler.metrics.broke(&running.pool.name);
+                if by_replica {
+                    failed(&running.scheduler, lease, "its answer broke off");
+                }
+            },
+        }),
+    };
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = headers;

@@ -79,6 +79,7 @@ struct Inner {
 #[derive(Debug)]
 struct Pledge {
     id: u64,
+    first: Option<BlockHash>,
     chain: Arc<[BlockHash]>,
     /// When it was sent.
     at: Duration,
@@ -96,6 +97,10 @@ impl Inner {
     /// How many of these blocks are being computed there.
     fn coming(&self, chain: &[BlockHash], now: Duration) -> usize {
         let same = |pledge: &Pledge| {
+            // Most share nothing, which is seen here without a look at the chain.
+            if chain.first() != pledge.first.as_ref() {
+                return 0;
+            }
             let both = chain.len().min(pledge.chain.len());
             // A block's hash tells all before it.
             let (mut low, mut high) = (0, both);
@@ -307,6 +312,9 @@ impl Replica {
         let mut inner = self.lock();
         if lane.is_none() {
             inner.pledges.clear();
+        } else if inner.lane.is_none() {
+            // What it tells takes the place of what was guessed.
+            inner.index.clear();
         }
         inner.lane = lane;
         inner.guesses = false;
@@ -382,14 +390,16 @@ impl Replica {
         inner.own.in_flight += 1;
         inner.own.pending += 1;
         inner.own.pending_tokens += tokens;
-        inner.index.record(&prefix.blocks);
+        if inner.lane.is_none() {
+            inner.index.record(&prefix.blocks);
+        }
         inner.pledges.retain(|pledge| pledge.until.is_none_or(|until| now < until));
         let (probe, process) = (inner.breaker.sent(now), inner.process);
         let id = inner.next_request;
         inner.next_request += 1;
         if inner.lane.is_some() {
-            let chain = prefix.blocks.as_slice().into();
-            inner.pledges.push_back(Pledge { id, chain, at: now, tokens, until: None });
+            let (first, chain) = (prefix.blocks.first().copied(), prefix.blocks.as_slice().into());
+            inner.pledges.push_back(Pledge { id, first, chain, at: now, tokens, until: None });
         }
         Lease {
             replica: Arc::clone(self),

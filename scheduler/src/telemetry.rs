@@ -133,6 +133,48 @@ pub struct Trend {
     /// same time: tokens and number.
     sent: (f64, f64),
     counted: (f64, f64),
+    /// What follows from all of it: asked for at each choice, and found anew when something changes.
+    derived: Derived,
+}
+
+/// What follows from the last look, whenever that was.
+#[derive(Clone, Copy, Debug)]
+struct Derived {
+    bytes_per_token: f64,
+    /// As the last look has it.
+    gauges: Gauges,
+    /// When that was.
+    at: Option<Duration>,
+}
+
+impl Default for Derived {
+    fn default() -> Self {
+        Self { bytes_per_token: DEFAULT_BYTES_PER_TOKEN, gauges: Gauges::default(), at: None }
+    }
+}
+
+fn gauges(reading: &Reading) -> Gauges {
+    let mean_prompt = reading.prompts.filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count);
+    let waiting_tokens = reading.waiting_tokens.or(match (reading.waiting, mean_prompt) {
+        (Some(waiting), _) if waiting <= 0.0 => Some(0.0),
+        (Some(waiting), Some(mean)) => Some(waiting * mean),
+        _ => None,
+    });
+    let prefill_rate = reading.prefill_rate.filter(|rate| *rate > 0.0).or_else(|| {
+        let seconds = reading.prefill_seconds.filter(|s| *s > 0.0)?;
+        let (tokens, _) = reading.prompts?;
+        (tokens > 0.0).then_some(tokens / seconds)
+    });
+    Gauges {
+        running: reading.running,
+        waiting: reading.waiting,
+        waiting_tokens,
+        max_sequences: reading.max_sequences,
+        kv_usage: reading.kv_usage,
+        prefill_rate,
+        inter_token: if reading.inter_token.is_some() { InterToken::Idle } else { InterToken::Missing },
+        own: Own::default(),
+    }
 }
 
 impl Trend {
@@ -175,12 +217,26 @@ impl Trend {
             self.inter_token = None;
         }
         self.last = Some((reading, now));
+        self.derive();
         restarted
     }
 
     /// Seconds between two tokens on average, since the look before the last; `None` when there were none.
     pub fn mean_between_tokens(&self) -> Option<f64> {
         self.lately
+    }
+
+    fn derive(&mut self) {
+        let (sent, counted) = (self.sent, self.counted);
+        let bytes_per_token = if sent.1 < MIN_PROMPTS || counted.1 < MIN_PROMPTS || counted.0 <= 0.0 {
+            DEFAULT_BYTES_PER_TOKEN
+        } else {
+            ((sent.0 / sent.1) / (counted.0 / counted.1)).clamp(1.0, 8.0)
+        };
+        self.derived = Derived { bytes_per_token, ..self.derived };
+        if let Some((reading, at)) = &self.last {
+            (self.derived.gauges, self.derived.at) = (gauges(reading), Some(*at));
+        }
     }
 
     /// Takes what the replica tells of its load by itself, in the place of what its metrics said. `false`
@@ -194,6 +250,7 @@ impl Trend {
             reading.kv_usage = Some(1.0 - load.free_blocks as f64 / load.total_blocks as f64);
         }
         *at = now;
+        self.derive();
         true
     }
 
@@ -216,16 +273,14 @@ impl Trend {
             self.sent.0 += bytes as f64;
             self.sent.1 += 1.0;
             fade(&mut self.sent);
+            self.derive();
         }
     }
 
     /// Bytes of canonical text to one token: the mean prompt sent over the mean prompt counted there.
     /// Means, not sums, so that other schedulers' requests do not tilt it.
     pub fn bytes_per_token(&self) -> f64 {
-        if self.sent.1 < MIN_PROMPTS || self.counted.1 < MIN_PROMPTS || self.counted.0 <= 0.0 {
-            return DEFAULT_BYTES_PER_TOKEN;
-        }
-        ((self.sent.0 / self.sent.1) / (self.counted.0 / self.counted.1)).clamp(1.0, 8.0)
+        self.derived.bytes_per_token
     }
 
     /// The last look, if it is not older than `stale`.
@@ -247,35 +302,13 @@ impl Trend {
     /// What scoring needs. `own` is what was under way when the metrics were asked for. `None` when
     /// the last look is older than `stale`.
     pub fn gauges(&self, own: Own, now: Duration, stale: Duration) -> Option<Gauges> {
-        let reading = self.reading(now, stale)?;
-        let mean_prompt = reading.prompts.filter(|(_, count)| *count > 0.0).map(|(sum, count)| sum / count);
-        let waiting_tokens = reading.waiting_tokens.or(match (reading.waiting, mean_prompt) {
-            (Some(waiting), _) if waiting <= 0.0 => Some(0.0),
-            (Some(waiting), Some(mean)) => Some(waiting * mean),
-            _ => None,
-        });
-        let prefill_rate = reading.prefill_rate.filter(|rate| *rate > 0.0).or_else(|| {
-            let seconds = reading.prefill_seconds.filter(|s| *s > 0.0)?;
-            let (tokens, _) = reading.prompts?;
-            (tokens > 0.0).then_some(tokens / seconds)
-        });
-        let inter_token = match (self.inter_token, reading.inter_token) {
-            (Some((seconds, at)), _) if now.saturating_sub(at) < LATENCY_WINDOW => {
-                InterToken::Seconds(seconds)
-            }
-            (_, Some(_)) => InterToken::Idle,
-            (_, None) => InterToken::Missing,
+        let Derived { gauges, at, .. } = self.derived;
+        at.filter(|at| now.saturating_sub(*at) <= stale)?;
+        let inter_token = match self.inter_token {
+            Some((seconds, at)) if now.saturating_sub(at) < LATENCY_WINDOW => InterToken::Seconds(seconds),
+            _ => gauges.inter_token,
         };
-        Some(Gauges {
-            running: reading.running,
-            waiting: reading.waiting,
-            waiting_tokens,
-            max_sequences: reading.max_sequences,
-            kv_usage: reading.kv_usage,
-            prefill_rate,
-            inter_token,
-            own,
-        })
+        Some(Gauges { inter_token, own, ..gauges })
     }
 }
 

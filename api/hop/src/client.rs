@@ -11,6 +11,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use strata_wire::ErrorKind;
 
+use crate::line::{Answer, LineError, Lines, MOST_IDLE};
 use crate::tls::{self, Callee, Component, Connector, Mismatch, Mtls};
 use crate::{Body, Fault};
 
@@ -21,6 +22,7 @@ use crate::{Body, Fault};
 #[derive(Clone, Debug)]
 pub struct Upstream {
     plain: Pool,
+    lines: Lines,
     secure: Option<Arc<Secure>>,
     namespace: Option<Arc<str>>,
 }
@@ -114,7 +116,12 @@ impl Default for Upstream {
 impl Upstream {
     /// A client with an empty pool that speaks plain HTTP alone.
     pub fn new() -> Self {
-        Self { plain: pool(Connector::plain()), secure: None, namespace: None }
+        Self {
+            plain: pool(Connector::plain()),
+            lines: Lines::new(Connector::plain()),
+            secure: None,
+            namespace: None,
+        }
     }
 
     /// The same that calls these components by mutual TLS too, where this process has certificates.
@@ -153,21 +160,45 @@ impl Upstream {
         match tokio::time::timeout(first_byte, pool.request(request)).await {
             Err(_) => Err(SendError::Timeout { to, limit: first_byte }),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(if let Some(message) = distrust(&error) {
-                SendError::Untrusted { to, message }
-            } else if error.is_connect() {
-                SendError::Connect { to, message: root_cause(&error) }
-            } else {
-                SendError::Broken { to, message: root_cause(&error) }
-            }),
+            Ok(Err(error)) => Err(failed(to, &error, error.is_connect())),
         }
+    }
+
+    /// The same for what is asked most often: whoever waits for the answer reads it from the connection
+    /// itself, and no other task is woken for it. By mutual TLS it is as with [`Upstream::send`].
+    pub async fn ask(
+        &self,
+        request: Request<Body>,
+        first_byte: Duration,
+    ) -> Result<Response<Answer>, SendError> {
+        if self.secure.is_some() && request.uri().scheme_str() == Some("https") {
+            return Ok(self.send(request, first_byte).await?.map(Answer::from));
+        }
+        let to = request.uri().authority().cloned();
+        let to = || to.as_ref().map_or_else(|| "the next layer".to_owned(), ToString::to_string);
+        match tokio::time::timeout(first_byte, self.lines.send(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(LineError::Connect(error))) => Err(failed(to(), &*error, true)),
+            Ok(Err(LineError::Broken(error))) => Err(failed(to(), &error, false)),
+            Err(_) => Err(SendError::Timeout { to: to(), limit: first_byte }),
+        }
+    }
+}
+
+fn failed(to: String, error: &(dyn std::error::Error + 'static), is_connect: bool) -> SendError {
+    if let Some(message) = distrust(error) {
+        SendError::Untrusted { to, message }
+    } else if is_connect {
+        SendError::Connect { to, message: root_cause(error) }
+    } else {
+        SendError::Broken { to, message: root_cause(error) }
     }
 }
 
 fn pool(connector: Connector) -> Pool {
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(30))
+        .pool_idle_timeout(MOST_IDLE)
         .build(connector)
 }
 

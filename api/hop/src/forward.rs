@@ -8,7 +8,6 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use http::HeaderMap;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use strata_wire::hops::{self, Hop};
 
 use crate::Body;
@@ -34,7 +33,10 @@ pub fn response_headers(received: &HeaderMap, explain: bool) -> HeaderMap {
 }
 
 /// An upstream's response as a stream of chunks that fails when it is silent for longer than `idle`.
-pub fn chunks(body: Incoming, idle: Duration) -> impl Stream<Item = io::Result<Bytes>> + Send + use<> {
+pub fn chunks<B>(body: B, idle: Duration) -> impl Stream<Item = io::Result<Bytes>> + Send + use<B>
+where
+    B: http_body::Body<Data = Bytes, Error = hyper::Error> + Send + Unpin,
+{
     futures::stream::unfold(Some(body), move |body| async move {
         let mut body = body?;
         loop {
@@ -55,12 +57,12 @@ pub fn chunks(body: Incoming, idle: Duration) -> impl Stream<Item = io::Result<B
 }
 
 /// An upstream's body, passed on chunk by chunk.
-pub fn body(body: Incoming, idle: Duration) -> Body {
+pub fn body(body: hyper::body::Incoming, idle: Duration) -> Body {
     Body::from_stream(chunks(body, idle))
 }
 
 /// A whole upstream body of at most `limit` bytes.
-pub async fn collect(body: Incoming, idle: Duration, limit: usize) -> io::Result<Bytes> {
+pub async fn collect(body: hyper::body::Incoming, idle: Duration, limit: usize) -> io::Result<Bytes> {
     let mut stream = std::pin::pin!(chunks(body, idle));
     let mut whole = bytes::BytesMut::new();
     while let Some(chunk) = stream.next().await {

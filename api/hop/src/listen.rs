@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::threads::Threads;
 use crate::tls::{self, Mtls, PeerIdentity, Refused, Sparse};
 
 /// Who is at the other end of the connection; an extension of every request.
@@ -61,6 +62,7 @@ pub struct Bound {
     addr: SocketAddr,
     mtls: Option<Mtls>,
     handshake: Duration,
+    threads: usize,
 }
 
 impl Bound {
@@ -72,7 +74,7 @@ impl Bound {
         };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, addr, mtls: None, handshake: defaults::HANDSHAKE_TIMEOUT })
+        Ok(Self { listener, addr, mtls: None, handshake: defaults::HANDSHAKE_TIMEOUT, threads: 0 })
     }
 
     /// The same speaking TLS alone, where this process has certificates. Clients are asked for theirs,
@@ -86,6 +88,15 @@ impl Bound {
     #[must_use]
     pub fn handshake_within(self, limit: Duration) -> Self {
         Self { handshake: limit, ..self }
+    }
+
+    /// The same where so many threads do nothing else than to serve connections, each its own ones from
+    /// their first byte to their last: nothing of a request is handed from thread to thread. For
+    /// handlers that only pass on; one that computes for long holds up the others of its thread. With 0
+    /// connections are served by the runtime that is there.
+    #[must_use]
+    pub fn on_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
     }
 
     /// Where it listens.
@@ -108,6 +119,7 @@ impl Bound {
             .header_read_timeout(defaults::HEADER_READ_TIMEOUT)
             .max_buf_size(defaults::MAX_HEADER_BYTES);
         let complaints = Arc::new(Sparse::default());
+        let mut threads = Threads::start(self.threads);
         loop {
             let (stream, peer) = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -126,11 +138,11 @@ impl Bound {
             let connection =
                 Served { http: http.clone(), router: router.clone(), watcher: graceful.watcher(), peer };
             let Some(mtls) = self.mtls.clone() else {
-                tokio::spawn(connection.run(stream, None));
+                threads.spawn(stream, |stream| connection.run(stream, None));
                 continue;
             };
             let (shutdown, limit, complaints) = (shutdown.clone(), self.handshake, complaints.clone());
-            tokio::spawn(async move {
+            threads.spawn(stream, move |stream| async move {
                 let shaken = tokio::select! {
                     () = shutdown.cancelled() => return,
                     shaken = tls::accept(&mtls, stream, peer, limit) => shaken,

@@ -28,7 +28,7 @@ pub use reload::Mtls;
 pub(crate) use reload::now;
 
 pub(crate) use accept::{Refused, accept};
-pub(crate) use connect::Connector;
+pub(crate) use connect::{Connector, Stream};
 pub(crate) use sparse::Sparse;
 pub(crate) use verify::{Callee, reason};
 

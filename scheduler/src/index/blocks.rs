@@ -1,5 +1,9 @@
 //! From a block to who holds it: a map in shards, so that those who ask and those who tell seldom meet.
 //!
+//! A map of millions of blocks lies in no cache: each block is a wait for memory. A processor waits for
+//! several at once as long as no lock stands between them, for a lock is where it waits for all that came
+//! before. So a look-up locks all shards first, and what is told is sorted by shard.
+//!
 //! A look-up asks for every block of a prompt: an engine says nothing of blocks that tell no more tokens
 //! than the one before (tools, of which a template makes another text; images), so holders cannot be
 //! searched for by halves. Neighbours mostly have the same holders, and are then passed over.
@@ -15,8 +19,10 @@ use strata_wire::prefix::BlockHash;
 
 use super::lanes::{Lane, Lanes};
 use crate::pick::index::Identity;
+use crate::scheduler::mix;
 
-const SHARDS: usize = 256;
+/// A look-up locks them all.
+const SHARDS: usize = 32;
 /// Entries of one lane. What a replica tells beyond them is not kept.
 const MAX_ENTRIES: usize = 1 << 22;
 /// How many there are.
@@ -34,20 +40,46 @@ fn key(lane: u32, medium: Medium) -> u32 {
     lane << 2 | medium as u32
 }
 
-/// Sorted by their keys.
+/// The replicas that hold a block.
 #[derive(Debug)]
 enum Holders {
     One(Holder),
-    // A vector by itself would make the entries of all other blocks larger.
-    #[allow(clippy::box_collection)]
-    Several(Box<Vec<Holder>>),
+    // By itself it would make the entries of all other blocks larger.
+    Several(Box<Several>),
+}
+
+#[derive(Debug)]
+struct Several {
+    /// Of all keys together: who holds another block, too, is known without a look at each.
+    sign: u64,
+    /// Sorted by their keys.
+    all: Vec<Holder>,
+}
+
+impl Several {
+    fn new(all: Vec<Holder>) -> Self {
+        Self { sign: all.iter().fold(0, |sign, holder| sign ^ sign_of(holder.key)), all }
+    }
+}
+
+/// So that sets of other keys have other signs, but by a chance of one in 2^64.
+fn sign_of(key: u32) -> u64 {
+    mix(u64::from(key) + 1)
 }
 
 impl Holders {
     fn all(&self) -> &[Holder] {
         match self {
             Self::One(holder) => std::slice::from_ref(holder),
-            Self::Several(holders) => holders,
+            Self::Several(several) => &several.all,
+        }
+    }
+
+    /// Tells sets of keys apart.
+    fn sign(&self) -> u64 {
+        match self {
+            Self::One(holder) => sign_of(holder.key),
+            Self::Several(several) => several.sign,
         }
     }
 
@@ -61,16 +93,17 @@ impl Holders {
             Self::One(holder) => {
                 let mut both = vec![*holder, new];
                 both.sort_unstable_by_key(|holder| holder.key);
-                *self = Self::Several(Box::new(both));
+                *self = Self::Several(Box::new(Several::new(both)));
                 true
             }
-            Self::Several(holders) => match holders.binary_search_by_key(&new.key, |holder| holder.key) {
+            Self::Several(several) => match several.all.binary_search_by_key(&new.key, |holder| holder.key) {
                 Ok(at) => {
-                    holders[at] = new;
+                    several.all[at] = new;
                     false
                 }
                 Err(at) => {
-                    holders.insert(at, new);
+                    several.all.insert(at, new);
+                    several.sign ^= sign_of(new.key);
                     true
                 }
             },
@@ -81,13 +114,20 @@ impl Holders {
     fn retain(&mut self, mut keep: impl FnMut(u32) -> bool) -> bool {
         match self {
             Self::One(holder) => keep(holder.key),
-            Self::Several(holders) => {
-                holders.retain(|holder| keep(holder.key));
-                if let [only] = holders[..] {
+            Self::Several(several) => {
+                let Several { sign, all } = &mut **several;
+                all.retain(|holder| {
+                    let stays = keep(holder.key);
+                    if !stays {
+                        *sign ^= sign_of(holder.key);
+                    }
+                    stays
+                });
+                if let [only] = several.all[..] {
                     *self = Self::One(only);
                     return true;
                 }
-                !holders.is_empty()
+                !several.all.is_empty()
             }
         }
     }
@@ -127,41 +167,57 @@ impl BlockIndex {
 
     /// The replica of this lane holds these.
     pub fn store(&self, lane: &Lane, stored: &[Stored]) {
-        for Stored { hash, tokens, medium } in stored {
-            if lane.entries() >= MAX_ENTRIES {
-                return;
-            }
-            let holder = Holder { key: key(lane.number(), *medium), tokens: *tokens };
-            let new = match self.write(*hash).entry(*hash) {
-                Entry::Vacant(vacant) => {
-                    vacant.insert(Holders::One(holder));
-                    true
+        let mut room = MAX_ENTRIES.saturating_sub(lane.entries());
+        let mut new = 0;
+        each_by_shard(
+            stored,
+            |stored| stored.hash,
+            |shard, all| {
+                let mut shard = self.write(shard);
+                for Stored { hash, tokens, medium } in all {
+                    if room == 0 {
+                        return;
+                    }
+                    let holder = Holder { key: key(lane.number(), *medium), tokens: *tokens };
+                    let is_new = match shard.entry(*hash) {
+                        Entry::Vacant(vacant) => {
+                            vacant.insert(Holders::One(holder));
+                            true
+                        }
+                        Entry::Occupied(mut held) => held.get_mut().add(holder),
+                    };
+                    new += usize::from(is_new);
+                    room -= usize::from(is_new);
                 }
-                Entry::Occupied(mut held) => held.get_mut().add(holder),
-            };
-            if new {
-                lane.add();
-                self.entries.fetch_add(1, Ordering::AcqRel);
-            }
-        }
+            },
+        );
+        lane.add(new);
+        self.entries.fetch_add(new, Ordering::AcqRel);
     }
 
     /// It no longer holds these.
     pub fn remove(&self, lane: &Lane, removed: &[Removed]) {
-        for Removed { hash, medium } in removed {
-            let gone = key(lane.number(), *medium);
-            let mut shard = self.write(*hash);
-            let Entry::Occupied(mut held) = shard.entry(*hash) else { continue };
-            let before = held.get().all().len();
-            if !held.get_mut().retain(|key| key != gone) {
-                held.remove();
-            } else if held.get().all().len() == before {
-                continue;
-            }
-            drop(shard);
-            lane.take();
-            self.entries.fetch_sub(1, Ordering::AcqRel);
-        }
+        let mut went = 0;
+        each_by_shard(
+            removed,
+            |removed| removed.hash,
+            |shard, all| {
+                let mut shard = self.write(shard);
+                for Removed { hash, medium } in all {
+                    let gone = key(lane.number(), *medium);
+                    let Entry::Occupied(mut held) = shard.entry(*hash) else { continue };
+                    let before = held.get().all().len();
+                    if !held.get_mut().retain(|key| key != gone) {
+                        held.remove();
+                    } else if held.get().all().len() == before {
+                        continue;
+                    }
+                    went += 1;
+                }
+            },
+        );
+        lane.take(went);
+        self.entries.fetch_sub(went, Ordering::AcqRel);
     }
 
     /// Whether it is time to [sweep](Self::sweep).
@@ -194,36 +250,57 @@ impl BlockIndex {
     /// Finds who holds how much of a prompt with these blocks.
     pub fn find(&self, chain: &[BlockHash]) -> Found {
         let mut found = Found::default();
-        let mut last: Vec<u32> = Vec::new();
-        for (at, hash) in chain.iter().enumerate().rev() {
-            let shard = self.read(*hash);
-            let Some(holders) = shard.get(hash).map(Holders::all) else { continue };
+        if chain.is_empty() {
+            return found;
+        }
+        let shards: [RwLockReadGuard<'_, Shard>; SHARDS] =
+            std::array::from_fn(|at| self.shards[at].read().unwrap_or_else(PoisonError::into_inner));
+        let held: Vec<Option<&Holders>> = chain.iter().map(|hash| shards[shard(*hash)].get(hash)).collect();
+        let mut last = None;
+        for (at, holders) in held.into_iter().enumerate().rev() {
+            let Some(holders) = holders else { continue };
             // The same hold a block behind this one, which tells more.
-            if holders.len() == last.len()
-                && holders.iter().zip(&last).all(|(holder, key)| holder.key == *key)
-            {
-                continue;
-            }
-            last.clear();
-            for holder in holders {
-                last.push(holder.key);
-                found.note(*holder, at + 1);
+            if last.replace(holders.sign()) != Some(holders.sign()) {
+                holders.all().iter().for_each(|holder| found.note(*holder, at + 1));
             }
         }
         found
     }
 
-    fn shard(&self, hash: BlockHash) -> &RwLock<Shard> {
-        // The map finds a group by the low bits, and in it a block by the high ones.
-        &self.shards[(hash.0 >> 40) as usize % SHARDS]
+    fn write(&self, shard: usize) -> RwLockWriteGuard<'_, Shard> {
+        self.shards[shard].write().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn read(&self, hash: BlockHash) -> RwLockReadGuard<'_, Shard> {
-        self.shard(hash).read().unwrap_or_else(PoisonError::into_inner)
+/// Where a block is.
+fn shard(hash: BlockHash) -> usize {
+    // The map finds a group by the low bits, and in it a block by the high ones.
+    (hash.0 >> 40) as usize % SHARDS
+}
+
+/// Calls `each` with those of each shard, in the order that they have here.
+fn each_by_shard<T: Copy>(all: &[T], hash: impl Fn(&T) -> BlockHash, mut each: impl FnMut(usize, &[T])) {
+    let [first, ..] = all else { return };
+    let mut ends = [0usize; SHARDS];
+    for one in all {
+        ends[shard(hash(one))] += 1;
     }
-
-    fn write(&self, hash: BlockHash) -> RwLockWriteGuard<'_, Shard> {
-        self.shard(hash).write().unwrap_or_else(PoisonError::into_inner)
+    let mut sum = 0;
+    for end in &mut ends {
+        sum += std::mem::replace(end, sum);
+    }
+    let mut sorted = vec![*first; all.len()];
+    for one in all {
+        let place = &mut ends[shard(hash(one))];
+        sorted[*place] = *one;
+        *place += 1;
+    }
+    let mut begin = 0;
+    for (shard, end) in ends.into_iter().enumerate() {
+        if begin < end {
+            each(shard, &sorted[begin..end]);
+        }
+        begin = end;
     }
 }
 

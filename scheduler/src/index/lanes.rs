@@ -13,7 +13,11 @@ const MOST_CLOSED: usize = 1024;
 
 /// What one replica holds, from one snapshot of it on. Closed when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Lane(Arc<Open>);
+pub struct Lane {
+    // Here too: a choice reads it of each replica.
+    number: u32,
+    open: Arc<Open>,
+}
 
 #[derive(Debug)]
 struct Open {
@@ -40,20 +44,20 @@ impl Drop for Open {
 impl Lane {
     /// Its number.
     pub fn number(&self) -> u32 {
-        self.0.number
+        self.number
     }
 
     /// Entries of the index that bear it.
     pub fn entries(&self) -> usize {
-        self.0.entries.load(Ordering::Acquire)
+        self.open.entries.load(Ordering::Acquire)
     }
 
-    pub(super) fn add(&self) {
-        self.0.entries.fetch_add(1, Ordering::AcqRel);
+    pub(super) fn add(&self, entries: usize) {
+        self.open.entries.fetch_add(entries, Ordering::AcqRel);
     }
 
-    pub(super) fn take(&self) {
-        self.0.entries.fetch_sub(1, Ordering::AcqRel);
+    pub(super) fn take(&self, entries: usize) {
+        self.open.entries.fetch_sub(entries, Ordering::AcqRel);
     }
 }
 
@@ -78,7 +82,8 @@ impl Lanes {
             numbers.next += 1;
             numbers.next - 1
         });
-        Lane(Arc::new(Open { number, entries: AtomicUsize::new(0), closed: Arc::clone(&self.closed) }))
+        let open = Open { number, entries: AtomicUsize::new(0), closed: Arc::clone(&self.closed) };
+        Lane { number, open: Arc::new(open) }
     }
 
     /// Entries of lanes that are closed.
