@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, header};
 use strata_hop::{Body, Fault, forward, spool};
 use strata_wire::hops::Hop;
 use strata_wire::patch::{self, Patch};
-use strata_wire::prefix;
+use strata_wire::prefix::{self, Prefix};
 use strata_wire::toplevel::TopLevel;
 use strata_wire::{ErrorKind, defaults, headers};
 use tokio::time::Instant;
@@ -46,43 +46,64 @@ pub(crate) struct Call {
     pub(crate) divisible: bool,
 }
 
+/// What a request's headers say of how it is handled.
+pub(crate) struct Terms {
+    given: Option<Duration>,
+    deadline: Instant,
+    scope: String,
+}
+
+impl Terms {
+    /// Reads them, of a request that arrived then.
+    pub(crate) fn read(received: &HeaderMap, arrived: Instant) -> Result<Self, Fault> {
+        let given = text(received, headers::DEADLINE_MS)?
+            .map(|ms| {
+                ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds"))
+            })
+            .transpose()?
+            .map(Duration::from_millis);
+        let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
+        let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default().to_owned();
+        Ok(Self { given, deadline, scope })
+    }
+
+    /// Whether its prompt may only be shared within a scope.
+    pub(crate) fn has_scope(&self) -> bool {
+        !self.scope.is_empty()
+    }
+}
+
 /// Reads a request and says what to send and where it may go.
 pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Result<Call, Fault> {
     let (parts, body) = request.into_parts();
-    let received = &parts.headers;
-    let given = text(received, headers::DEADLINE_MS)?
-        .map(|ms| ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds")))
-        .transpose()?
-        .map(Duration::from_millis);
-    let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
-    let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default();
-
-    let body = tokio::time::timeout_at(deadline, spool::read(body, defaults::MAX_BODY_BYTES))
+    let terms = Terms::read(&parts.headers, arrived)?;
+    let body = tokio::time::timeout_at(terms.deadline, spool::read(body, defaults::MAX_BODY_BYTES))
         .await
         .map_err(|_| past_deadline())??;
+    understand(scheduler, parts.uri.path(), &parts.headers, &terms, &body)
+}
+
+/// The same of a request whose body is here.
+pub(crate) fn understand(
+    scheduler: &Scheduler,
+    path: &str,
+    received: &HeaderMap,
+    terms: &Terms,
+    body: &Bytes,
+) -> Result<Call, Fault> {
+    let scope = terms.scope.as_str();
     let refused = |body| Fault::from_body(ErrorKind::InvalidRequest, body);
-    let top = TopLevel::scan(&body).map_err(|error| refused(error.to_body()))?;
-    let model = top.text(&body, "model").map_err(refused)?.ok_or_else(|| {
+    let top = TopLevel::scan(body).map_err(|error| refused(error.to_body()))?;
+    let model = top.text(body, "model").map_err(refused)?.ok_or_else(|| {
         Fault::invalid_param(
             "model",
             "the body names no `model`; GET /v1/models lists those that can be asked",
         )
     })?;
-    let Some(pool) = scheduler.registry.pool(&model) else {
-        return Err(if scheduler.is_learning() {
-            Fault::new(
-                ErrorKind::Overloaded,
-                "the scheduler has just started and does not know yet all models that are served; try again shortly",
-            )
-            .retry_after(Duration::from_secs(1))
-        } else {
-            unknown_model(&model)
-        });
-    };
+    let pool = pool(scheduler, &model)?;
 
-    let path = parts.uri.path().to_owned();
     let cached = ROUTES.iter().any(|(route, cached)| *route == path && *cached);
-    let prefix = if cached { prefix::of_body(scope, &body) } else { None }.unwrap_or_default();
+    let prefix = if cached { prefix::of_body(scope, body) } else { None }.unwrap_or_default();
     let mut patches = vec![Patch::Remove("kv_transfer_params"), Patch::Remove("priority")];
     patches.push(if cached && !scope.is_empty() {
         Patch::Set("cache_salt", serde_json::Value::from(scope).to_string())
@@ -90,19 +111,63 @@ pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Insta
         Patch::Remove("cache_salt")
     });
     debug_assert!(patches.iter().all(|p| p.is_allowed(&Hop::SchedulerToEngine.patches())));
-    let patched = patch::apply(&body, &top, &patches).map_err(|error| refused(error.to_body()))?;
+    let patched = patch::apply(body, &top, &patches).map_err(|error| refused(error.to_body()))?;
     let bytes = if prefix.bytes > 0 { prefix.bytes } else { body.len() };
 
     Ok(Call {
-        divisible: prefill::is_divisible(&path, &body, &top),
+        divisible: prefill::is_divisible(path, body, &top),
         id: minted_id(scheduler, received),
         headers: forward::request_headers(received, Hop::SchedulerToEngine),
-        has_deadline: given.is_some(),
-        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline },
+        has_deadline: terms.given.is_some(),
+        wanted: Wanted { prefix, bytes, body_bytes: patched.len(), deadline: terms.deadline, subset: None },
         body: patched,
-        path,
+        path: path.to_owned(),
         model,
         pool,
+    })
+}
+
+/// A request of which only the headers and the model are known. Its replica is chosen by load alone.
+pub(crate) fn unseen(
+    scheduler: &Scheduler,
+    path: &str,
+    received: &HeaderMap,
+    terms: &Terms,
+    model: &str,
+) -> Result<Call, Fault> {
+    let length = received.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let bytes = length.unwrap_or(0usize).min(defaults::MAX_BODY_BYTES);
+    Ok(Call {
+        path: path.to_owned(),
+        model: model.to_owned(),
+        pool: pool(scheduler, model)?,
+        id: minted_id(scheduler, received),
+        headers: forward::request_headers(received, Hop::SchedulerToEngine),
+        has_deadline: terms.given.is_some(),
+        body: Bytes::new(),
+        wanted: Wanted {
+            prefix: Prefix::default(),
+            bytes,
+            body_bytes: 0,
+            deadline: terms.deadline,
+            subset: None,
+        },
+        divisible: false,
+    })
+}
+
+/// The model of this name.
+fn pool(scheduler: &Scheduler, model: &str) -> Result<Arc<Pool>, Fault> {
+    scheduler.registry.pool(model).ok_or_else(|| {
+        if scheduler.is_learning() {
+            Fault::new(
+                ErrorKind::Overloaded,
+                "the scheduler has just started and does not know yet all models that are served; try again shortly",
+            )
+            .retry_after(Duration::from_secs(1))
+        } else {
+            unknown_model(model)
+        }
     })
 }
 
@@ -143,16 +208,21 @@ impl Call {
                 tracing::error!(%error, replica = replica.name(), "could not make a request");
                 Fault::new(ErrorKind::Internal, "the request could not be passed on")
             })?;
-        let headers = request.headers_mut();
-        *headers = self.headers.clone();
+        *request.headers_mut() = self.headers(scheduler, left);
+        Ok(request)
+    }
+
+    /// The headers that a replica gets.
+    pub(crate) fn headers(&self, scheduler: &Scheduler, left: Duration) -> HeaderMap {
+        let mut headers = self.headers.clone();
         headers.insert(headers::MINTED_ID, self.id.clone());
         headers.remove(headers::DEADLINE_MS);
         if self.has_deadline {
             headers.insert(headers::DEADLINE_MS, HeaderValue::from(left.as_millis() as u64));
         }
         if let Some(token) = &scheduler.options.hop_token {
-            token.attach(headers);
+            token.attach(&mut headers);
         }
-        Ok(request)
+        headers
     }
 }

@@ -1,5 +1,6 @@
 //! Finds a replica for a request, and holds the request while there is none.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -37,6 +38,24 @@ pub struct Wanted {
     pub body_bytes: usize,
     /// When it must have ended.
     pub deadline: Instant,
+    /// The only replicas that may take it; all of the model's when absent.
+    pub subset: Option<Arc<Subset>>,
+}
+
+/// Replicas by where they are, `host:port`.
+#[derive(Clone, Debug)]
+pub struct Subset(BTreeSet<String>);
+
+impl Subset {
+    /// Those at these addresses.
+    pub fn new(addresses: BTreeSet<String>) -> Self {
+        Self(addresses)
+    }
+
+    /// Whether a replica is one of them.
+    pub fn has(&self, replica: &Replica) -> bool {
+        self.0.contains(&replica.authority())
+    }
 }
 
 /// The replicas that already failed a request. One that has since been away and come back may be tried
@@ -292,6 +311,7 @@ fn candidates<'a>(
         let view = replica.view(&wanted.prefix, &found, now, stale);
         let mut candidate = replica.candidate(&view);
         candidate.eligible &= !tried.excludes(replica, view.epoch);
+        candidate.eligible &= wanted.subset.as_ref().is_none_or(|subset| subset.has(replica));
         candidate
     };
     replicas.iter().map(candidate).collect()

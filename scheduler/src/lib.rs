@@ -12,6 +12,7 @@ pub mod demand;
 pub mod discovery;
 pub mod endpoints;
 pub mod exposition;
+pub mod extproc;
 pub mod follow;
 pub mod index;
 pub mod metrics;
@@ -88,6 +89,10 @@ pub async fn run_on(
         "scheduler listens"
     );
     let leave_after = options.leave_after;
+    let picker = match &options.extproc_listen {
+        Some(address) => Some(bind_picker(address, &options).await?),
+        None => None,
+    };
     let scheduler = Scheduler::start(options, stop).await?;
     let closed = CancellationToken::new();
     let leaving = async {
@@ -97,6 +102,26 @@ pub async fn run_on(
         tokio::time::sleep(leave_after).await;
         closed.cancel();
     };
-    tokio::join!(bound.serve(router(scheduler.clone()), closed.clone(), grace), leaving);
+    let picks = async {
+        if let Some(picker) = picker {
+            picker.serve(extproc::router(scheduler.clone()), closed.clone(), grace).await;
+        }
+    };
+    tokio::join!(bound.serve(router(scheduler.clone()), closed.clone(), grace), picks, leaving);
     Ok(())
+}
+
+/// The address at which proxies ask, guarded as the other is.
+async fn bind_picker(address: &str, options: &SchedulerOptions) -> Result<Bound, SchedulerError> {
+    let bound = Bound::bind(address).await;
+    let bound = bound.map_err(|error| SchedulerError::Options(format!("--extproc-listen: {error}")))?;
+    let bound = bound.secured(options.mtls.clone()).over_http2();
+    tracing::info!(address = %bound.addr(), "endpoint picker listens");
+    if options.mtls.is_none() && options.hop_token.is_none() && !bound.addr().ip().is_loopback() {
+        tracing::warn!(
+            address = %bound.addr(),
+            "whoever reaches the endpoint picker can ask it: let only the gateway, by a NetworkPolicy"
+        );
+    }
+    Ok(bound)
 }

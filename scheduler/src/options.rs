@@ -16,6 +16,9 @@ use crate::pick::budget::BURST;
 pub struct SchedulerOptions {
     /// Where to listen, such as `127.0.0.1:8082`; port 0 takes a free one.
     pub listen: String,
+    /// Where to listen for proxies that ask which replica a request should go to, over gRPC
+    /// ([`crate::extproc`]); nowhere when absent.
+    pub extproc_listen: Option<String>,
     /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this,
     /// or [`SchedulerOptions::endpoints`], or [`SchedulerOptions::kubernetes`].
     pub replicas: Vec<String>,
@@ -77,6 +80,7 @@ impl Default for SchedulerOptions {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:0".to_owned(),
+            extproc_listen: None,
             replicas: Vec::new(),
             endpoints: None,
             kubernetes: None,

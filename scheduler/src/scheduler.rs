@@ -84,6 +84,11 @@ impl Scheduler {
         Ok(scheduler)
     }
 
+    /// It, for a handler that takes it as axum's state.
+    pub(crate) fn state(&self) -> axum::extract::State<Self> {
+        axum::extract::State(self.clone())
+    }
+
     /// Takes over a list of models and replicas, and watches the replicas that are new in it.
     pub fn list(&self, wanted: &Endpoints, unlisted: &[Endpoint]) {
         for replica in self.registry.apply(wanted, unlisted, unix_seconds(), self.now()) {

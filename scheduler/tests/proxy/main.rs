@@ -12,6 +12,7 @@ mod canary;
 mod discovery;
 mod failover;
 mod hold;
+mod picker;
 mod prefill;
 mod readiness;
 mod stopping;
