@@ -130,6 +130,7 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
         args.kubernetes.then(|| Kubernetes { namespace: args.namespace, ..Kubernetes::default() });
     let options = SchedulerOptions {
         listen: args.listen,
+        extproc_listen: args.extproc_listen,
         replicas: args.replicas,
         endpoints: args.endpoints,
         leave_after: if kubernetes.is_some() { defaults::LEAVE_AFTER } else { Duration::ZERO },

@@ -17,11 +17,12 @@ mod session;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::middleware::Next;
 use axum::response::Response;
 use axum::routing::post;
 use futures::Stream;
 use futures::future::Ready;
-use strata_hop::{Above, caller};
+use strata_hop::Above;
 use strata_wire::defaults;
 use tonic::server::{Grpc, StreamingService, UnaryService};
 use tonic::{Status, Streaming};
@@ -48,10 +49,22 @@ pub fn router(scheduler: Scheduler) -> Router {
     let above = Above::new(options.hop_token.clone(), options.mtls.as_ref(), CALLERS);
     Router::new()
         .route(PROCESS, post(process))
-        .layer(axum::middleware::from_fn_with_state(above, caller::require))
+        .layer(axum::middleware::from_fn_with_state(above, require))
         .route(CHECK, post(check))
         .fallback(unimplemented)
         .with_state(scheduler)
+}
+
+/// Refuses callers that are not the layer above, in gRPC's words.
+async fn require(State(above): State<Above>, request: Request, next: Next) -> Response {
+    match above.check(request.extensions(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(why) => refuse(&Status::unauthenticated(above.refuse(&request, &why).body.error.message)),
+    }
+}
+
+fn refuse(status: &Status) -> Response {
+    status.clone().into_http::<tonic::body::Body>().map(Body::new)
 }
 
 async fn process(State(scheduler): State<Scheduler>, request: Request) -> Response {
@@ -68,8 +81,7 @@ async fn check(State(scheduler): State<Scheduler>, request: Request) -> Response
 /// The answer to a method that is not here, in gRPC's words.
 async fn unimplemented(request: Request) -> Response {
     let path = request.uri().path();
-    let status = Status::unimplemented(format!("no such method: {path}; this is {PROCESS} and {CHECK}"));
-    status.into_http::<tonic::body::Body>().map(Body::new)
+    refuse(&Status::unimplemented(format!("no such method: {path}; there are {PROCESS} and {CHECK}")))
 }
 
 struct Processor(Scheduler);

@@ -10,6 +10,7 @@ mod affinity;
 mod boundary;
 mod canary;
 mod discovery;
+mod envoy;
 mod failover;
 mod hold;
 mod picker;

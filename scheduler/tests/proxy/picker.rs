@@ -323,7 +323,10 @@ async fn health_and_the_token() {
     let token = HopToken::new("one-run").unwrap();
     let rig = Rig::before(&[&engine], SchedulerOptions { hop_token: Some(token), ..quick() }).await;
     let picker = Picker::of(&rig.scheduler).await;
-    let stranger = picker.open().await.err().expect("a stranger is refused");
+    let stranger = match picker.open().await {
+        Ok(mut asking) => asking.next().await.expect("a refusal").unwrap_err(),
+        Err(status) => status,
+    };
     assert_eq!(stranger.code(), tonic::Code::Unauthenticated);
     for service in ["", "liveness", "readiness", SERVICE] {
         assert_eq!(picker.health(service).await, Ok(SERVING), "{service}");
@@ -333,8 +336,8 @@ async fn health_and_the_token() {
     rig.ready("m", 0).await;
     assert_eq!([picker.health("readiness").await, picker.health(SERVICE).await], [Ok(NOT_SERVING); 2]);
     assert_eq!(picker.health("liveness").await, Ok(SERVING));
-    let open = picker.showing("one-run").open().await;
-    assert!(open.is_ok());
+    let mut asking = picker.showing("one-run").ask(&Ask::new(BUFFERED)).await;
+    assert_eq!(said(&asking.answer().await).to, "headers");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod api_server;
 pub(crate) mod engine;
+pub(crate) mod envoy;
 pub(crate) mod picker;
 
 use std::time::Duration;
