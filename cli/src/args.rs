@@ -409,6 +409,7 @@ Examples:
   strata scheduler --replicas http://127.0.0.1:8001,http://127.0.0.1:8002 --listen 127.0.0.1:8000
   strata scheduler --kubernetes --namespace team-a
   strata scheduler --replicas http://127.0.0.1:8001 --extproc-listen 127.0.0.1:9002
+  strata scheduler --kubernetes --inference-pool llama --extproc-listen 0.0.0.0:9002
 
 Replicas may be Strata engines or vLLM servers. On Kubernetes they are the ready engine pods of one
 namespace, and its ModelDeployments say how to route to them.")]
@@ -422,6 +423,9 @@ pub(crate) struct Scheduler {
     /// Follow the models and pods of a namespace, of the current kubeconfig context or the pod's own
     #[arg(long, conflicts_with_all = ["replicas", "endpoints"])]
     pub(crate) kubernetes: bool,
+    /// The InferencePool whose pods are the replicas, with --kubernetes, in place of ModelDeployments
+    #[arg(long, value_name = "NAME", env = "STRATA_INFERENCE_POOL", requires = "kubernetes")]
+    pub(crate) inference_pool: Option<String>,
     /// The namespace, with --kubernetes [default: that of the kubeconfig context, or the pod's own]
     #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE")]
     pub(crate) namespace: Option<String>,

@@ -162,7 +162,7 @@ fn pool(scheduler: &Scheduler, model: &str) -> Result<Arc<Pool>, Fault> {
         if scheduler.is_learning() {
             Fault::new(
                 ErrorKind::Overloaded,
-                "the scheduler has just started and does not know yet all models that are served; try again shortly",
+                "the scheduler does not know yet all models that are served; try again shortly",
             )
             .retry_after(Duration::from_secs(1))
         } else {

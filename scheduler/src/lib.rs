@@ -15,6 +15,7 @@ pub mod exposition;
 pub mod extproc;
 pub mod follow;
 pub mod index;
+pub mod inference_pool;
 pub mod metrics;
 pub mod options;
 pub mod pick;

@@ -113,6 +113,9 @@ pub struct Kubernetes {
     /// Base URL of an API server that asks for no credentials, such as `kubectl proxy`. When absent, the
     /// cluster of the kubeconfig, or the pod's own.
     pub server: Option<String>,
+    /// The InferencePool of the Gateway API whose pods are the replicas, each of the models that it says
+    /// it serves. When absent, the replicas are the engine pods of the namespace's ModelDeployments.
+    pub inference_pool: Option<String>,
     /// How long one watch lasts, in whole seconds. It bounds how long a connection that broke without a
     /// sign goes unnoticed.
     #[serde(with = "millis")]
@@ -121,7 +124,7 @@ pub struct Kubernetes {
 
 impl Default for Kubernetes {
     fn default() -> Self {
-        Self { namespace: None, server: None, watch: Duration::from_secs(60) }
+        Self { namespace: None, server: None, inference_pool: None, watch: Duration::from_secs(60) }
     }
 }
 

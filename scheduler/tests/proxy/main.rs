@@ -14,6 +14,7 @@ mod envoy;
 mod failover;
 mod hold;
 mod picker;
+mod pool;
 mod prefill;
 mod readiness;
 mod stopping;
