@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
+import os
 import socket
+import ssl
 import subprocess
 import urllib.error
 import urllib.request
@@ -53,15 +55,20 @@ class Processes:
         return log
 
     def answers(self, url: str, status: int = 200):
+        self.until(f"{url} to answer {status}", lambda: call(url, timeout=5)[0] == status)
+
+    def until(self, what: str, holds):
+        """Waits, and fails at once when one of the processes has stopped."""
+
         def ask():
             for name, log, process in self.running:
                 assert process.poll() is None, f"{name} stopped:\n{log.read_text()[-3000:]}"
             try:
-                return call(url, timeout=5)[0] == status
+                return holds()
             except OSError:
                 return False
 
-        wait_for(f"{url} to answer {status}", ask)
+        wait_for(what, ask)
 
     def stop(self):
         for _, _, process in self.running:
@@ -126,10 +133,7 @@ def chain(strata, uri, request, tmp_path_factory):
             "scheduler", strata, "scheduler", "--replicas", ",".join(engines),
             "--listen", f"127.0.0.1:{port}", "--extproc-listen", f"127.0.0.1:{picker}",
         )  # fmt: skip
-        wait_for(
-            "both replicas to be ready",
-            lambda: _ready_replicas(processes, scheduler) == 2,
-        )
+        processes.until("both replicas to be ready", lambda: ready_replicas(scheduler) == 2)
         ports = {mode: free_port() for mode in MODES}
         config = folder / "envoy.json"
         config.write_text(json.dumps(configured(ports, picker)))
@@ -142,8 +146,7 @@ def chain(strata, uri, request, tmp_path_factory):
         processes.stop()
 
 
-def _ready_replicas(processes: Processes, scheduler: str) -> int:
-    processes.answers(f"{scheduler}/health")
+def ready_replicas(scheduler: str) -> int:
     models = json.loads(call(f"{scheduler}/replicas")[2])["models"]
     return sum(state["ready"] for replicas in models.values() for state in replicas)
 
@@ -205,3 +208,97 @@ def test_refusals_raise_what_the_sdk_has_for_them(chain, mode):
         client.chat.completions.create(model="gpt-9", messages=HELLO)
     assert raised.value.code == "model_not_found"
     assert call(f"{chain[0][mode]}/sleep", {})[0] == 404
+
+
+def certificate(folder: pathlib.Path, authority: pathlib.Path, identity: str) -> pathlib.Path:
+    """A folder as STRATA_HOP_DIR wants it, of a certificate for this identity."""
+    own = folder / identity.replace("/", "-")
+    own.mkdir()
+    names = own / "names"
+    names.write_text(f"subjectAltName=URI:spiffe://strata/ns/{identity}\nextendedKeyUsage=serverAuth,clientAuth\n")
+    openssl(
+        "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=test",
+        "-keyout", own / "tls.key", "-out", own / "request",
+    )  # fmt: skip
+    openssl(
+        "x509", "-req", "-in", own / "request", "-CA", authority / "ca.crt", "-CAkey", authority / "ca.key",
+        "-CAcreateserial", "-days", "2", "-extfile", names, "-out", own / "tls.crt",
+    )  # fmt: skip
+    (own / "ca.crt").write_text((authority / "ca.crt").read_text())
+    return own
+
+
+def openssl(*args) -> None:
+    done = subprocess.run(["openssl", *map(str, args)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_with_certificates_envoy_shows_its_own(chain, strata, request, tmp_path):
+    authority = tmp_path / "authority"
+    authority.mkdir()
+    openssl(
+        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+        "-subj", "/CN=authority", "-addext", "basicConstraints=critical,CA:TRUE",
+        "-keyout", authority / "ca.key", "-out", authority / "ca.crt",
+    )  # fmt: skip
+    own = certificate(tmp_path, authority, "models/scheduler")
+    may, may_not = (certificate(tmp_path, authority, who) for who in ("strata/gateway", "models/engine"))
+    port, picker = free_port(), free_port()
+    ports = {"may": free_port(), "may-not": free_port()}
+    processes = Processes(tmp_path)
+    try:
+        processes.start(
+            "scheduler", strata, "scheduler", "--replicas", ",".join(chain[2]),
+            "--listen", f"127.0.0.1:{port}", "--extproc-listen", f"127.0.0.1:{picker}",
+            env=os.environ | {"STRATA_HOP_DIR": str(own)},
+        )  # fmt: skip
+        unverified = ssl._create_unverified_context()
+        ready = f"https://127.0.0.1:{port}/ready"
+        processes.until("a ready replica", lambda: opens(ready, unverified))
+        for who, folder in (("may", may), ("may-not", may_not)):
+            config = configured({"FULL_DUPLEX_STREAMED": ports[who]}, picker)
+            clusters = config["static_resources"]["clusters"]
+            next(c for c in clusters if c["name"] == "scheduler")["transport_socket"] = mutual_tls(folder)
+            path = tmp_path / f"{who}.json"
+            path.write_text(json.dumps(config))
+            envoy = request.config.getoption("--envoy")
+            processes.start(who, envoy, "--disable-hot-restart", "--concurrency", "1", "--config-path", path)
+        processes.answers(f"http://127.0.0.1:{ports['may']}/v1/models")
+        body = {"model": "none", "prompt": "hi"}
+        refused = call(f"http://127.0.0.1:{ports['may']}/v1/completions", body)
+        assert refused[0] == 404 and b"model_not_found" in refused[2]
+        # The picker refuses this one; Envoy lets nothing pass that it cannot ask about.
+        processes.answers(f"http://127.0.0.1:{ports['may-not']}/v1/models", 500)
+    finally:
+        processes.stop()
+
+
+def opens(url: str, context: ssl.SSLContext) -> bool:
+    with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+        return answer.status == 200
+
+
+def mutual_tls(folder: pathlib.Path) -> dict:
+    """The setting that docs/guides/envoy.md shows."""
+    version = "TLSv1_3"
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {
+                "tls_params": {"tls_minimum_protocol_version": version, "tls_maximum_protocol_version": version},
+                "tls_certificates": [
+                    {
+                        "certificate_chain": {"filename": str(folder / "tls.crt")},
+                        "private_key": {"filename": str(folder / "tls.key")},
+                    }
+                ],
+                "validation_context": {
+                    "trusted_ca": {"filename": str(folder / "ca.crt")},
+                    "match_typed_subject_alt_names": [
+                        {"san_type": "URI", "matcher": {"exact": "spiffe://strata/ns/models/scheduler"}}
+                    ],
+                },
+            },
+        },
+    }
