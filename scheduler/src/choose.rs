@@ -1,6 +1,5 @@
 //! Finds a replica for a request, and holds the request while there is none.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use crate::queue::{Offer, patience};
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica};
 use crate::scheduler::Scheduler;
+use crate::subset::Subset;
 
 /// When a client should try again after there was no room.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -40,22 +40,6 @@ pub struct Wanted {
     pub deadline: Instant,
     /// The only replicas that may take it; all of the model's when absent.
     pub subset: Option<Arc<Subset>>,
-}
-
-/// Replicas by where they are, `host:port`.
-#[derive(Clone, Debug)]
-pub struct Subset(BTreeSet<String>);
-
-impl Subset {
-    /// Those at these addresses.
-    pub fn new(addresses: BTreeSet<String>) -> Self {
-        Self(addresses)
-    }
-
-    /// Whether a replica is one of them.
-    pub fn has(&self, replica: &Replica) -> bool {
-        self.0.contains(&replica.authority())
-    }
 }
 
 /// The replicas that already failed a request. One that has since been away and come back may be tried

@@ -28,12 +28,13 @@ pub mod report;
 pub mod scheduler;
 pub mod scrape;
 pub mod stream;
+pub mod subset;
 pub mod telemetry;
 pub mod watch;
 
 use axum::Router;
 use axum::routing::{get, post};
-use strata_hop::{Above, Bound, Component, caller, fault};
+use strata_hop::{Above, Bound, Component, ListenError, caller, fault};
 use tokio_util::sync::CancellationToken;
 
 pub use options::{Kubernetes, SchedulerError, SchedulerOptions};
@@ -114,8 +115,12 @@ pub async fn run_on(
 
 /// The address at which proxies ask, guarded as the other is.
 async fn bind_picker(address: &str, options: &SchedulerOptions) -> Result<Bound, SchedulerError> {
-    let bound = Bound::bind(address).await;
-    let bound = bound.map_err(|error| SchedulerError::Options(format!("--extproc-listen: {error}")))?;
+    let bound = Bound::bind(address).await.map_err(|error| match error {
+        ListenError::InUse { addr } => SchedulerError::Options(format!(
+            "{addr} is in use by another process; stop it, or choose another address with --extproc-listen"
+        )),
+        other => other.into(),
+    })?;
     let bound = bound.secured(options.mtls.clone()).over_http2();
     tracing::info!(address = %bound.addr(), "endpoint picker listens");
     if options.mtls.is_none() && options.hop_token.is_none() && !bound.addr().ip().is_loopback() {

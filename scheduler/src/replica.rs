@@ -189,16 +189,6 @@ impl Replica {
         self.endpoint.url.trim_end_matches('/')
     }
 
-    /// Where it is, as `host:port`.
-    pub fn authority(&self) -> String {
-        let uri: Option<http::Uri> = self.url().parse().ok();
-        let port = |uri: &http::Uri| if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let of = |uri: http::Uri| {
-            Some(format!("{}:{}", uri.host()?, uri.port_u16().unwrap_or_else(|| port(&uri))))
-        };
-        uri.and_then(of).unwrap_or_default()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -16,9 +16,6 @@ pub(crate) const DESTINATION: &str = "x-gateway-destination-endpoint";
 /// Namespace of the metadata.
 pub(crate) const NAMESPACE: &str = "envoy.lb";
 
-/// Largest piece of a body in full duplex: Envoy asks for 64 KiB at most.
-pub(crate) const PIECE: usize = 64 * 1024;
-
 /// Where a request goes, and as what.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Chosen {

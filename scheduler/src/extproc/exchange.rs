@@ -17,7 +17,8 @@ use http::HeaderMap;
 use strata_hop::Fault;
 use strata_wire::{ErrorKind, defaults, headers};
 
-use super::answer::{Chosen, PIECE, Reply, change, piece, say, unchanged};
+use super::answer::{Chosen, Reply, change, piece, say, unchanged};
+use super::cut::{exchanged, is_new, pieces};
 use super::head::{Head, value};
 use super::proto::{
     Answer, HeaderMutation, HttpBody, HttpHeaders, Metadata, Mutation, Part, ProcessingRequest,
@@ -400,40 +401,6 @@ impl Exchange {
 
 fn then_finished(action: Action, ends: bool) -> Vec<Action> {
     if ends { vec![action, Action::Finished] } else { vec![action] }
-}
-
-/// Whether a body is another than the one that was sent. One that is left as it was is the same memory.
-fn is_new(body: &Bytes, sent: &Bytes) -> bool {
-    (body.as_ptr(), body.len()) != (sent.as_ptr(), sent.len())
-}
-
-/// A body in pieces of a size that the proxy takes; at least one.
-fn pieces(mut body: Bytes) -> Vec<Bytes> {
-    let mut cut = Vec::with_capacity(body.len() / PIECE + 1);
-    while body.len() > PIECE {
-        cut.push(body.split_to(PIECE));
-    }
-    cut.push(body);
-    cut
-}
-
-/// The answer to each of the pieces in which a body was sent: with `body` in place of all of them.
-fn exchanged(
-    body: &Bytes,
-    sent: &Bytes,
-    pieces: &[usize],
-) -> impl Iterator<Item = super::proto::PartResponse> {
-    let (new, last) = (is_new(body, sent), pieces.len().saturating_sub(1));
-    let mut left = body.clone();
-    pieces.iter().enumerate().map(move |(at, length)| {
-        if !new {
-            return unchanged();
-        }
-        let cut = if at == last { left.len() } else { left.len().min(*length) };
-        let bytes = left.split_to(cut);
-        let mutation = if bytes.is_empty() { Mutation::Clear(true) } else { Mutation::Body(bytes) };
-        change(None, Some(mutation))
-    })
 }
 
 fn headers_first() -> Fault {

@@ -7,6 +7,7 @@
 //! its place in the books for as long as the stream lasts.
 
 mod answer;
+mod cut;
 mod exchange;
 mod head;
 mod health;

@@ -16,11 +16,12 @@ use super::answer::{Chosen, Reply};
 use super::exchange::{Asked, Body};
 use super::head::Head;
 use crate::call::{self, Call, Terms};
-use crate::choose::{Subset, Tried, choose};
+use crate::choose::{Tried, choose};
 use crate::proxy::Running;
 use crate::replica::{Lease, Replica};
 use crate::report;
 use crate::scheduler::Scheduler;
+use crate::subset::{Subset, authority};
 
 /// Where a client or a filter before this one names the model, so that the body need not be seen.
 const MODEL_NAME: &str = "x-gateway-model-name";
@@ -154,7 +155,7 @@ fn none_in_subset(model: &str) -> Fault {
 
 /// Where a replica is, as a proxy can dial it.
 async fn address(replica: &Replica) -> Result<SocketAddr, Fault> {
-    let authority = replica.authority();
+    let authority = authority(replica.url());
     if let Ok(address) = authority.parse() {
         return Ok(address);
     }

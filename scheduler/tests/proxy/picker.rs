@@ -10,6 +10,7 @@ use strata_scheduler::extproc::SERVICE;
 use strata_scheduler::extproc::proto::{
     Answer, HttpBody, HttpTrailers, Mutation, NOT_SERVING, Part, SERVING,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::support::picker::{
     Ask, BUFFERED, DUPLEX, NONE, PARTIAL, Picker, STREAMED, message, refused, said,
@@ -353,4 +354,21 @@ async fn a_proxy_that_breaks_the_protocol_is_told() {
         (tonic::Code::InvalidArgument, "the headers of a request came twice")
     );
     assert!(asking.next().await.is_none());
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_told_with_its_option() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = SchedulerOptions {
+        replicas: vec!["http://127.0.0.1:9".to_owned()],
+        extproc_listen: Some(taken.local_addr().unwrap().to_string()),
+        ..quick()
+    };
+    let error = strata_scheduler::run(options, CancellationToken::new()).await.unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "is in use by another process; stop it, or choose another address with --extproc-listen"
+        ),
+        "{error}"
+    );
 }

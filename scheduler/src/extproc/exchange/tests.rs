@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use prost::Message;
 use prost_types::value::Kind;
 
+use super::super::cut::PIECE;
 use super::super::proto::{HeaderMap as Headers, HeaderValue, HttpTrailers, ProcessingResponse};
 use super::*;
 
