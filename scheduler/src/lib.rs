@@ -119,7 +119,7 @@ async fn bind_picker(address: &str, options: &SchedulerOptions) -> Result<Bound,
         ListenError::InUse { addr } => SchedulerError::Options(format!(
             "{addr} is in use by another process; stop it, or choose another address with --extproc-listen"
         )),
-        other => other.into(),
+        other @ ListenError::Failed { .. } => other.into(),
     })?;
     let bound = bound.secured(options.mtls.clone()).over_http2();
     tracing::info!(address = %bound.addr(), "endpoint picker listens");
