@@ -450,6 +450,8 @@ pub(crate) enum Policy {
 Examples:
   strata scheduler --replicas http://127.0.0.1:8001,http://127.0.0.1:8002 --listen 127.0.0.1:8000
   strata scheduler --kubernetes --namespace team-a
+  strata scheduler --replicas http://127.0.0.1:8001 --extproc-listen 127.0.0.1:9002
+  strata scheduler --kubernetes --inference-pool llama --extproc-listen 0.0.0.0:9002
 
 Replicas may be Strata engines or vLLM servers. On Kubernetes they are the ready engine pods of one
 namespace, and its ModelDeployments say how to route to them.
@@ -473,12 +475,18 @@ pub(crate) struct Scheduler {
     /// Follow the models and pods of a namespace, of the current kubeconfig context or the pod's own
     #[arg(long, conflicts_with_all = ["replicas", "endpoints"])]
     pub(crate) kubernetes: bool,
+    /// The InferencePool whose pods are the replicas, with --kubernetes, in place of ModelDeployments
+    #[arg(long, value_name = "NAME", env = "STRATA_INFERENCE_POOL", requires = "kubernetes")]
+    pub(crate) inference_pool: Option<String>,
     /// The namespace, with --kubernetes [default: that of the kubeconfig context, or the pod's own]
     #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE")]
     pub(crate) namespace: Option<String>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "STRATA_LISTEN", default_value = "127.0.0.1:8000")]
     pub(crate) listen: String,
+    /// Where Envoy, Istio or kgateway ask over gRPC which replica a request should go to
+    #[arg(long, value_name = "ADDR", env = "STRATA_EXTPROC_LISTEN")]
+    pub(crate) extproc_listen: Option<String>,
     /// How replicas are picked where the model does not say
     #[arg(long, value_enum, default_value_t)]
     pub(crate) policy: Policy,

@@ -7,6 +7,7 @@ from strata import MODEL, Up, model, policy, tenant
 def pytest_addoption(parser):
     parser.addoption("--strata", type=pathlib.Path, required=True, help="the strata binary")
     parser.addoption("--model", type=pathlib.Path, required=True, help="the GGUF file of SmolLM2-135M-Instruct")
+    parser.addoption("--envoy", type=pathlib.Path, help="Envoy's binary, for the tests before one")
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
-use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, header};
 use strata_hop::{Body, Fault, forward, rope, spool};
 use strata_wire::extract::{Extracted, Extractor};
 use strata_wire::hops::Hop;
 use strata_wire::patch::{self, Patch};
-use strata_wire::prefix::Form;
+use strata_wire::prefix::{Form, Prefix};
 use strata_wire::rope::Rope;
 use strata_wire::toplevel::{MAX_MODEL_BYTES, ScanError, TopLevel};
 use strata_wire::{ErrorKind, defaults, headers};
@@ -89,11 +88,40 @@ pub(crate) struct Call {
     pub(crate) divisible: bool,
 }
 
+/// What a request's headers say of how it is handled.
+pub(crate) struct Terms {
+    given: Option<Duration>,
+    pub(crate) deadline: Instant,
+    scope: String,
+    class: Class,
+}
+
+impl Terms {
+    /// Reads them, of a request that arrived then.
+    pub(crate) fn read(received: &HeaderMap, arrived: Instant) -> Result<Self, Fault> {
+        let given = text(received, headers::DEADLINE_MS)?
+            .map(|ms| {
+                ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds"))
+            })
+            .transpose()?
+            .map(Duration::from_millis);
+        let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
+        let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default().to_owned();
+        Ok(Self { given, deadline, scope, class: Class::of(received)? })
+    }
+
+    /// Whether its prompt may only be shared within a scope.
+    pub(crate) fn has_scope(&self) -> bool {
+        !self.scope.is_empty()
+    }
+}
+
 /// Reads a request and says what to send and where it may go.
 pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Result<Call, Fault> {
     let (parts, body) = request.into_parts();
-    let mut reading = Reading::new(scheduler, parts, arrived)?;
-    let (deadline, mut refused) = (reading.deadline, None);
+    let terms = Terms::read(&parts.headers, arrived)?;
+    let (deadline, mut refused) = (terms.deadline, None);
+    let mut reading = Reading::new(scheduler, parts.uri.path(), &parts.headers, terms);
     // A body at fault is taken to its end, unread: a client that is still sending sees no answer.
     let take = |chunk: &[u8]| {
         if refused.is_none() {
@@ -106,41 +134,41 @@ pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Insta
     refused.map_or_else(|| reading.finish(), Err)
 }
 
+/// The same of a request whose body is here.
+pub(crate) fn understand(
+    scheduler: &Scheduler,
+    path: &str,
+    received: &HeaderMap,
+    terms: Terms,
+    body: &[u8],
+) -> Result<Call, Fault> {
+    let mut reading = Reading::new(scheduler, path, received, terms);
+    reading.push(body)?;
+    reading.finish()
+}
+
 /// A request whose body is being read, from wherever it comes.
-pub(crate) struct Reading<'s> {
+struct Reading<'s> {
     scheduler: &'s Scheduler,
-    parts: Parts,
+    path: &'s str,
+    received: &'s HeaderMap,
     prompt: Prompt,
-    scope: String,
-    class: Class,
-    given: Option<Duration>,
-    /// When the request must have ended.
-    pub(crate) deadline: Instant,
+    terms: Terms,
     extractor: Option<Extractor>,
 }
 
 impl<'s> Reading<'s> {
     /// For a request with this head.
-    pub(crate) fn new(scheduler: &'s Scheduler, parts: Parts, arrived: Instant) -> Result<Self, Fault> {
-        let received = &parts.headers;
-        let given = text(received, headers::DEADLINE_MS)?
-            .map(|ms| {
-                ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds"))
-            })
-            .transpose()?
-            .map(Duration::from_millis);
-        let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
-        let class = Class::of(received)?;
-        let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default().to_owned();
+    fn new(scheduler: &'s Scheduler, path: &'s str, received: &'s HeaderMap, terms: Terms) -> Self {
         let length = received.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        let prompt = Prompt::of(parts.uri.path());
-        let extractor = Extractor::new(length, prompt.form().map(|form| (form, &*scope)));
+        let prompt = Prompt::of(path);
+        let extractor = Extractor::new(length, prompt.form().map(|form| (form, &*terms.scope)));
         let extractor = extractor.ahead(scheduler.order.goes_ahead());
-        Ok(Self { scheduler, parts, prompt, scope, class, given, deadline, extractor: Some(extractor) })
+        Self { scheduler, path, received, prompt, terms, extractor: Some(extractor) }
     }
 
     /// Takes what came next of the body. After a fault nothing of it is kept.
-    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
+    fn push(&mut self, chunk: &[u8]) -> Result<(), Fault> {
         let pushed = self.extractor.as_mut().map_or(Ok(()), |extractor| extractor.push(chunk));
         pushed.map_err(|error| {
             self.extractor = None;
@@ -149,27 +177,17 @@ impl<'s> Reading<'s> {
     }
 
     /// The body has ended.
-    pub(crate) fn finish(self) -> Result<Call, Fault> {
-        let Self { scheduler, parts, prompt, scope, class, given, deadline, extractor } = self;
+    fn finish(self) -> Result<Call, Fault> {
+        let Self { scheduler, path, received, prompt, terms, extractor } = self;
+        let Terms { given, deadline, scope, class } = terms;
         let extracted = extractor.ok_or_else(|| Fault::invalid("the body could not be read"))?;
         let read = extracted.finish().map_err(|error| bad_body(&error))?;
         if let Some(followed) = read.came_late {
             scheduler.order.note(followed);
         }
         let model = model(&read)?;
-        let Some(pool) = scheduler.registry.pool(&model) else {
-            return Err(if scheduler.is_learning() {
-                Fault::new(
-                    ErrorKind::Overloaded,
-                    "the scheduler has just started and does not know yet all models that are served; try again shortly",
-                )
-                .retry_after(Duration::from_secs(1))
-            } else {
-                unknown_model(&model)
-            });
-        };
-        let path = parts.uri.path().to_owned();
-        let divisible = prefill::is_divisible(&path, &read);
+        let pool = pool(scheduler, &model)?;
+        let divisible = prefill::is_divisible(path, &read);
         let bytes = read.prefix.as_ref().map_or(0, |prefix| prefix.bytes);
         let bytes = if bytes > 0 { bytes } else { read.body.len() };
         let salt = (prompt != Prompt::None && !scope.is_empty()).then_some(scope);
@@ -177,13 +195,13 @@ impl<'s> Reading<'s> {
         let prefix = read.prefix.unwrap_or_default();
         Ok(Call {
             divisible,
-            id: minted_id(scheduler, &parts.headers),
-            headers: forward::request_headers(&parts.headers, Hop::SchedulerToEngine),
+            id: minted_id(scheduler, received),
+            headers: forward::request_headers(received, Hop::SchedulerToEngine),
             has_deadline: given.is_some(),
-            wanted: Wanted { prefix, bytes, body_bytes: body.len(), deadline, class },
+            wanted: Wanted { prefix, bytes, body_bytes: body.len(), deadline, class, subset: None },
             body,
             top,
-            path,
+            path: path.to_owned(),
             model,
             pool,
         })
@@ -220,6 +238,52 @@ fn patched(read: &Extracted, salt: Option<String>) -> Result<(Rope, TopLevel), F
 
 fn bad_body(error: &ScanError) -> Fault {
     Fault::from_body(ErrorKind::InvalidRequest, error.to_body())
+}
+
+/// A request of which only the headers and the model are known. Its replica is chosen by load alone.
+pub(crate) fn unseen(
+    scheduler: &Scheduler,
+    path: &str,
+    received: &HeaderMap,
+    terms: &Terms,
+    model: &str,
+) -> Result<Call, Fault> {
+    let length = received.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let bytes = length.unwrap_or(0usize).min(defaults::MAX_BODY_BYTES);
+    Ok(Call {
+        path: path.to_owned(),
+        model: model.to_owned(),
+        pool: pool(scheduler, model)?,
+        id: minted_id(scheduler, received),
+        headers: forward::request_headers(received, Hop::SchedulerToEngine),
+        has_deadline: terms.given.is_some(),
+        body: std::iter::empty().collect(),
+        top: TopLevel { members: Vec::new(), open: 0, close: 0 },
+        wanted: Wanted {
+            prefix: Prefix::default(),
+            bytes,
+            body_bytes: 0,
+            deadline: terms.deadline,
+            class: terms.class,
+            subset: None,
+        },
+        divisible: false,
+    })
+}
+
+/// The model of this name.
+fn pool(scheduler: &Scheduler, model: &str) -> Result<Arc<Pool>, Fault> {
+    scheduler.registry.pool(model).ok_or_else(|| {
+        if scheduler.is_learning() {
+            Fault::new(
+                ErrorKind::Overloaded,
+                "the scheduler does not know yet all models that are served; try again shortly",
+            )
+            .retry_after(Duration::from_secs(1))
+        } else {
+            unknown_model(model)
+        }
+    })
 }
 
 /// A header's text; an error when it is none, for a header of the layer above is never ignored.
@@ -259,16 +323,21 @@ impl Call {
                 tracing::error!(%error, replica = replica.name(), "could not make a request");
                 Fault::new(ErrorKind::Internal, "the request could not be passed on")
             })?;
-        let headers = request.headers_mut();
-        *headers = self.headers.clone();
+        *request.headers_mut() = self.headers(scheduler, left);
+        Ok(request)
+    }
+
+    /// The headers that a replica gets.
+    pub(crate) fn headers(&self, scheduler: &Scheduler, left: Duration) -> HeaderMap {
+        let mut headers = self.headers.clone();
         headers.insert(headers::MINTED_ID, self.id.clone());
         headers.remove(headers::DEADLINE_MS);
         if self.has_deadline {
             headers.insert(headers::DEADLINE_MS, HeaderValue::from(left.as_millis() as u64));
         }
         if let Some(token) = &scheduler.options.hop_token {
-            token.attach(headers);
+            token.attach(&mut headers);
         }
-        Ok(request)
+        headers
     }
 }

@@ -18,6 +18,7 @@ use crate::refusal::{Refused, past_deadline, unknown_model};
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica};
 use crate::scheduler::Scheduler;
+use crate::subset::Subset;
 use crate::views::Views;
 
 /// Between two looks for places for those that wait.
@@ -43,6 +44,8 @@ pub struct Wanted {
     pub deadline: Instant,
     /// Its priority and flow.
     pub class: Class,
+    /// The only replicas that may take it; all of the model's when absent.
+    pub subset: Option<Arc<Subset>>,
 }
 
 /// The replicas that already failed a request. One that has since been away and come back may be tried

@@ -13,8 +13,10 @@ pub mod demand;
 pub mod discovery;
 pub mod endpoints;
 pub mod exposition;
+pub mod extproc;
 pub mod follow;
 pub mod index;
+pub mod inference_pool;
 pub mod journal;
 pub mod metrics;
 pub mod options;
@@ -30,6 +32,7 @@ pub mod report;
 pub mod scheduler;
 pub mod scrape;
 pub mod stream;
+pub mod subset;
 pub mod telemetry;
 mod views;
 pub mod vllm;
@@ -37,7 +40,7 @@ pub mod watch;
 
 use axum::Router;
 use axum::routing::{get, post};
-use strata_hop::{Above, Bound, Component, caller, fault};
+use strata_hop::{Above, Bound, Component, ListenError, caller, fault};
 use tokio_util::sync::CancellationToken;
 
 pub use options::{Kubernetes, SchedulerError, SchedulerOptions};
@@ -96,6 +99,10 @@ pub async fn run_on(
         "scheduler listens"
     );
     let leave_after = options.leave_after;
+    let picker = match &options.extproc_listen {
+        Some(address) => Some(bind_picker(address, &options).await?),
+        None => None,
+    };
     let scheduler = Scheduler::start(options, stop).await?;
     let closed = CancellationToken::new();
     let leaving = async {
@@ -105,6 +112,30 @@ pub async fn run_on(
         tokio::time::sleep(leave_after).await;
         closed.cancel();
     };
-    tokio::join!(bound.serve(router(scheduler.clone()), closed.clone(), grace), leaving);
+    let picks = async {
+        if let Some(picker) = picker {
+            picker.serve(extproc::router(scheduler.clone()), closed.clone(), grace).await;
+        }
+    };
+    tokio::join!(bound.serve(router(scheduler.clone()), closed.clone(), grace), picks, leaving);
     Ok(())
+}
+
+/// The address at which proxies ask, guarded as the other is.
+async fn bind_picker(address: &str, options: &SchedulerOptions) -> Result<Bound, SchedulerError> {
+    let bound = Bound::bind(address).await.map_err(|error| match error {
+        ListenError::InUse { addr } => SchedulerError::Options(format!(
+            "{addr} is in use by another process; stop it, or choose another address with --extproc-listen"
+        )),
+        other @ ListenError::Failed { .. } => other.into(),
+    })?;
+    let bound = bound.secured(options.mtls.clone()).over_http2();
+    tracing::info!(address = %bound.addr(), "endpoint picker listens");
+    if options.mtls.is_none() && options.hop_token.is_none() && !bound.addr().ip().is_loopback() {
+        tracing::warn!(
+            address = %bound.addr(),
+            "whoever reaches the endpoint picker can ask it: let only the gateway, by a NetworkPolicy"
+        );
+    }
+    Ok(bound)
 }

@@ -17,6 +17,9 @@ use crate::pick::budget::BURST;
 pub struct SchedulerOptions {
     /// Where to listen, such as `127.0.0.1:8082`; port 0 takes a free one.
     pub listen: String,
+    /// Where to listen for proxies that ask which replica a request should go to, over gRPC
+    /// ([`crate::extproc`]); nowhere when absent.
+    pub extproc_listen: Option<String>,
     /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this,
     /// or [`SchedulerOptions::endpoints`], or [`SchedulerOptions::kubernetes`].
     pub replicas: Vec<String>,
@@ -92,6 +95,7 @@ impl Default for SchedulerOptions {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:0".to_owned(),
+            extproc_listen: None,
             replicas: Vec::new(),
             vllm_events_port: None,
             vllm_replay_port: None,
@@ -129,6 +133,9 @@ pub struct Kubernetes {
     /// Base URL of an API server that asks for no credentials, such as `kubectl proxy`. When absent, the
     /// cluster of the kubeconfig, or the pod's own.
     pub server: Option<String>,
+    /// The InferencePool of the Gateway API whose pods are the replicas, each of the models that it says
+    /// it serves. When absent, the replicas are the engine pods of the namespace's ModelDeployments.
+    pub inference_pool: Option<String>,
     /// How long one watch lasts, in whole seconds. It bounds how long a connection that broke without a
     /// sign goes unnoticed.
     #[serde(with = "millis")]
@@ -137,7 +144,7 @@ pub struct Kubernetes {
 
 impl Default for Kubernetes {
     fn default() -> Self {
-        Self { namespace: None, server: None, watch: Duration::from_secs(60) }
+        Self { namespace: None, server: None, inference_pool: None, watch: Duration::from_secs(60) }
     }
 }
 

@@ -29,14 +29,14 @@ const REFUSED: &str = "refused";
 const MAX_REFUSAL: usize = 64 * 1024;
 
 /// A request's entry in the books.
-struct Running {
+pub(crate) struct Running {
     scheduler: Scheduler,
     pool: Arc<Pool>,
     since: Instant,
 }
 
 impl Running {
-    fn begin(scheduler: &Scheduler, pool: Arc<Pool>) -> Self {
+    pub(crate) fn begin(scheduler: &Scheduler, pool: Arc<Pool>) -> Self {
         scheduler.metrics.received(&pool.name);
         scheduler.budget().deposit();
         pool.asked.begin();

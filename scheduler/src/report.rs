@@ -56,9 +56,7 @@ pub async fn ready(State(scheduler): State<Scheduler>) -> Response {
     let replicas = scheduler.registry.replicas();
     let ready = replicas.iter().filter(|replica| replica.is_ready()).count();
     let (discovered, leaving) = (scheduler.is_discovered(), scheduler.is_leaving());
-    let has_enough = ready > 0 || scheduler.options.kubernetes.is_some();
-    let is_ready = discovered && has_enough && !leaving;
-    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if is_ready(&scheduler) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "ready_replicas": ready,
         "replicas": replicas.len(),
@@ -66,6 +64,13 @@ pub async fn ready(State(scheduler): State<Scheduler>) -> Response {
         "stopping": leaving,
     });
     (status, Json(body)).into_response()
+}
+
+/// What `GET /ready` says.
+pub(crate) fn is_ready(scheduler: &Scheduler) -> bool {
+    let has_replica = || scheduler.registry.replicas().iter().any(|replica| replica.is_ready());
+    let has_enough = scheduler.options.kubernetes.is_some() || has_replica();
+    scheduler.is_discovered() && has_enough && !scheduler.is_leaving()
 }
 
 /// `GET /version`.

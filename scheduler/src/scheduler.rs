@@ -1,5 +1,6 @@
 //! What the parts of a running scheduler share.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -44,8 +45,9 @@ pub struct Shared {
     /// Whether it is about to stop.
     leaving: AtomicBool,
     budget: Mutex<RetryBudget>,
-    /// Held while a list is made and taken over, so that an older one never replaces a newer.
-    listing: Mutex<()>,
+    /// Replicas that take no requests. Held while a list is made and taken over, so that an older one
+    /// never replaces a newer.
+    listing: Mutex<BTreeSet<Endpoint>>,
     started: Instant,
     random: AtomicU64,
 }
@@ -77,7 +79,7 @@ impl Scheduler {
             discovered: AtomicBool::new(cluster.is_none()),
             leaving: AtomicBool::new(false),
             budget: Mutex::new(budget),
-            listing: Mutex::new(()),
+            listing: Mutex::default(),
             started: Instant::now(),
             random: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0),
             options,
@@ -92,6 +94,11 @@ impl Scheduler {
         Ok(scheduler)
     }
 
+    /// It, for a handler that takes it as axum's state.
+    pub(crate) fn state(&self) -> axum::extract::State<Self> {
+        axum::extract::State(self.clone())
+    }
+
     /// Takes over a list of models and replicas, and watches the replicas that are new in it.
     pub fn list(&self, wanted: &Endpoints, unlisted: &[Endpoint]) {
         for replica in self.registry.apply(wanted, unlisted, unix_seconds(), self.now()) {
@@ -99,28 +106,44 @@ impl Scheduler {
         }
     }
 
-    /// A replica told which models it serves. With replicas from the command line, this is the list.
+    /// A replica told which models it serves. Where nobody else says so, this is the list.
     pub fn learnt(&self, replica: &Arc<Replica>, models: Vec<strata_wire::models::Model>) {
         if !replica.serves(models) || !self.learns() {
             return;
         }
-        let _listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let resting = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<Endpoint> =
+            self.registry.replicas().iter().map(|r| Endpoint::clone(r.endpoint())).collect();
+        self.list_as_told(&all, &resting);
+    }
+
+    /// These are all replicas. What they serve they say themselves, and those that rest take no requests.
+    pub fn members(&self, serving: &[Endpoint], resting: &[Endpoint]) {
+        let mut rest = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
+        *rest = resting.iter().cloned().collect();
+        self.list_as_told(&[serving, resting].concat(), &rest);
+    }
+
+    fn list_as_told(&self, all: &[Endpoint], resting: &BTreeSet<Endpoint>) {
         let mut wanted = Endpoints::default();
-        let replicas = self.registry.replicas();
-        for replica in &replicas {
+        let serves = |endpoint: &Endpoint| all.contains(endpoint) && !resting.contains(endpoint);
+        for replica in self.registry.replicas().iter().filter(|replica| serves(replica.endpoint())) {
             for model in replica.models() {
                 let entry = wanted.models.entry(model.id).or_insert_with(ModelEndpoints::default);
                 entry.replicas.push(Endpoint::clone(replica.endpoint()));
             }
         }
-        let all: Vec<Endpoint> = replicas.iter().map(|r| Endpoint::clone(r.endpoint())).collect();
-        self.list(&wanted, &all);
+        self.list(&wanted, all);
     }
 
     /// Whether an unknown model may only be unknown yet: a replica has not told which models it serves,
-    /// or the cluster's models have not been read.
+    /// or rests, or there is none; or the cluster's models have not been read.
     pub fn is_learning(&self) -> bool {
-        let untold = || self.registry.replicas().iter().any(|r| r.models().is_empty());
+        let untold = || {
+            let replicas = self.registry.replicas();
+            let rests = !self.listing.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            rests || replicas.is_empty() || replicas.iter().any(|r| r.models().is_empty())
+        };
         !self.is_discovered() || (self.learns() && untold())
     }
 }
@@ -128,7 +151,8 @@ impl Scheduler {
 impl Shared {
     /// Whether replicas are asked which models they serve, for nobody else says so.
     pub fn learns(&self) -> bool {
-        !self.options.replicas.is_empty()
+        let has_pool = self.options.kubernetes.as_ref().is_some_and(|which| which.inference_pool.is_some());
+        has_pool || !self.options.replicas.is_empty()
     }
 
     /// Whether the cluster's models and pods have been read whole, where there is a cluster.

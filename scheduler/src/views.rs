@@ -45,6 +45,7 @@ impl<'s> Views<'s> {
             let ahead = view.load.waiting_tokens + lacks;
             candidate.forecast = view.learnt.forecast(ahead, view.load.running.unwrap_or(0.0) + 1.0);
             candidate.eligible &= !tried.excludes(replica, view.epoch);
+            candidate.eligible &= wanted.subset.as_ref().is_none_or(|subset| subset.has(replica));
         }
         self.admit(&mut candidates);
         candidates

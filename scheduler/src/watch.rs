@@ -5,6 +5,7 @@
 //! state stays in force; replicas that die meanwhile are noticed by their scrapes.
 
 mod object;
+mod pool;
 mod stream;
 
 use std::time::Duration;
@@ -26,6 +27,8 @@ pub struct Cluster {
     client: Client,
     namespace: String,
     watch: Duration,
+    /// The InferencePool whose pods are the replicas; when absent, the ModelDeployments say.
+    pool: Option<String>,
 }
 
 impl Cluster {
@@ -50,7 +53,7 @@ impl Cluster {
         let namespace = which.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client =
             Client::try_from(config).map_err(|error| SchedulerError::NoCluster(error.to_string()))?;
-        Ok(Self { client, namespace, watch })
+        Ok(Self { client, namespace, watch, pool: which.inference_pool.clone() })
     }
 
     fn changes<K: Readable>(
@@ -74,12 +77,22 @@ enum Event {
 /// Follows the models and pods of a cluster's namespace, until the scheduler stops.
 pub fn follow(scheduler: &Scheduler, cluster: Cluster) {
     let scheduler = scheduler.clone();
-    tracing::info!(namespace = cluster.namespace, "reads models and pods from the Kubernetes API");
+    tracing::info!(
+        namespace = cluster.namespace,
+        pool = cluster.pool,
+        "reads models and pods from the Kubernetes API"
+    );
     tokio::spawn(async move {
         let stop = scheduler.stop.clone();
+        let follow = async {
+            match &cluster.pool {
+                Some(name) => pool::take_over(&scheduler, &cluster, name).await,
+                None => take_over(&scheduler, &cluster).await,
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = take_over(&scheduler, &cluster) => {}
+            () = follow => {}
         }
     });
 }

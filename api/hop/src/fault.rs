@@ -51,6 +51,12 @@ impl Fault {
         self
     }
 
+    /// What `retry-after` says: whole seconds, rounded up.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        let whole = |after: Duration| after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        self.retry_after.map(|after| whole(after).max(1))
+    }
+
     /// Wraps an error body made elsewhere.
     pub fn from_body(kind: ErrorKind, body: ErrorBody) -> Self {
         Self { kind, body, retry_after: None, headers: Vec::new() }
@@ -60,10 +66,10 @@ impl Fault {
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after_seconds();
         let mut response = (status, Json(self.body)).into_response();
-        if let Some(after) = self.retry_after {
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         for (name, value) in self.headers {
             response.headers_mut().insert(name, value);

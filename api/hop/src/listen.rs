@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderValue, header};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use strata_wire::defaults;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -24,6 +24,12 @@ use tower::ServiceExt;
 
 use crate::threads::Threads;
 use crate::tls::{self, Mtls, PeerIdentity, Refused, Sparse};
+
+/// Streams that are open on one HTTP/2 connection at a time.
+const HTTP2_STREAMS: u32 = 1024;
+/// Bytes that a client may send on an HTTP/2 stream before they are read, and on all of a connection.
+const HTTP2_WINDOW: u32 = 1024 * 1024;
+const HTTP2_CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 /// Who is at the other end of the connection; an extension of every request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +69,24 @@ pub struct Bound {
     mtls: Option<Mtls>,
     handshake: Duration,
     threads: usize,
+    speaks: Speaks,
+}
+
+/// Which HTTP a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    Http1,
+    Http2,
+}
+
+impl Speaks {
+    /// Its name in a TLS handshake.
+    fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Http1 => b"http/1.1",
+            Self::Http2 => b"h2",
+        }
+    }
 }
 
 impl Bound {
@@ -74,7 +98,8 @@ impl Bound {
         };
         let listener = TcpListener::bind(addr).await.map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, addr, mtls: None, handshake: defaults::HANDSHAKE_TIMEOUT, threads: 0 })
+        let speaks = Speaks::Http1;
+        Ok(Self { listener, addr, mtls: None, handshake: defaults::HANDSHAKE_TIMEOUT, threads: 0, speaks })
     }
 
     /// The same speaking TLS alone, where this process has certificates. Clients are asked for theirs,
@@ -82,6 +107,12 @@ impl Bound {
     #[must_use]
     pub fn secured(self, mtls: Option<Mtls>) -> Self {
         Self { mtls, ..self }
+    }
+
+    /// The same speaking HTTP/2 alone, as gRPC wants it.
+    #[must_use]
+    pub fn over_http2(self) -> Self {
+        Self { speaks: Speaks::Http2, ..self }
     }
 
     /// The same where a TLS handshake may take this long.
@@ -114,10 +145,7 @@ impl Bound {
     /// finish.
     pub async fn serve(self, router: Router, shutdown: CancellationToken, grace: Duration) {
         let graceful = GracefulShutdown::new();
-        let mut http = hyper::server::conn::http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(defaults::HEADER_READ_TIMEOUT)
-            .max_buf_size(defaults::MAX_HEADER_BYTES);
+        let http = Http::new(self.speaks);
         let complaints = Arc::new(Sparse::default());
         let mut threads = Threads::start(self.threads);
         loop {
@@ -142,10 +170,11 @@ impl Bound {
                 continue;
             };
             let (shutdown, limit, complaints) = (shutdown.clone(), self.handshake, complaints.clone());
+            let alpn = self.speaks.alpn();
             threads.spawn(stream, move |stream| async move {
                 let shaken = tokio::select! {
                     () = shutdown.cancelled() => return,
-                    shaken = tls::accept(&mtls, stream, peer, limit) => shaken,
+                    shaken = tls::accept(&mtls, stream, peer, limit, alpn) => shaken,
                 };
                 match shaken {
                     Ok((stream, identity)) => connection.run(stream, identity).await,
@@ -167,9 +196,41 @@ impl Bound {
     }
 }
 
+/// How connections are spoken with.
+#[derive(Clone)]
+enum Http {
+    One(hyper::server::conn::http1::Builder),
+    Two(hyper::server::conn::http2::Builder<TokioExecutor>),
+}
+
+impl Http {
+    fn new(speaks: Speaks) -> Self {
+        match speaks {
+            Speaks::Http1 => {
+                let mut http = hyper::server::conn::http1::Builder::new();
+                http.timer(TokioTimer::new())
+                    .header_read_timeout(defaults::HEADER_READ_TIMEOUT)
+                    .max_buf_size(defaults::MAX_HEADER_BYTES);
+                Self::One(http)
+            }
+            Speaks::Http2 => {
+                let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                http.timer(TokioTimer::new())
+                    .max_header_list_size(defaults::MAX_HEADER_BYTES as u32)
+                    .max_concurrent_streams(HTTP2_STREAMS)
+                    .initial_stream_window_size(HTTP2_WINDOW)
+                    .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+                    .keep_alive_interval(defaults::HEADER_READ_TIMEOUT)
+                    .keep_alive_timeout(defaults::HEADER_READ_TIMEOUT);
+                Self::Two(http)
+            }
+        }
+    }
+}
+
 /// One connection and what answers its requests.
 struct Served {
-    http: hyper::server::conn::http1::Builder,
+    http: Http,
     router: Router,
     watcher: Watcher,
     peer: SocketAddr,
@@ -181,6 +242,7 @@ impl Served {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let Self { http, router, watcher, peer } = self;
+        let closes = matches!(http, Http::One(_));
         let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
             if let Some(identity) = &identity {
@@ -190,7 +252,7 @@ impl Served {
             async move {
                 let (request, is_read) = watched(request);
                 let Ok(mut response) = router.oneshot(request).await;
-                if !is_read.load(Ordering::Relaxed) {
+                if closes && !is_read.load(Ordering::Relaxed) {
                     // The rest of it stands in the way of the next request: the connection ends
                     // here, and the client is told, so that it sends the next on another.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -198,7 +260,12 @@ impl Served {
                 Ok::<_, Infallible>(response)
             }
         });
-        if let Err(error) = watcher.watch(http.serve_connection(TokioIo::new(stream), service)).await {
+        let stream = TokioIo::new(stream);
+        let ended = match http {
+            Http::One(http) => watcher.watch(http.serve_connection(stream, service)).await,
+            Http::Two(http) => watcher.watch(http.serve_connection(stream, service)).await,
+        };
+        if let Err(error) = ended {
             tracing::debug!(%error, %peer, "connection ended");
         }
     }

@@ -126,10 +126,14 @@ pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
 }
 
 pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
-    let kubernetes =
-        args.kubernetes.then(|| Kubernetes { namespace: args.namespace, ..Kubernetes::default() });
+    let kubernetes = args.kubernetes.then(|| Kubernetes {
+        namespace: args.namespace,
+        inference_pool: args.inference_pool,
+        ..Kubernetes::default()
+    });
     let options = SchedulerOptions {
         listen: args.listen,
+        extproc_listen: args.extproc_listen,
         replicas: args.replicas,
         vllm_events_port: args.vllm_events_port,
         vllm_replay_port: args.vllm_replay_port,

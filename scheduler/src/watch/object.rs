@@ -96,13 +96,32 @@ struct Port {
     container_port: u16,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct PodStatus {
+pub(super) struct PodStatus {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     conditions: Option<Vec<Condition>>,
     container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+impl PodStatus {
+    /// The pod's address, once it has one.
+    pub(super) fn ip(&self) -> Option<&str> {
+        self.pod_ip.as_deref().filter(|ip| !ip.is_empty())
+    }
+
+    /// Whether the kubelet says that it can serve.
+    pub(super) fn is_ready(&self) -> bool {
+        let conditions = self.conditions.as_deref().unwrap_or_default();
+        conditions.iter().any(|c| c.kind == "Ready" && c.status == "True")
+    }
+
+    /// Whether it has been up.
+    pub(super) fn is_started(&self) -> bool {
+        let containers = self.container_statuses.as_deref().unwrap_or_default();
+        containers.iter().any(|c| c.started == Some(true))
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -127,9 +146,8 @@ impl Readable for PodObject {
         let containers = self.spec.and_then(|s| s.containers).unwrap_or_default();
         let serves = containers.iter().find_map(|c| Some((c.port(PORT_NAME)?, c.is_tls())));
         let (port, tls) = serves.unwrap_or((PORT, false));
-        let status = self.status.as_ref();
-        let host = status.and_then(|s| s.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
-        let host = host.map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() });
+        let status = self.status.unwrap_or_default();
+        let host = status.ip().map(|ip| if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() });
         let socket = |name: &str| {
             let port = containers.iter().find_map(|container| container.port(name))?;
             host.as_ref().map(|host| format!("tcp://{host}:{port}"))
@@ -137,8 +155,6 @@ impl Readable for PodObject {
         let kv_events =
             socket(EVENTS_PORT_NAME).map(|publish| KvEvents { publish, replay: socket(REPLAY_PORT_NAME) });
         let authority = host.map(|host| format!("{host}:{port}"));
-        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-        let containers = status.and_then(|s| s.container_statuses.as_deref()).unwrap_or_default();
         Pod {
             model: labels.remove("strata.dev/model-deployment").unwrap_or_default(),
             handover: labels.remove("strata.dev/handover"),
@@ -153,8 +169,8 @@ impl Readable for PodObject {
             authority,
             kv_events,
             tls,
-            ready: conditions.iter().any(|c| c.kind == "Ready" && c.status == "True"),
-            started: containers.iter().any(|c| c.started == Some(true)),
+            ready: status.is_ready(),
+            started: status.is_started(),
             leaving: self.metadata.deletion_timestamp.is_some(),
         }
     }

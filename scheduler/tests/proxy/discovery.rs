@@ -197,6 +197,7 @@ async fn a_server_that_does_not_answer_is_asked_again() {
         namespace: Some(NAMESPACE.to_owned()),
         server: Some(server.url()),
         watch: Duration::from_secs(1),
+        ..Kubernetes::default()
     };
     let rig = Rig::start(SchedulerOptions { kubernetes: Some(kubernetes), ..quick() }).await;
     eventually("models and pods are known", || rig.scheduler.is_discovered()).await;

@@ -24,6 +24,7 @@ pub(crate) const NAMESPACE: &str = "team";
 /// The names of the kinds in paths.
 pub(crate) const PODS: &str = "pods";
 pub(crate) const MODELS: &str = "modeldeployments";
+pub(crate) const POOLS: &str = "inferencepools";
 
 /// What goes wrong with the next request for a kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -222,6 +223,7 @@ fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
     let router = Router::new()
         .route("/api/v1/namespaces/{namespace}/{kind}", get(read))
         .route("/apis/strata.dev/v1alpha1/namespaces/{namespace}/{kind}", get(read))
+        .route("/apis/inference.networking.k8s.io/v1/namespaces/{namespace}/{kind}", get(read))
         .with_state(Arc::clone(inner));
     runtime.spawn(async move {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();

@@ -2,6 +2,8 @@
 
 pub(crate) mod api_server;
 pub(crate) mod engine;
+pub(crate) mod envoy;
+pub(crate) mod picker;
 pub(crate) mod publisher;
 
 use std::time::Duration;

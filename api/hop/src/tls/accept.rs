@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use strata_wire::{ErrorBody, ErrorKind};
@@ -37,22 +38,24 @@ pub(crate) enum Refused {
     Left(io::Error),
 }
 
-/// Shakes hands within `limit`. With the connection comes who the client has proven to be, if it showed
+/// Shakes hands within `limit`, to speak the protocol `alpn`. With the connection comes who the client has proven to be, if it showed
 /// a certificate.
 pub(crate) async fn accept(
     mtls: &Mtls,
     stream: TcpStream,
     peer: SocketAddr,
     limit: Duration,
+    alpn: &'static [u8],
 ) -> Result<(TlsStream<TcpStream>, Option<PeerIdentity>), Refused> {
     let span = tracing::info_span!("handshake", %peer);
-    let accepted = tokio::time::timeout(limit, shake_hands(mtls, stream)).instrument(span).await;
+    let accepted = tokio::time::timeout(limit, shake_hands(mtls, stream, alpn)).instrument(span).await;
     accepted.unwrap_or(Err(Refused::Slow(limit)))
 }
 
 async fn shake_hands(
     mtls: &Mtls,
     stream: TcpStream,
+    alpn: &'static [u8],
 ) -> Result<(TlsStream<TcpStream>, Option<PeerIdentity>), Refused> {
     let mut first = [0];
     match stream.peek(&mut first).await {
@@ -64,7 +67,11 @@ async fn shake_hands(
         }
         Ok(_) => {}
     }
-    let acceptor = TlsAcceptor::from(mtls.current().server.clone());
+    let mut config = mtls.current().server.clone();
+    if config.alpn_protocols.iter().all(|offered| offered != alpn) {
+        Arc::make_mut(&mut config).alpn_protocols = vec![alpn.to_vec()];
+    }
+    let acceptor = TlsAcceptor::from(config);
     let stream = acceptor.accept(stream).await.map_err(|error| {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(cause) => Refused::Handshake(reason(cause)),

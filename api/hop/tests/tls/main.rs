@@ -51,6 +51,17 @@ impl Server {
     }
 
     pub async fn with_handshake(mtls: &Mtls, callers: &[Component], more: Router, limit: Duration) -> Self {
+        let bound = Bound::bind("127.0.0.1:0").await.unwrap().handshake_within(limit);
+        Self::on(bound, mtls, callers, more)
+    }
+
+    /// One that speaks HTTP/2 alone.
+    pub async fn over_http2(mtls: &Mtls, callers: &[Component]) -> Self {
+        let bound = Bound::bind("127.0.0.1:0").await.unwrap().over_http2();
+        Self::on(bound, mtls, callers, Router::new())
+    }
+
+    fn on(bound: Bound, mtls: &Mtls, callers: &[Component], more: Router) -> Self {
         let above = Above::new(None, Some(mtls), callers);
         let router = Router::new()
             .route(
@@ -70,8 +81,7 @@ impl Server {
             )
             .merge(more);
         let router = fault::with_openai_fallbacks(router).layer(from_fn_with_state(above, caller::require));
-        let bound = Bound::bind("127.0.0.1:0").await.unwrap().secured(Some(mtls.clone()));
-        let bound = bound.handshake_within(limit);
+        let bound = bound.secured(Some(mtls.clone()));
         let (url, addr, stop) = (bound.url(), bound.addr(), CancellationToken::new());
         let task = tokio::spawn(bound.serve(router, stop.clone(), Duration::from_secs(10)));
         Self { url, addr, stop, task }

@@ -40,6 +40,21 @@ async fn curl_with_a_certificate_is_answered() {
 }
 
 #[tokio::test]
+async fn where_http2_is_spoken_nothing_else_is() {
+    let authority = Authority::new("ca");
+    let (below, above) = (authority.mount("models", "engine"), authority.mount("models", "scheduler"));
+    let server = Server::over_http2(&open(below.path(), Component::Engine), CALLERS).await;
+    let (ok, said) = curl(&server, &above, &["--http2", "-v"]).await;
+    assert!(ok && said.contains("server accepted h2"), "{said}");
+    assert!(said.contains("spiffe://strata/ns/models/scheduler"), "{said}");
+    let (ok, said) = curl(&server, &above, &["--http1.1"]).await;
+    assert!(!ok && said.contains("no application protocol"), "{said}");
+    let stranger = authority.mount("models", "gateway");
+    let (_, said) = curl(&server, &stranger, &["--http2"]).await;
+    assert!(said.contains("invalid_api_key"), "{said}");
+}
+
+#[tokio::test]
 async fn curl_with_a_certificate_that_does_not_hold_gets_the_alert_that_says_why() {
     let (authority, other) = (Authority::new("ca"), Authority::new("other"));
     let below = authority.mount("models", "engine");

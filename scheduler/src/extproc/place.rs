@@ -1,0 +1,205 @@
+//! A request of a proxy's, placed by the same choice as those that the scheduler passes on itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use http::Method;
+use http_body_util::BodyExt;
+use strata_hop::{Fault, fault};
+use strata_wire::toplevel::TopLevel;
+use strata_wire::{ErrorKind, headers};
+use tokio::time::Instant;
+
+use super::answer::{Chosen, Reply};
+use super::exchange::{Asked, Body};
+use super::head::Head;
+use crate::call::{self, Call, Terms};
+use crate::choose::{Tried, choose};
+use crate::proxy::Running;
+use crate::replica::{Lease, Replica};
+use crate::report;
+use crate::scheduler::Scheduler;
+use crate::subset::{Subset, authority};
+
+/// Where a client or a filter before this one names the model, so that the body need not be seen.
+const MODEL_NAME: &str = "x-gateway-model-name";
+
+/// A request that the proxy sends to a replica.
+pub(crate) struct Placed {
+    pub(crate) chosen: Chosen,
+    pub(crate) lease: Lease,
+    /// Its entry in the books, as long as it is under way.
+    _running: Running,
+    pub(crate) model: String,
+    /// When it must have ended.
+    pub(crate) deadline: Instant,
+}
+
+/// Finds a replica for a request, or what to answer in its place.
+pub(crate) async fn place(
+    scheduler: &Scheduler,
+    asked: Asked,
+    arrived: Instant,
+) -> Result<Box<Placed>, Reply> {
+    if !asked.head.is_for_engine() {
+        return Err(tell(scheduler, &asked.head).await);
+    }
+    let call = match read(scheduler, asked, arrived) {
+        Ok(call) => call,
+        Err(fault) => return Err(Reply::from(&fault)),
+    };
+    let running = Running::begin(scheduler, Arc::clone(&call.request.pool));
+    let model = call.request.model.clone();
+    find(scheduler, call, running).await.map_err(|fault| {
+        scheduler.metrics.failed(&model, fault.kind.status());
+        Reply::from(&fault)
+    })
+}
+
+/// A request, and what becomes of its headers.
+struct Read {
+    request: Call,
+    remove: Vec<String>,
+    has_body: bool,
+}
+
+fn read(scheduler: &Scheduler, asked: Asked, arrived: Instant) -> Result<Read, Fault> {
+    let Asked { mut head, body } = asked;
+    let remove = head.left_behind();
+    // What the layers tell each other is believed of a request that shows the run's token. Everybody
+    // else's comes from a client, through a proxy that knows nothing of them.
+    let proven = scheduler.options.hop_token.as_ref().is_some_and(|token| token.matches(&head.headers));
+    if !proven {
+        let ours = |name: &&http::HeaderName| name.as_str().starts_with("x-strata-");
+        let ours: Vec<http::HeaderName> = head.headers.keys().filter(ours).cloned().collect();
+        for name in ours {
+            head.headers.remove(name);
+        }
+    }
+    let terms = Terms::read(&head.headers, arrived)?;
+    let has_body = body != Body::Unseen;
+    let mut request = match body {
+        Body::Perhaps(body) if TopLevel::scan(&body).is_err() => return Err(cut(&body)),
+        Body::Whole(body) | Body::Perhaps(body) => {
+            call::understand(scheduler, &head.path, &head.headers, terms, &body)?
+        }
+        Body::Unseen => {
+            if terms.has_scope() {
+                return Err(Fault::invalid(
+                    "the cache scope of this request cannot be kept, because the gateway's ext_proc filter does not send its body; set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED",
+                ));
+            }
+            let model = model_name(scheduler, &head)?;
+            call::unseen(scheduler, &head.path, &head.headers, &terms, &model)?
+        }
+    };
+    request.wanted.subset = head.subset.map(|endpoints| Arc::new(Subset::new(endpoints)));
+    Ok(Read { request, remove, has_body })
+}
+
+/// The model of a request whose body is not seen.
+fn model_name(scheduler: &Scheduler, head: &Head) -> Result<String, Fault> {
+    if let Some(name) = head.headers.get(MODEL_NAME) {
+        let text = name.to_str();
+        return text
+            .map(str::to_owned)
+            .map_err(|_| Fault::invalid(format!("the header {MODEL_NAME} must be plain text")));
+    }
+    let pools = scheduler.registry.pools();
+    match pools.keys().next() {
+        Some(only) if pools.len() == 1 => Ok(only.clone()),
+        _ => Err(Fault::invalid(format!(
+            "which model is asked for cannot be told, because the gateway's ext_proc filter does not send the body before it wants an answer; set request_body_mode to FULL_DUPLEX_STREAMED or BUFFERED, or name the model in the header {MODEL_NAME}"
+        ))),
+    }
+}
+
+fn cut(body: &Bytes) -> Fault {
+    let message = format!(
+        "the gateway passed on {} bytes of the request's body, and that is not all of it; raise its buffer limit (per_connection_buffer_limit_bytes), or set request_body_mode to FULL_DUPLEX_STREAMED",
+        body.len()
+    );
+    Fault::new(ErrorKind::TooLarge, message)
+}
+
+async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box<Placed>, Fault> {
+    let Read { request, remove, has_body } = read;
+    let pool = &request.pool;
+    if let Some(subset) = &request.wanted.subset
+        && !pool.replicas.load().iter().any(|replica| replica.is_ready() && subset.has(replica))
+    {
+        return Err(none_in_subset(&pool.name));
+    }
+    let lease = choose(scheduler, pool, &request.wanted, &Tried::default()).await?;
+    let endpoint = address(&lease.replica).await?.to_string();
+    let left = request.wanted.deadline.saturating_duration_since(Instant::now());
+    let set = request.headers(scheduler, left);
+    tracing::debug!(request = ?request.id, decision = %lease.decision, %endpoint, "a proxy is told where to send a request");
+    let body = has_body.then(|| {
+        let body = request.wanted.class.told(&request.path, &request.body, &request.top, &lease.replica);
+        Bytes::from(body.joined(0..body.len()).into_owned())
+    });
+    let chosen = Chosen { endpoint, set, remove, body };
+    let (model, deadline) = (request.model, request.wanted.deadline);
+    Ok(Box::new(Placed { chosen, lease, _running: running, model, deadline }))
+}
+
+/// 503: those that are ready are not among those that the proxy allows.
+fn none_in_subset(model: &str) -> Fault {
+    Fault::new(
+        ErrorKind::Overloaded,
+        format!(
+            "no ready replica of `{model}` is among the endpoints that the gateway allows; try again shortly"
+        ),
+    )
+    .retry_after(std::time::Duration::from_secs(1))
+}
+
+/// Where a replica is, as a proxy can dial it.
+async fn address(replica: &Replica) -> Result<SocketAddr, Fault> {
+    let authority = authority(replica.url());
+    if let Ok(address) = authority.parse() {
+        return Ok(address);
+    }
+    let found = tokio::net::lookup_host(&authority).await.ok().and_then(|mut all| all.next());
+    found.ok_or_else(|| {
+        tracing::warn!(replica = replica.name(), %authority, "the address of a replica cannot be looked up");
+        Fault::new(
+            ErrorKind::BadGateway,
+            format!("the address of the replica {} is not known", replica.name()),
+        )
+    })
+}
+
+/// The answer to a request that no replica is asked: the scheduler's own, as if it had been asked itself.
+async fn tell(scheduler: &Scheduler, head: &Head) -> Reply {
+    let of_model = head.path.strip_prefix("/v1/models/").map(str::to_owned);
+    let response = match (&head.method, of_model) {
+        (&Method::GET, Some(name)) => {
+            let model = report::model(scheduler.state(), axum::extract::Path(name)).await;
+            model.into_response()
+        }
+        (&Method::GET, None) if head.path == "/v1/models" => {
+            report::models(scheduler.state()).await.into_response()
+        }
+        (method, _) => {
+            let known = call::ROUTES.iter().any(|(path, _)| *path == head.path);
+            let mut request = axum::extract::Request::new(axum::body::Body::empty());
+            *request.method_mut() = method.clone();
+            if let Ok(uri) = head.path.parse() {
+                *request.uri_mut() = uri;
+            }
+            let fault =
+                if known { fault::no_such_method(request).await } else { fault::no_such_path(request).await };
+            return Reply::from(&fault);
+        }
+    };
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let mut headers = parts.headers;
+    headers.remove(http::header::CONTENT_LENGTH);
+    debug_assert!(headers.keys().all(|name| !headers::is_internal(name.as_str())));
+    Reply::from((parts.status.as_u16(), headers, body))
+}
