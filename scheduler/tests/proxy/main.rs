@@ -9,6 +9,7 @@ mod support;
 mod affinity;
 mod boundary;
 mod canary;
+mod complaints;
 mod discovery;
 mod failover;
 mod hold;
