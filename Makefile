@@ -66,6 +66,7 @@ lint: needs clients ## Format, clippy, directions between crates, generated file
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(PYTHON) scripts/check_directions.py
 	$(VENV)/bin/python scripts/charts.py --check
+	$(VENV)/bin/python scripts/complaints.py --check
 
 fmt: ## Format the code
 	$(CARGO) fmt --all
@@ -79,8 +80,9 @@ chart: clients ## Write what is generated in charts/ and package both charts int
 	mkdir -p target/charts
 	$(HELM) package --destination target/charts charts/strata-crds charts/strata
 
-docs: ## Write docs/reference/ from the command line and the kinds
+docs: clients ## Write docs/reference/ from the command line, the kinds, and the tests named after complaints
 	UPDATE_DOCS=1 $(CARGO) test -q -p strata-cli reference
+	$(VENV)/bin/python scripts/complaints.py
 
 image: release ## Make the container image, without builder or registry: target/strata-image.tar
 	@$(PYTHON) scripts/image.py --strata target/release/strata --out target/strata-image.tar

@@ -4,9 +4,12 @@
 //! replicas are simulated (`replica`). A simulated win says how policies compare on such replicas, and
 //! nothing of real ones: README.md has what it leaves out.
 
+#[cfg(test)]
+mod complaints;
 mod policy;
 mod random;
 mod replica;
+mod scheduler;
 mod simulation;
 mod workload;
 
@@ -30,6 +33,9 @@ struct Args {
     /// Only workloads whose name has this in it.
     #[arg(long, default_value = "")]
     only: String,
+    /// Schedulers that share the replicas. None knows what the others send.
+    #[arg(long, default_value_t = 1)]
+    schedulers: usize,
     /// Seconds of a step.
     #[arg(long, default_value_t = 0.018)]
     step: f64,
@@ -92,7 +98,7 @@ fn main() {
             for seed in 0..args.seeds {
                 let workload = workloads(args.seconds, &mut Random(seed)).swap_remove(i);
                 attainable += workload.attainable() / args.seeds as f64;
-                outcomes.push(run(&workload, policy, cost, seed));
+                outcomes.push(run(&workload, policy, cost, args.schedulers, seed));
             }
             row(name, policy, &outcomes, attainable);
         }

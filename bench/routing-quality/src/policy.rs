@@ -29,6 +29,9 @@ pub(crate) enum Policy {
     Approximate,
     /// Ours, by what replicas tell.
     Precise,
+    /// What runs and waits by the metrics alone, as a router does that forgets what it has sent since.
+    #[cfg(test)]
+    Metrics,
 }
 
 pub(crate) const ALL: [Policy; 6] = [
@@ -52,6 +55,8 @@ impl fmt::Display for Policy {
             Self::PrefixHash => "prefix hash",
             Self::Approximate => "approximate",
             Self::Precise => "precise",
+            #[cfg(test)]
+            Self::Metrics => "by metrics alone",
         })
     }
 }
@@ -85,6 +90,12 @@ impl Policy {
             Self::PrefixHash => {
                 let hash = prefix.blocks.get(HASHED.min(prefix.blocks.len()).max(1) - 1).map_or(0, |b| b.0);
                 (0..replicas.len()).max_by_key(|i| mix(hash ^ mix(*i as u64 + 1)))
+            }
+            #[cfg(test)]
+            Self::Metrics => {
+                let states: Vec<_> = replicas.iter().map(|replica| replica.state(now)).collect();
+                let busy = |at: usize| states[at].running + 8.0 * states[at].waiting;
+                (0..states.len()).min_by(|a, b| busy(*a).total_cmp(&busy(*b)))
             }
             Self::Approximate | Self::Precise => None,
         };

@@ -5,20 +5,18 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use strata_scheduler::index::{BlockIndex, Told};
-use strata_scheduler::pick::{Cached, Decision, Own, Parts, Patience, Why};
-use strata_scheduler::queue::{Offer, Queue, Rank};
+use strata_scheduler::pick::{Cached, Decision, Parts, Patience, Why};
+use strata_scheduler::queue::{Offer, Rank};
 use strata_scheduler::replica::{Lease, Replica};
 use strata_scheduler::telemetry::Reading;
 use strata_wire::defaults::QUEUE_TIMEOUT;
-use strata_wire::engine_events::{BlockChanges, EngineEvent, Snapshot};
+use strata_wire::engine_events::BlockChanges;
 use strata_wire::prefix::Prefix;
-use strata_wire::replicas::Endpoint;
-use tokio::sync::Notify;
 
 use crate::policy::{Choice, Policy};
 use crate::random::Random;
 use crate::replica::{Cost, Engine};
+use crate::scheduler::Scheduler;
 use crate::workload::{BLOCK_TOKENS, Workload};
 
 /// Metrics older than this do not count.
@@ -81,27 +79,20 @@ struct Simulation<'a> {
     queue: BinaryHeap<Reverse<At>>,
     number: u64,
     random: Random,
-    turn: u64,
-    index: BlockIndex,
-    told: Vec<Told>,
-    replicas: Vec<Arc<Replica>>,
+    schedulers: Vec<Scheduler>,
     engines: Vec<Engine>,
     stepping: Vec<bool>,
     leases: Vec<Option<Lease>>,
     arrived: Vec<f64>,
-    held: Queue<usize>,
-    changed: Arc<Notify>,
     outcome: Outcome,
     open: usize,
     generated: usize,
     last: f64,
 }
 
-/// Runs a workload under a policy.
-pub(crate) fn run(workload: &Workload, policy: Policy, cost: Cost, seed: u64) -> Outcome {
-    let replicas: Vec<_> = (0..workload.replicas)
-        .map(|i| Arc::new(Replica::new(Endpoint::new(format!("r-{i}"), "http://127.0.0.1:1"))))
-        .collect();
+/// Runs a workload under a policy, behind so many schedulers: each request comes to one of them by chance.
+pub(crate) fn run(workload: &Workload, policy: Policy, cost: Cost, schedulers: usize, seed: u64) -> Outcome {
+    let scheduler = |_| Scheduler::new(workload.replicas, policy.is_told());
     let mut simulation = Simulation {
         workload,
         policy,
@@ -109,16 +100,11 @@ pub(crate) fn run(workload: &Workload, policy: Policy, cost: Cost, seed: u64) ->
         queue: BinaryHeap::new(),
         number: 0,
         random: Random(seed),
-        turn: 0,
-        index: BlockIndex::default(),
-        told: replicas.iter().map(|_| Told::default()).collect(),
-        engines: replicas.iter().map(|_| Engine::new(cost, workload.cache_tokens)).collect(),
-        stepping: vec![false; replicas.len()],
-        replicas,
+        schedulers: (0..schedulers.max(1)).map(scheduler).collect(),
+        engines: (0..workload.replicas).map(|_| Engine::new(cost, workload.cache_tokens)).collect(),
+        stepping: vec![false; workload.replicas],
         leases: (0..workload.arrivals.len()).map(|_| None).collect(),
         arrived: vec![0.0; workload.arrivals.len()],
-        held: Queue::default(),
-        changed: Arc::default(),
         outcome: Outcome::default(),
         open: workload.arrivals.len(),
         generated: 0,
@@ -135,15 +121,6 @@ impl Simulation<'_> {
     }
 
     fn run(&mut self) {
-        for (told, replica) in self.told.iter_mut().zip(&self.replicas) {
-            if self.policy.is_told() {
-                let (engine, stored) = (replica.name().to_owned(), Vec::new());
-                let whole = Snapshot { engine, sequence: 0, first: true, last: true, stored };
-                let taken = told.take(EngineEvent::Snapshot(whole), &self.index);
-                assert!(taken.is_ok(), "a snapshot comes first");
-                replica.told(told.lane().cloned());
-            }
-        }
         self.scrape(0.0);
         self.at(SCRAPE, Happens::Scrape);
         let workload = self.workload;
@@ -156,19 +133,22 @@ impl Simulation<'_> {
             match happens {
                 Happens::Arrives(request) => {
                     self.arrived[request] = now;
-                    self.held.push(request, Rank::default(), time(now));
-                    self.place(now);
+                    let at = match self.schedulers.len() {
+                        1 => 0,
+                        many => self.random.below(many),
+                    };
+                    self.schedulers[at].held.push(request, Rank::default(), time(now));
+                    self.place(at, now);
                 }
                 Happens::Steps(replica) => self.stepped(replica, now),
                 Happens::Tells(replica, changes) => {
-                    let told = &mut self.told[replica];
-                    let taken = told.take(EngineEvent::Blocks(changes), &self.index);
-                    assert!(taken.is_ok(), "changes come in order");
-                    self.replicas[replica].told(told.lane().cloned());
+                    for scheduler in &mut self.schedulers {
+                        scheduler.changed(replica, changes.clone());
+                    }
                 }
                 Happens::Scrape => {
                     self.scrape(now);
-                    self.place(now);
+                    self.place_all(now);
                     self.at(now + SCRAPE, Happens::Scrape);
                 }
             }
@@ -176,7 +156,7 @@ impl Simulation<'_> {
     }
 
     fn scrape(&self, now: f64) {
-        for (replica, engine) in self.replicas.iter().zip(&self.engines) {
+        for (at, engine) in self.engines.iter().enumerate() {
             let load = engine.load(&self.workload.arrivals);
             let reading = Reading {
                 running: Some(load.running as f64),
@@ -190,34 +170,44 @@ impl Simulation<'_> {
                 started: Some(1.0),
                 ..Reading::default()
             };
-            let own: Own = replica.own();
-            replica.scraped(reading, own, time(now));
+            for scheduler in &self.schedulers {
+                scheduler.looks(at, reading, time(now));
+            }
         }
     }
 
-    /// Places those that wait, in order, as far as there is room.
-    fn place(&mut self, now: f64) {
-        let mut queue = std::mem::take(&mut self.held);
+    /// Every scheduler looks for places, another one first each time.
+    fn place_all(&mut self, now: f64) {
+        let count = self.schedulers.len();
+        for turn in 0..count {
+            self.place((self.number as usize + turn) % count, now);
+        }
+    }
+
+    /// A scheduler places those that wait, in order, as far as there is room.
+    fn place(&mut self, by: usize, now: f64) {
+        let mut queue = std::mem::take(&mut self.schedulers[by].held);
         let mut placed = Vec::new();
-        let place = |request: &usize, patience| self.try_place(*request, patience, now);
+        let place = |request: &usize, patience| self.try_place(by, *request, patience, now);
         queue.offer((time(now), QUEUE_TIMEOUT), place, |_, at| placed.push(at));
-        self.held = queue;
+        self.schedulers[by].held = queue;
         for at in placed {
             self.step(at, now);
         }
     }
 
-    fn try_place(&mut self, request: usize, patience: Patience, now: f64) -> Offer<usize> {
+    fn try_place(&mut self, by: usize, request: usize, patience: Patience, now: f64) -> Offer<usize> {
         let arrival = &self.workload.arrivals[request];
         let bytes = arrival.prompt * 4;
         let prefix = Prefix { blocks: arrival.chain.clone(), bytes, opening: None };
+        let scheduler = &mut self.schedulers[by];
         let choice = Choice {
-            replicas: &self.replicas,
-            index: &self.index,
+            replicas: &scheduler.replicas,
+            index: &scheduler.index,
             prefix: &prefix,
             now: time(now),
             patience,
-            turn: self.turn,
+            turn: scheduler.turn,
             random: self.random.bits(),
         };
         let Some((at, cached)) = self.policy.choose(&choice) else {
@@ -225,11 +215,11 @@ impl Simulation<'_> {
                 let view = replica.glance(time(now), STALE);
                 view.ready && !view.load.is_saturated()
             };
-            return if self.replicas.iter().any(room) { Offer::Waits } else { Offer::NoRoom };
+            return if scheduler.replicas.iter().any(room) { Offer::Waits } else { Offer::NoRoom };
         };
-        self.turn += 1;
+        scheduler.turn += 1;
         let decision = decision(cached, prefix.blocks.len());
-        let lease = self.replicas[at].lease(decision, &prefix, bytes, &self.changed, time(now));
+        let lease = scheduler.replicas[at].lease(decision, &prefix, bytes, &scheduler.changed, time(now));
         self.leases[request] = Some(lease);
         self.engines[at].add(request);
         Offer::Placed(at)
@@ -269,7 +259,7 @@ impl Simulation<'_> {
         if self.policy.is_told() && stepped.changes != BlockChanges::default() {
             self.at(now + TOLD_AFTER, Happens::Tells(at, stepped.changes));
         }
-        self.place(now);
+        self.place_all(now);
         self.step(at, now);
     }
 

@@ -144,4 +144,6 @@ fn sibling_inter_token(candidates: &[Candidate<'_>]) -> Option<f64> {
 }
 
 #[cfg(test)]
+mod complaints;
+#[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ mod affinity;
 mod boundary;
 mod breaker;
 mod canary;
+mod complaints;
 mod discovery;
 mod envoy;
 mod explain;

@@ -84,7 +84,10 @@ pub(crate) struct Inner {
     pub(crate) load: Mutex<Load>,
     pub(crate) got: Mutex<Vec<Got>>,
     pub(crate) health: AtomicU16,
+    /// What asking for its metrics is answered with; 0 for never.
     pub(crate) metrics_status: AtomicU16,
+    /// How often its metrics were asked for.
+    pub(crate) scrapes: AtomicUsize,
     /// Pieces that held streams may send.
     pub(crate) pieces: Semaphore,
     /// Requests under way.
@@ -138,6 +141,7 @@ impl Engine {
             got: Mutex::default(),
             health: AtomicU16::new(200),
             metrics_status: AtomicU16::new(200),
+            scrapes: AtomicUsize::new(0),
             pieces: Semaphore::new(0),
             open: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
@@ -327,7 +331,10 @@ async fn models(State(inner): State<Arc<Inner>>) -> axum::Json<Value> {
 }
 
 async fn metrics(State(inner): State<Arc<Inner>>) -> Response {
-    let status = StatusCode::from_u16(inner.metrics_status.load(Ordering::SeqCst)).unwrap();
+    inner.scrapes.fetch_add(1, Ordering::SeqCst);
+    let Ok(status) = StatusCode::from_u16(inner.metrics_status.load(Ordering::SeqCst)) else {
+        return std::future::pending().await;
+    };
     let load = inner.load.lock().unwrap().clone();
     let open = if load.counts { inner.open.load(Ordering::SeqCst) as f64 } else { 0.0 };
     let prompts = inner.prompts.load(Ordering::SeqCst);
