@@ -12,7 +12,7 @@ HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v
 export STRATA_TEST_MODEL ?= $(MODEL)
 export STRATA_TEST_ENCODER ?= $(ENCODER)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes bench-routing-quality fuzz soak
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e bench-kubernetes bench-routing-quality bench-chaos fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -101,6 +101,10 @@ bench-kubernetes: release clients k8s ## The operator with 2,000 models and 10,0
 
 bench-routing-quality: ## Routing policies on published workloads, in simulated time (a minute)
 	$(CARGO) run --release --locked -p strata-routing-quality
+
+bench-chaos: release model ## Replicas killed, frozen, slow, lying, restarted, one at a time; then churn: `make bench-chaos MINUTES=10`
+	$(PYTHON) bench/chaos/run.py faults --strata target/release/strata --model $(MODEL)
+	$(PYTHON) bench/chaos/run.py churn --strata target/release/strata --minutes $(or $(MINUTES),10)
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)
