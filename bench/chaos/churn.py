@@ -64,7 +64,8 @@ class Churn:
         with self.lock:
             number = self.number
             self.number += 1
-        process = stand_in(self.folder, number, 0, "--token", "0.05")
+        # Every other one tells what it has cached.
+        process = stand_in(self.folder, number, 0, "--token", "0.05", "--tells", str(2000 * (number % 2)))
         wait_for(f"{process.name} is up", lambda: process.is_up("/health"))
         with self.lock:
             self.listed.append(process)
@@ -140,7 +141,7 @@ class Churn:
         self.looks.append({
             "memory": self.scheduler.memory(), "descriptors": len(self.scheduler.descriptors()),
             "threads": self.scheduler.threads(), "series": len(series), "connections": len(connections),
-            "replicas": len(named),
+            "replicas": len(named), "told_blocks": told_blocks(text),
         })
 
     def run(self) -> list[Outcome]:
@@ -195,6 +196,10 @@ class Churn:
             process.kill()
 
 
+def told_blocks(metrics: str) -> int:
+    return int(float(re.search(r"^strata_scheduler_told_blocks (\S+)$", metrics, re.M)[1]))
+
+
 def excused(outcome: Outcome, killed: dict[str, list[Gone]]) -> bool:
     """A stream that had begun on a replica that was killed while it ran."""
     if not outcome.broke:
@@ -224,6 +229,7 @@ def main(args: argparse.Namespace) -> int:
     most = lambda looks, what: max(look[what] for look in looks)  # noqa: E731
     flat = {what: [most(second, what), most(last, what)] for what in churn.looks[0]}
     latencies = [o.latency for o in outcomes if not o.error]
+    flat["memory_mib"] = [round(n / (1 << 20), 1) for n in flat["memory"]]
     print(json.dumps({
         "minutes": args.minutes,
         "came": churn.came,
@@ -233,7 +239,7 @@ def main(args: argparse.Namespace) -> int:
         "streams_broken_by_kills": len(errors) - len(not_excused),
         "other_errors": len(not_excused),
         "latency_s": {f"p{n}": round(percentile(latencies, n / 100) or 0, 2) for n in (50, 99)},
-        "most_in_second_and_last_quarter": flat,
+        "most_in_second_and_last_quarter": {what: str(two) for what, two in flat.items() if what != "memory"},
         "at_rest": at_rest,
     }, indent=2))
     for outcome in not_excused[:5]:
@@ -246,6 +252,8 @@ def main(args: argparse.Namespace) -> int:
         "memory is flat": grown("memory", 1.05, 8 << 20),
         "descriptors are flat": grown("descriptors", 1.2, 20),
         "threads are flat": grown("threads", 1.0, 4),
+        # What is gone is swept away by and by.
+        "told blocks are flat": grown("told_blocks", 1.5, 16384),
         "series are flat": grown("series", 1.05, 8),
         "nothing of a gone replica stays": not churn.faults,
         "nothing runs at rest": not at_rest["running_at_rest"] and not at_rest["series_of_replicas_at_rest"],

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -80,6 +81,8 @@ class Replica:
         elif path == "/v1/models":
             model = {"id": self.args.model, "object": "model", "created": int(self.begun), "owned_by": "chaos"}
             await self.send(writer, 200, {"object": "list", "data": [model]})
+        elif path == "/internal/v1/events" and self.args.tells:
+            await self.tell(writer)
         elif path == "/chaos" and method == "PUT":
             self.fault = FAULTS[json.loads(body)["fault"]]
             await self.send(writer, 200, {})
@@ -88,6 +91,26 @@ class Replica:
             await self.send(writer, 200, {"requests": self.requests, "looks": self.looks, "since_last_look": since})
         else:
             await self.send(writer, 404, error("there is no such route"))
+
+    async def tell(self, writer) -> None:
+        """As a Strata engine does: what it has cached, then what changes, and its load."""
+        holds, part, number = [f"{random.getrandbits(64):016x}" for _ in range(self.args.tells)], 500, 0
+        stored = lambda some: [{"hash": h, "tokens": 64, "medium": "device"} for h in some]  # noqa: E731
+        await self.write(writer, head(200, "text/event-stream", "transfer-encoding: chunked"))
+        for at in range(0, len(holds), part):
+            ends = {"first": at == 0, "last": at + part >= len(holds)}
+            named = {"type": "snapshot", "engine": f"{self.begun}", "sequence": 0}
+            await self.write(writer, event(named | ends | {"stored": stored(holds[at : at + part])}))
+        while not self.leaving.is_set():
+            await asyncio.sleep(1)
+            number += 1
+            fresh, old = [f"{random.getrandbits(64):016x}" for _ in range(20)], holds[:20]
+            holds = holds[20:] + fresh
+            removed = [{"hash": h, "medium": "device"} for h in old]
+            changes = {"type": "blocks", "sequence": number, "stored": stored(fresh), "removed": removed}
+            load = {"type": "load", "running": self.running, "waiting": self.waiting, "waiting_tokens": 0}
+            blocks = {"free_blocks": 4096 - 256 * self.running, "total_blocks": 4096}
+            await self.write(writer, event(changes) + event(load | blocks))
 
     async def chat(self, writer, ask: dict) -> None:
         if "status" in self.fault:
@@ -222,6 +245,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="run.py replica")
     parser.add_argument("--model", default="chaos")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--tells", type=int, default=0, help="blocks that it tells of, as Strata engines do")
     parser.add_argument("--first", type=float, default=0.1, help="seconds until the first token")
     parser.add_argument("--token", type=float, default=0.02, help="seconds between two tokens")
     asyncio.run(run(parser.parse_args(arguments)))
