@@ -13,7 +13,7 @@ HELM ?= $(firstword $(wildcard $(STRATA_K8S_CACHE)/bin/helm4) $(shell command -v
 export STRATA_TEST_MODEL ?= $(MODEL)
 export STRATA_TEST_ENCODER ?= $(ENCODER)
 
-.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e e2e-envoy bench-kubernetes bench-routing-quality bench-vllm bench-routing-cost fuzz soak
+.PHONY: help demo test lint model crds chart chart-test docs clients fmt bench bench-fetch bench-engine bench-restart peers release needs image k8s e2e e2e-envoy bench-kubernetes bench-routing-quality bench-vllm bench-routing-cost bench-chaos fuzz soak
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -122,6 +122,10 @@ bench-routing-cost: release ## CPU, latency and memory that a router costs: besi
 	$(CARGO) build --release --locked -p strata-routing-cost
 	$(PYTHON) bench/routing-cost/peers.py --dir $(CACHE)/peers
 	$(PYTHON) bench/routing-cost/run.py --strata target/release/strata --peers $(CACHE)/peers
+
+bench-chaos: release model ## Replicas killed, frozen, slow, lying, restarted, one at a time; then churn: `make bench-chaos MINUTES=10`
+	$(PYTHON) bench/chaos/run.py faults --strata target/release/strata --model $(MODEL)
+	$(PYTHON) bench/chaos/run.py churn --strata target/release/strata --minutes $(or $(MINUTES),10)
 
 bench: release model clients ## Two replicas, 20 conversations: prefix hit rate beside round robin; kill -9 under load
 	$(VENV)/bin/python bench/quickstart/run.py --strata target/release/strata --model $(MODEL)

@@ -15,6 +15,10 @@ const OLD_ITL: &str = "vllm:time_per_output_token_seconds";
 /// When the process was started, by every Prometheus client library.
 const START_TIME: &str = "process_start_time_seconds";
 
+/// Values that are believed, zero beside them. With others sums and ratios leave the range of a number, and a
+/// score that is none has no place among the scores of other replicas.
+const BELIEVED: std::ops::RangeInclusive<f64> = 1e-9..=1e15;
+
 /// Time over which the time between tokens is averaged; without a token for as long, it is unknown.
 pub const LATENCY_WINDOW: Duration = Duration::from_secs(10);
 /// Bytes of canonical text to one token, until it is observed.
@@ -65,7 +69,7 @@ impl Reading {
         let mut pairs = [(None, None); 2];
         for sample in samples(text) {
             let value = sample.value;
-            if !value.is_finite() || value < 0.0 {
+            if value != 0.0 && !BELIEVED.contains(&value) {
                 continue;
             }
             let name = sample.name;

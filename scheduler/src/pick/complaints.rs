@@ -13,7 +13,7 @@ use crate::scheduler::mix;
 const ASK: Ask = Ask {
     blocks: 31,
     bytes: 8000,
-    inter_token_objective: 0.1,
+    aims: Objectives { first_token: 1.0, inter_token: 0.1 },
     patience: Patience { for_holder: false, for_room: false },
 };
 
@@ -37,6 +37,7 @@ fn candidate(gauges: &Gauges, own: Own, cached_blocks: usize) -> Candidate<'stat
         load: Load::estimate(Some(gauges), own),
         cached: Cached::guessed(cached_blocks, 4.0),
         bytes_per_token: 4.0,
+        forecast: Forecast::default(),
     }
 }
 

@@ -76,9 +76,14 @@ fn reads_vllms_real_output() {
 
 #[test]
 fn nonsense_is_a_missing_metric() {
-    for text in
-        ["", "<html>not found</html>", "vllm:num_requests_running NaN", "vllm:num_requests_running -1"]
-    {
+    for text in [
+        "",
+        "<html>not found</html>",
+        "vllm:num_requests_running NaN",
+        "vllm:num_requests_running -1",
+        "vllm:num_requests_running 1.7e308",
+        "vllm:num_requests_running 1e-300",
+    ] {
         assert_eq!(Reading::parse(text), Reading::default(), "{text}");
     }
 }
@@ -151,8 +156,8 @@ fn bytes_to_a_token_are_observed() {
 
 proptest! {
     #[test]
-    fn any_metrics_give_sane_gauges(values in prop::collection::vec((0usize..8, prop_oneof![Just(f64::NAN), Just(f64::INFINITY), -10.0..1e9f64]), 0..30)) {
-        let names = [engine::RUNNING, engine::WAITING, engine::WAITING_TOKENS, engine::PREFILL_RATE, "vllm:inter_token_latency_seconds_sum", "vllm:inter_token_latency_seconds_count", "vllm:prompt_tokens_total", engine::KV_USAGE];
+    fn any_metrics_give_sane_gauges(values in prop::collection::vec((0usize..11, prop_oneof![Just(f64::NAN), Just(f64::INFINITY), Just(f64::MAX), Just(f64::MIN_POSITIVE), any::<f64>(), -10.0..1e9f64]), 0..30)) {
+        let names = [engine::RUNNING, engine::WAITING, engine::WAITING_TOKENS, engine::PREFILL_RATE, "vllm:inter_token_latency_seconds_sum", "vllm:inter_token_latency_seconds_count", "vllm:prompt_tokens_total", engine::KV_USAGE, "vllm:request_prompt_tokens_sum", "vllm:request_prompt_tokens_count", "vllm:request_prefill_time_seconds_sum"];
         let mut trend = Trend::default();
         for (step, chunk) in values.chunks(5).enumerate() {
             let lines: Vec<String> = chunk.iter().map(|(i, v)| format!("{}{{a=\"b\"}} {v}", names[*i])).collect();

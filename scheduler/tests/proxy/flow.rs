@@ -57,7 +57,7 @@ fn places(engine: &Engine, texts: &[&str]) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn a_flow_with_many_does_not_delay_another() {
+async fn gaie_674_a_flow_with_many_does_not_delay_another() {
     let engine = Engine::start("m-0");
     let rig = Arc::new(Rig::before(&[&engine], quick()).await);
     crowded(&engine, &rig, 50.0).await;

@@ -42,6 +42,24 @@ async fn an_engine_that_reports_itself_dead_gets_nothing() {
 }
 
 #[tokio::test]
+async fn metrics_out_of_all_range_fail_no_request() {
+    let engine = Engine::start("m-0");
+    let rig = Rig::before(&[&engine], quick()).await;
+    // Two ranks, whose sum is infinite, and so would be the rate that it is divided by.
+    let rank = |n| {
+        format!(
+            "strata:waiting_tokens{{engine=\"{n}\"}} 1.7e308\nstrata:prefill_tokens_per_second{{engine=\"{n}\"}} 1.7e308\n"
+        )
+    };
+    let text = format!("vllm:num_requests_running 3\nvllm:num_requests_waiting 0\n{}{}", rank(0), rank(1));
+    engine.load(|load| load.text = Some(text));
+    eventually("they are read", || rig.states("m")[0].running > 2.0).await;
+    for n in 0..3 {
+        assert_eq!(rig.chat(&format!("{n}")).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn the_file_scales_one_to_three_to_one_and_cuts_no_stream() {
     let file = EndpointsFile::new();
     let (a, b, c) = (Engine::start("m-0"), Engine::start("m-1"), Engine::start("m-2"));

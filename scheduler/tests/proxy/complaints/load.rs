@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use strata_scheduler::pick::{
-    Ask, Cached, Candidate, Load, Outcome, Patience, Policy, PrefixIndex, Weights, pick,
+    Ask, Cached, Candidate, Forecast, Load, Objectives, Outcome, Patience, Policy, PrefixIndex, Weights, pick,
 };
 use strata_scheduler::scheduler::mix;
 use strata_scheduler::{SchedulerOptions, proxy};
@@ -126,7 +126,8 @@ fn llm_d_router_1290_a_choice_among_a_hundred_costs_little_more_for_a_long_promp
             index.record(&chain[..blocks - 1]);
         }
         let patience = Patience::default();
-        let ask = Ask { blocks, bytes: blocks * 256, inter_token_objective: 0.1, patience };
+        let aims = Objectives { first_token: 1.0, inter_token: 0.1 };
+        let ask = Ask { blocks, bytes: blocks * 256, aims, patience };
         let choose = || {
             let began = Instant::now();
             let candidate = |index: &PrefixIndex| Candidate {
@@ -136,6 +137,7 @@ fn llm_d_router_1290_a_choice_among_a_hundred_costs_little_more_for_a_long_promp
                 load: Load::default(),
                 cached: Cached::guessed(index.matched(&chain), 4.0),
                 bytes_per_token: 4.0,
+                forecast: Forecast::default(),
             };
             let candidates: Vec<_> = indexes.iter().map(candidate).collect();
             let outcome = pick(Policy::Prefix, &ask, &candidates, &Weights::default(), 0, 0);
