@@ -117,7 +117,15 @@ fn part() -> impl Strategy<Value = Vec<u8>> {
         ],
         1,
     );
-    prop_oneof![5 => object, 1 => list(string()), 1 => value()]
+    let twice = some_of(
+        vec![
+            (r#""text""#, prop_oneof![3 => string(), 1 => value()].boxed()),
+            (r#""tex\u0074""#, prop_oneof![3 => string(), 1 => value()].boxed()),
+            (r#""\ud800""#, string().boxed()),
+        ],
+        0,
+    );
+    prop_oneof![8 => object, 3 => twice, 2 => list(string()), 2 => value()]
 }
 
 fn content() -> impl Strategy<Value = Vec<u8>> {
