@@ -92,7 +92,7 @@ pub(crate) fn is_failure(status: StatusCode) -> bool {
 }
 
 /// A request failed at its replica, which gets no more for a while when that is so again and again.
-fn failed(scheduler: &Scheduler, lease: &Lease, why: &str) {
+pub(crate) fn failed(scheduler: &Scheduler, lease: &Lease, why: &str) {
     if lease.says(Verdict::Failed(scheduler.chance()), scheduler.now()) {
         scheduler.metrics.breaker_opened();
         tracing::warn!(replica = lease.replica.name(), why, "replica is passed over: its answers fail");
@@ -107,7 +107,7 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
         let pool = scheduler.registry.pool(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let began = Instant::now();
         let mut lease = choose(scheduler, &pool, &call.wanted, &tried).await?;
-        note(scheduler, &call, &mut lease, began);
+        note(scheduler, (&call.id, &call.model), &mut lease, began);
         let handed = prefill.before(scheduler, &pool, &mut lease).await;
         let (body, top) = handed.as_ref().map_or((&call.body, &call.top), |(body, top)| (body, top));
         let body = call.wanted.class.told(&call.path, body, top, &lease.replica);
@@ -158,11 +158,12 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
 }
 
 /// Keeps what a choice was made from, for those who ask.
-fn note(scheduler: &Scheduler, call: &Call, lease: &mut Lease, began: Instant) {
+pub(crate) fn note(scheduler: &Scheduler, call: (&HeaderValue, &str), lease: &mut Lease, began: Instant) {
     if let Some(table) = lease.table.take() {
-        let request = call.id.to_str().unwrap_or_default();
+        let (id, model) = call;
+        let request = id.to_str().unwrap_or_default();
         let (now, held) = (unix_millis(), began.elapsed());
-        scheduler.journal.note(now, (request, &call.model), held, &lease.decision, table);
+        scheduler.journal.note(now, (request, model), held, &lease.decision, table);
     }
 }
 
@@ -183,9 +184,23 @@ fn may_retry(scheduler: &Scheduler) -> bool {
     scheduler.budget().withdraw(scheduler.now())
 }
 
-/// Sends a request to the replica of this lease, and waits for the first bytes of its answer: a
-/// stream's head comes long before its prompt is done, so the head alone does not count.
+/// Sends a request to the replica of this lease, and waits for the first bytes of its answer, as long as
+/// the replica does not freeze meanwhile.
 async fn attempt(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease) -> Result<Begun, Failure> {
+    tokio::select! {
+        biased;
+        begun = begin(scheduler, call, body, lease) => begun,
+        () = lease.replica.freezes() => {
+            let message = "it says nothing any more, of its load either".to_owned();
+            let fault = SendError::Broken { to: lease.replica.name().to_owned(), message };
+            let (detail, answer) = (fault.to_string(), Box::new(fault.fault("the replica").into_response()));
+            Err(Failure::Elsewhere { reason: "frozen", detail, answer })
+        }
+    }
+}
+
+/// A stream's head comes long before its prompt is done, so the head alone does not count.
+async fn begin(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease) -> Result<Begun, Failure> {
     let began = Instant::now();
     let left = call.wanted.deadline.saturating_duration_since(began);
     if left.is_zero() {

@@ -42,6 +42,8 @@ pub struct Replica {
     pub wake: Notify,
     /// Told when it becomes ready.
     ready: Notify,
+    /// Told when it no longer says anything.
+    frozen: Notify,
     /// Cancelled when the replica is no longer listed.
     pub stop: CancellationToken,
     /// For the one who follows its KV events, where it publishes them as vLLM does.
@@ -200,6 +202,7 @@ impl Replica {
             requests: AtomicU64::new(0),
             wake: Notify::new(),
             ready: Notify::new(),
+            frozen: Notify::new(),
             stop: CancellationToken::new(),
         }
     }
@@ -278,6 +281,11 @@ impl Replica {
             bytes_per_token: view.bytes_per_token,
             forecast: Forecast::default(),
         }
+    }
+
+    /// Whether it did not answer the last time that it was asked how it is.
+    pub fn is_silent(&self) -> bool {
+        self.lock().failed_scrapes > 0
     }
 
     /// Whether it may get requests.
@@ -390,7 +398,8 @@ impl Replica {
         inner.own.in_flight += 1;
         inner.own.pending += 1;
         inner.own.pending_tokens += tokens;
-        if inner.lane.is_none() {
+        // Of one whose events are understood prompt by prompt, what was sent counts until it is.
+        if inner.lane.is_none() || self.notes.is_some() {
             inner.index.record(&prefix.blocks);
         }
         inner.pledges.retain(|pledge| pledge.until.is_none_or(|until| now < until));
@@ -464,12 +473,24 @@ impl Replica {
     pub fn scrape_failed(&self, failure: ScrapeFailure) -> bool {
         let mut inner = self.lock();
         inner.failed_scrapes += 1;
+        let frozen = matches!(failure, ScrapeFailure::Passing(_));
         let reason = match failure {
             ScrapeFailure::Certain(reason) => reason,
             ScrapeFailure::Passing(reason) if inner.failed_scrapes >= FAILED_SCRAPES => reason,
             ScrapeFailure::Passing(_) => return false,
         };
-        inner.unready.replace(reason).is_none()
+        let left = inner.unready.replace(reason).is_none();
+        drop(inner);
+        if left && frozen {
+            self.frozen.notify_waiters();
+        }
+        left
+    }
+
+    /// Waits until it becomes unready because it no longer says anything: what waits for its first token there
+    /// may wait for ever.
+    pub async fn freezes(&self) {
+        self.frozen.notified().await;
     }
 
     /// It failed a request in a way that says that it cannot serve. It returns when a scrape succeeds,

@@ -52,7 +52,7 @@ async fn look(scheduler: &Scheduler, replica: &Arc<Replica>, seldom: bool) {
     let own = replica.own();
     let was_ready = replica.is_ready();
     let result = async {
-        let text = metrics(scheduler, replica).await?;
+        let text = numbers(scheduler, replica).await?;
         if !was_ready || seldom {
             health(scheduler, replica).await?;
         }
@@ -78,6 +78,26 @@ async fn look(scheduler: &Scheduler, replica: &Arc<Replica>, seldom: bool) {
     scheduler.registry.changed.notify_waiters();
 }
 
+/// The same, empty too of one that is well and only slow to show them: then what was sent there counts. Both
+/// are asked at once after a look that failed, so that one that is frozen is not found out later.
+async fn numbers(scheduler: &Scheduler, replica: &Replica) -> Result<String, ScrapeFailure> {
+    let well = || async { health(scheduler, replica).await == Ok(true) };
+    let (text, is_well) = if replica.is_silent() {
+        tokio::join!(metrics(scheduler, replica), well())
+    } else {
+        let text = metrics(scheduler, replica).await;
+        let is_well = matches!(text, Err(ScrapeFailure::Passing(_))) && well().await;
+        (text, is_well)
+    };
+    match text {
+        Err(ScrapeFailure::Passing(why)) if is_well => {
+            tracing::debug!(replica = replica.name(), %why, "replica shows no metrics");
+            Ok(String::new())
+        }
+        text => text,
+    }
+}
+
 /// The text of its metrics; empty when it has none, which is no failure.
 async fn metrics(scheduler: &Scheduler, replica: &Replica) -> Result<String, ScrapeFailure> {
     let (status, body) = get(scheduler, replica, "/metrics").await?;
@@ -89,11 +109,12 @@ async fn metrics(scheduler: &Scheduler, replica: &Replica) -> Result<String, Scr
     }
 }
 
-async fn health(scheduler: &Scheduler, replica: &Replica) -> Result<(), ScrapeFailure> {
+/// Whether it says that it is well; `false` of one that does not say.
+async fn health(scheduler: &Scheduler, replica: &Replica) -> Result<bool, ScrapeFailure> {
     let (status, _) = get(scheduler, replica, "/health").await?;
     // An engine without a health route is as healthy as its metrics.
     if status.is_success() || [404, 405, 501].contains(&status.as_u16()) {
-        return Ok(());
+        return Ok(status.is_success());
     }
     Err(ScrapeFailure::Certain(format!("GET /health answered {}", status.as_u16())))
 }

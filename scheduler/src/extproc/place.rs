@@ -17,7 +17,7 @@ use super::exchange::{Asked, Body};
 use super::head::Head;
 use crate::call::{self, Call, Terms};
 use crate::choose::{Tried, choose};
-use crate::proxy::Running;
+use crate::proxy::{Running, note};
 use crate::replica::{Lease, Replica};
 use crate::report;
 use crate::scheduler::Scheduler;
@@ -62,7 +62,8 @@ pub(crate) async fn place(
 struct Read {
     request: Call,
     remove: Vec<String>,
-    has_body: bool,
+    /// Its body as it came, where that was seen.
+    sent: Option<Bytes>,
 }
 
 fn read(scheduler: &Scheduler, asked: Asked, arrived: Instant) -> Result<Read, Fault> {
@@ -79,7 +80,10 @@ fn read(scheduler: &Scheduler, asked: Asked, arrived: Instant) -> Result<Read, F
         }
     }
     let terms = Terms::read(&head.headers, arrived)?;
-    let has_body = body != Body::Unseen;
+    let sent = match &body {
+        Body::Whole(body) | Body::Perhaps(body) => Some(body.clone()),
+        Body::Unseen => None,
+    };
     let mut request = match body {
         Body::Perhaps(body) if TopLevel::scan(&body).is_err() => return Err(cut(&body)),
         Body::Whole(body) | Body::Perhaps(body) => {
@@ -96,7 +100,7 @@ fn read(scheduler: &Scheduler, asked: Asked, arrived: Instant) -> Result<Read, F
         }
     };
     request.wanted.subset = head.subset.map(|endpoints| Arc::new(Subset::new(endpoints)));
-    Ok(Read { request, remove, has_body })
+    Ok(Read { request, remove, sent })
 }
 
 /// The model of a request whose body is not seen.
@@ -125,21 +129,25 @@ fn cut(body: &Bytes) -> Fault {
 }
 
 async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box<Placed>, Fault> {
-    let Read { request, remove, has_body } = read;
+    let Read { request, remove, sent } = read;
     let pool = &request.pool;
     if let Some(subset) = &request.wanted.subset
         && !pool.replicas.load().iter().any(|replica| replica.is_ready() && subset.has(replica))
     {
         return Err(none_in_subset(&pool.name));
     }
-    let lease = choose(scheduler, pool, &request.wanted, &Tried::default()).await?;
+    let began = Instant::now();
+    let mut lease = choose(scheduler, pool, &request.wanted, &Tried::default()).await?;
+    note(scheduler, (&request.id, &request.model), &mut lease, began);
     let endpoint = address(&lease.replica).await?.to_string();
     let left = request.wanted.deadline.saturating_duration_since(Instant::now());
     let set = request.headers(scheduler, left);
     tracing::debug!(request = ?request.id, decision = %lease.decision, %endpoint, "a proxy is told where to send a request");
-    let body = has_body.then(|| {
+    let body = sent.map(|sent| {
         let body = request.wanted.class.told(&request.path, &request.body, &request.top, &lease.replica);
-        Bytes::from(body.joined(0..body.len()).into_owned())
+        let body = body.joined(0..body.len());
+        // The same bytes: a proxy is not sent back what it has.
+        if *body == *sent { sent } else { Bytes::from(body.into_owned()) }
     });
     let chosen = Chosen { endpoint, set, remove, body };
     let (model, deadline) = (request.model, request.wanted.deadline);

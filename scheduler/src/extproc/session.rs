@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 
+use http::StatusCode;
 use strata_hop::Fault;
 use strata_wire::{ErrorKind, defaults};
 use tokio::time::Instant;
@@ -14,6 +15,8 @@ use super::answer::Reply;
 use super::exchange::{Action, Exchange};
 use super::place::{Placed, place};
 use super::proto::{ProcessingRequest, ProcessingResponse};
+use crate::proxy::{failed, is_failure};
+use crate::replica::Verdict;
 use crate::scheduler::Scheduler;
 
 type Placing = Pin<Box<dyn Future<Output = Result<Box<Placed>, Reply>> + Send>>;
@@ -148,6 +151,13 @@ impl Session {
         };
         let answered = (200..300).contains(&status).then(|| self.scheduler.now());
         placed.lease.begun(answered);
+        if let Ok(status) = StatusCode::from_u16(status) {
+            if is_failure(status) {
+                failed(&self.scheduler, &placed.lease, "a proxy got an error from it");
+            } else if status.is_success() {
+                placed.lease.says(Verdict::Worked, self.scheduler.now());
+            }
+        }
         if status >= 400 {
             self.scheduler.metrics.failed(&placed.model, status);
         }

@@ -85,6 +85,10 @@ fn best(open: &[Scored], candidates: &[Candidate<'_>], weights: &Weights, random
     let top = open.iter().map(|(_, p)| p.score(weights)).fold(f64::NEG_INFINITY, f64::max);
     let in_flight = |place: usize| candidates[place].load.in_flight;
     let mut tied: Vec<Scored> = open.iter().copied().filter(|(_, p)| p.score(weights) >= top - TIE).collect();
+    // A score that is no number is like no other: then all are alike.
+    if tied.is_empty() {
+        tied = open.to_vec();
+    }
     let by_score = tied.len() == 1;
     let fewest = tied.iter().map(|(place, _)| in_flight(*place)).min().unwrap_or(0);
     tied.retain(|(place, _)| in_flight(*place) == fewest);

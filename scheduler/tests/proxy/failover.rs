@@ -1,8 +1,9 @@
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use strata_scheduler::SchedulerOptions;
 
-use crate::support::{Does, Engine, Rig, eventually, quick};
+use crate::support::{Does, Engine, PATIENCE, Rig, eventually, quick};
 
 /// Two engines, the first of which holds the prompt and is therefore chosen while it is ready.
 async fn pair(options: SchedulerOptions) -> (Engine, Engine, Rig, String) {
@@ -159,4 +160,42 @@ async fn killing_a_replica_under_load_loses_no_request_that_had_not_begun() {
         let (status, events) = answer.await.unwrap();
         assert_eq!((status, events.last().map(String::as_str)), (200, Some("[DONE]")), "{events:?}");
     }
+}
+
+/// Options under which a replica that says nothing is soon noticed.
+fn noticing() -> SchedulerOptions {
+    SchedulerOptions { scrape_timeout: Duration::from_millis(100), ..quick() }
+}
+
+#[tokio::test]
+async fn what_waits_at_a_replica_that_freezes_goes_elsewhere() {
+    let (a, b) = (Engine::start("m-0"), Engine::start("m-1"));
+    let rig = Rig::before(&[&a, &b], noticing()).await;
+    for engine in [&a, &b] {
+        engine.does(Does::Late);
+    }
+    let asked = tokio::spawn({
+        let request = rig.chat_request("a question", true);
+        async move { strata_hop::Upstream::new().send(request, PATIENCE).await.unwrap().status() }
+    });
+    eventually("one has it", || a.open() + b.open() == 1).await;
+    let (frozen, other) = if a.open() == 1 { (&a, &b) } else { (&b, &a) };
+    other.does(Does::Answer);
+    for silent in [&frozen.inner.metrics_status, &frozen.inner.health] {
+        silent.store(0, std::sync::atomic::Ordering::SeqCst);
+    }
+    assert_eq!(asked.await.unwrap(), 200);
+    assert_eq!((frozen.got().len(), other.got().len()), (1, 1));
+    assert!((rig.metric("strata_scheduler_retries_total{reason=\"frozen\"}").await - 1.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_well_and_shows_no_metrics_is_used() {
+    let engine = Engine::start("m-0");
+    let rig = Rig::before(&[&engine], noticing()).await;
+    engine.inner.metrics_status.store(0, std::sync::atomic::Ordering::SeqCst);
+    let looks = || engine.inner.scrapes.load(std::sync::atomic::Ordering::SeqCst);
+    let before = looks();
+    eventually("it was asked often, and never said", || looks() > before + 5).await;
+    assert_eq!(rig.chat("a question").await.status, 200);
 }

@@ -83,6 +83,7 @@ pub(crate) struct Inner {
     pub(crate) does: Mutex<Does>,
     pub(crate) load: Mutex<Load>,
     pub(crate) got: Mutex<Vec<Got>>,
+    /// What it says of its health; 0 for nothing ever.
     pub(crate) health: AtomicU16,
     /// What asking for its metrics is answered with; 0 for never.
     pub(crate) metrics_status: AtomicU16,
@@ -321,7 +322,10 @@ async fn events(State(inner): State<Arc<Inner>>, request: Request) -> Response {
 }
 
 async fn health(State(inner): State<Arc<Inner>>) -> StatusCode {
-    StatusCode::from_u16(inner.health.load(Ordering::SeqCst)).unwrap()
+    match StatusCode::from_u16(inner.health.load(Ordering::SeqCst)) {
+        Ok(status) => status,
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn models(State(inner): State<Arc<Inner>>) -> axum::Json<Value> {
