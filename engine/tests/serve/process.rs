@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
+use strata_engine::transfer::KvTransfer;
 use strata_engine::{EngineError, EngineOptions, KvCache, assemble, run, run_on};
 use strata_hop::{Bound, HopToken, Upstream};
 use tokio_util::sync::CancellationToken;
@@ -198,8 +199,20 @@ fn what_cannot_run_says_why() {
     ];
     insta::assert_snapshot!("cannot_run", errors.join("\n"));
 
-    let small = EngineOptions { kv_cache: KvCache::Blocks(4), ..options(model().path()) };
     let kept = model();
+    for bytes in [1 << 50, u64::MAX] {
+        let refused = error(&EngineOptions { kv_offloading_bytes: bytes, ..options(kept.path()) });
+        let told = format!("kv_cache: kv_offloading of {bytes} bytes (");
+        assert!(refused.starts_with(&told) && refused.ends_with("lower --kv-offloading-size"), "{refused}");
+        let transfer = KvTransfer { host: "here".into(), port: 1, bytes };
+        let refused = error(&EngineOptions { kv_transfer: Some(transfer), ..options(kept.path()) });
+        assert!(
+            refused.starts_with("kv_cache: kv_transfer of") && refused.contains(" is more than the "),
+            "{refused}"
+        );
+    }
+
+    let small = EngineOptions { kv_cache: KvCache::Blocks(4), ..options(kept.path()) };
     let small = EngineOptions { model: kept.path().display().to_string(), ..small };
     assert_eq!(
         assemble(&small, 0).unwrap().max_model_len(),
