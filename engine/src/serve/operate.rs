@@ -12,7 +12,7 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::models::{Model, ModelList};
 
-use super::submit;
+use super::{drain, submit};
 use crate::lora::{Adapter, Adapters};
 use crate::runtime::{Condition, Engine};
 use crate::telemetry;
@@ -62,8 +62,7 @@ pub(super) async fn health(State(engine): State<Arc<Engine>>) -> Result<(), Faul
 /// Whether to send it requests.
 pub(super) async fn ready(State(engine): State<Arc<Engine>>) -> Result<(), Fault> {
     if engine.is_draining() {
-        let fault = Fault::new(ErrorKind::Overloaded, "this replica is draining and takes no new request");
-        return Err(fault.retry_after(Duration::from_secs(1)));
+        return Err(drain::refusal());
     }
     if engine.condition() != Condition::Awake {
         let fault = Fault::new(ErrorKind::Overloaded, "this replica is paused or sleeps");
