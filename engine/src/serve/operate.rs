@@ -92,8 +92,20 @@ pub(super) async fn blocks(
     Ok((StatusCode::OK, body.ok_or_else(none)?).into_response())
 }
 
-/// Ends the request of this minted id; its stream ends with the usage so far.
+/// Ends the request of this minted id, or of the id that its answer shows; its stream ends with the usage
+/// so far.
 pub(super) async fn abort(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> Json<Value> {
-    let aborted = engine.abort(&id).await;
+    let aborted = end(&engine, &id).await;
     Json(json!({"id": id, "aborted": aborted}))
+}
+
+/// Ends a request by either of its ids; `false` when none runs under it.
+pub(super) async fn end(engine: &Engine, id: &str) -> bool {
+    if engine.abort(id).await {
+        return true;
+    }
+    match ["chatcmpl-", "cmpl-"].iter().find_map(|kind| id.strip_prefix(kind)) {
+        Some(minted) => engine.abort(minted).await,
+        None => false,
+    }
 }
