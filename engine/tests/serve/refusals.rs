@@ -113,6 +113,8 @@ async fn bad_requests() {
         ("reasoning_effort", vec![json!("extreme"), json!(3)]),
         ("add_special_tokens", vec![json!("no")]),
         ("spaces_between_special_tokens", vec![json!("no")]),
+        ("max_tokens", vec![json!(1u64 << 63)]),
+        ("seed", vec![json!(1u64 << 63), json!(1e30)]),
     ] {
         for value in values {
             cases.push((CHAT, with(&chat, json!({name: value}))));

@@ -225,6 +225,9 @@ async fn what_cannot_be_enforced_is_refused_by_name() {
         json!({"guided_grammar": "root ::= missing"}),
         json!({"guided_grammar": "start: missing"}),
         json!({"guided_grammar": "x".repeat(200_000)}),
+        json!({"guided_grammar": "root ::= root | root root"}),
+        json!({"guided_grammar": "start: start"}),
+        json!({"guided_json": {"$ref": "#"}}),
         json!({"structured_outputs": {"structural_tag": "{}"}}),
     ];
     let mut said = String::new();
