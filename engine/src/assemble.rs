@@ -178,6 +178,8 @@ fn tiers(
         return Err(EngineError::KvCache(message.into()));
     }
     let block = backend.info().block_bytes;
+    fits_memory("kv_offloading", options.kv_offloading_bytes, memory::total())?;
+    fits_memory("kv_transfer", received, memory::total())?;
     // What other engines have computed comes through memory.
     let in_memory = options.kv_offloading_bytes.max(received);
     let ram = match usize::try_from(in_memory / block as u64).unwrap_or(usize::MAX) {
@@ -192,6 +194,20 @@ fn tiers(
     let open =
         |disk: &KvDisk| Disk::open(disk, named(model, backend, name)?, block).map_err(EngineError::from);
     Ok(Tiers { ram, disk: options.kv_disk.as_ref().map(open).transpose()? })
+}
+
+/// Refuses blocks in memory that this machine, or what it gives to the process, can never hold: they
+/// would come one by one until the process is killed.
+fn fits_memory(option: &str, bytes: u64, memory: Option<u64>) -> Result<(), EngineError> {
+    let Some(memory) = memory.filter(|memory| bytes > *memory) else { return Ok(()) };
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    Err(EngineError::KvCache(format!(
+        "{option} of {bytes} bytes ({:.1} GiB) is more than the {memory} bytes ({:.1} GiB) of memory that there are \
+         here; lower --{}-size",
+        gib(bytes),
+        gib(memory),
+        option.replace('_', "-"),
+    )))
 }
 
 /// How blocks go to and come from other engines.

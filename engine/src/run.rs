@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::middleware::from_fn_with_state;
 use strata_hop::{Above, Bound, ListenError};
 use strata_trace::{ConfigError, Exporter};
 use tokio_util::sync::CancellationToken;
@@ -77,11 +78,14 @@ pub enum EngineError {
     Stopped,
 }
 
+/// The most of the grace that is kept for telling the clients of open answers that these are cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long the last spans may take when the engine ends.
 const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// Runs an engine until `shutdown`: then it takes no new request, finishes those it has, at most
-/// `options.drain_grace` long, and returns.
+/// `options.drain_grace` long, and returns. What is not finished a moment before that is aborted, so that
+/// its client is told.
 pub async fn run(options: EngineOptions, shutdown: CancellationToken) -> Result<(), EngineError> {
     // A port in use should not cost the time that a large model takes to open.
     let bound = Bound::bind(&options.listen).await?.secured(options.mtls.clone());
@@ -121,7 +125,12 @@ pub async fn run_on(
         "engine ready"
     );
     let stop = shutdown.child_token();
-    let server = bound.serve(engine.router(above), stop.clone(), drain_grace);
+    let over = CancellationToken::new();
+    let router = engine.router(above).layer(from_fn_with_state(stop.clone(), serve::end_uploads));
+    let server = async {
+        bound.serve(router, stop.clone(), drain_grace).await;
+        over.cancel();
+    };
     let watched = async {
         tokio::select! {
             () = engine.stopped() => {
@@ -131,6 +140,14 @@ pub async fn run_on(
             () = shutdown.cancelled() => {
                 engine.drain();
                 tracing::info!("engine drains");
+                let last_words = async {
+                    tokio::time::sleep(drain_grace.saturating_sub(LAST_WORDS.min(drain_grace / 10))).await;
+                    engine.abort_all().await;
+                };
+                tokio::select! {
+                    () = over.cancelled() => {}
+                    () = last_words => {}
+                }
                 Ok(())
             }
         }
@@ -225,6 +242,17 @@ impl Served {
         match self {
             Self::Text(engine) => engine.drain(),
             Self::Vectors(embedder) => embedder.drain(),
+        }
+    }
+
+    /// Ends all open requests with what they have.
+    async fn abort_all(&self) {
+        let aborted = match self {
+            Self::Text(engine) => engine.abort_all().await,
+            Self::Vectors(embedder) => embedder.abort_all(),
+        };
+        if aborted > 0 {
+            tracing::warn!(aborted, "requests were ended because the time to drain is over");
         }
     }
 }

@@ -156,6 +156,9 @@ async fn scores_and_ranks_by_cosine() {
     assert_eq!(body["results"].as_array().unwrap().len(), 2);
     assert_eq!(body["results"][0]["index"], 1);
     assert_eq!(body["results"][0]["document"]["text"], "the cat sat");
+    let request = json!({"query": "the cat sat", "documents": ["sky"], "return_documents": false});
+    let (_, body) = post(&router, "/v2/rerank", request).await;
+    assert!(body["results"][0].get("document").is_none() && body["results"][0]["index"] == 0, "{body}");
 }
 
 #[tokio::test]
@@ -197,6 +200,14 @@ async fn what_cannot_be_served_says_so() {
         (&router, "/v1/embeddings", json!({"input": "cat", "model": "big"})),
         (&router, "/v1/embeddings", json!({"input": ["cat", "cat", "cat", "cat"]})),
         (&router, "/pooling", json!({"input": "cat", "task": "token_embed"})),
+        (&router, "/v1/embeddings", json!({"input": "cat", "embed_dtype": "float16"})),
+        (&router, "/v1/embeddings", json!({"input": "cat", "endianness": "big"})),
+        (&router, "/v1/embeddings", json!({"input": "cat", "truncation_side": "left"})),
+        (&router, "/v1/embeddings", json!({"input": "cat", "normalize": false, "embed_dtype": "float32"})),
+        (&router, "/pooling", json!({"input": "cat", "use_activation": "yes"})),
+        (&other, "/classify", json!({"input": "cat", "use_activation": false})),
+        (&router, "/v1/embeddings", json!({"input": "cat", "priority": "high"})),
+        (&router, "/rerank", json!({"query": "a", "documents": ["a"], "return_documents": 1})),
         (&router, "/score", json!({"text_1": ["a", "b"], "text_2": ["a", "b", "c"]})),
         (&router, "/rerank", json!({"documents": ["a"]})),
         (&other, "/v1/embeddings", json!({"input": "cat"})),

@@ -22,7 +22,7 @@ pub use caller::Above;
 pub use client::{SendError, Upstream};
 pub use fault::Fault;
 pub use line::Answer;
-pub use listen::{Bound, ListenError, Peer};
+pub use listen::{Bound, ListenError, Peer, Upload};
 pub use tls::{Component, Mtls, MtlsError};
 pub use token::HopToken;
 

@@ -42,6 +42,17 @@ impl Peer {
     }
 }
 
+/// How far a request's body has come; an extension of every request.
+#[derive(Clone, Debug)]
+pub struct Upload(Arc<AtomicBool>);
+
+impl Upload {
+    /// Whether the body has been read to its end.
+    pub fn is_whole(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Why a listener could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -250,9 +261,10 @@ impl Served {
             }
             let router = router.clone();
             async move {
-                let (request, is_read) = watched(request);
+                let (mut request, upload) = watched(request);
+                request.extensions_mut().insert(upload.clone());
                 let Ok(mut response) = router.oneshot(request).await;
-                if closes && !is_read.load(Ordering::Relaxed) {
+                if closes && !upload.is_whole() {
                     // The rest of it stands in the way of the next request: the connection ends
                     // here, and the client is told, so that it sends the next on another.
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -277,10 +289,10 @@ struct Watched {
     is_read: Arc<AtomicBool>,
 }
 
-fn watched(request: http::Request<Incoming>) -> (http::Request<axum::body::Body>, Arc<AtomicBool>) {
+fn watched(request: http::Request<Incoming>) -> (http::Request<axum::body::Body>, Upload) {
     let is_read = Arc::new(AtomicBool::new(http_body::Body::is_end_stream(request.body())));
     let noted = is_read.clone();
-    (request.map(|body| axum::body::Body::new(Watched { body, is_read })), noted)
+    (request.map(|body| axum::body::Body::new(Watched { body, is_read })), Upload(noted))
 }
 
 impl http_body::Body for Watched {

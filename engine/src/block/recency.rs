@@ -1,5 +1,5 @@
 //! Blocks that nobody holds, in the order in which they will be taken: an intrusive doubly linked
-//! list, so that every move is constant time and nothing is allocated after start.
+//! list, so that every move is constant time and nothing is allocated but by [`Recency::grow`].
 
 const NONE: u32 = u32::MAX;
 
@@ -28,6 +28,13 @@ impl Recency {
             list.push_last(block);
         }
         list
+    }
+
+    /// One block more, which is to be taken before all others.
+    pub(crate) fn grow(&mut self) {
+        let block = self.links.len() as u32;
+        self.links.push(Link { previous: NONE, next: NONE, listed: false });
+        self.push_first(block);
     }
 
     pub(crate) fn len(&self) -> usize {

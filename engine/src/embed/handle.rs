@@ -218,6 +218,11 @@ impl Embedder {
         cancelled.inspect(|cancelled| cancelled.set()).is_some()
     }
 
+    /// Ends all requests; returns how many.
+    pub fn abort_all(&self) -> usize {
+        self.open().values().filter_map(Weak::upgrade).inspect(|cancelled| cancelled.set()).count()
+    }
+
     /// Takes no new request from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

@@ -35,6 +35,7 @@ impl Opened<'_> {
         let hidden = keys.size("embedding_length")?;
         let heads = keys.size("attention.head_count")?;
         let layers = keys.size("block_count")?;
+        self.check_layers(architecture, layers)?;
         let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(hidden / heads.max(1));
         let value_dim = keys.optional_size("attention.value_length")?.unwrap_or(head_dim);
         if value_dim != head_dim {
@@ -47,6 +48,13 @@ impl Opened<'_> {
             return Err(self.unsupported(format!("{dims} of a head's {head_dim} numbers cannot be rotated")));
         }
         let embedding = self.info("token_embd.weight")?;
+        let vocab = embedding.dims.get(1).copied().unwrap_or(0);
+        if let Some(told) = keys.optional_size("vocab_size")?.filter(|told| *told != vocab) {
+            return Err(self.unsupported(format!(
+                "`{architecture}.vocab_size` is {told}, and `token_embd.weight` has {vocab} tokens; convert the model \
+                 again"
+            )));
+        }
         let gemma = matches!(architecture, "gemma2" | "gemma3");
         let cap = |key: &str, default: Option<f32>| match keys.float(key) {
             Ok(None) => Ok(default.filter(|_| architecture == "gemma2")),
@@ -68,7 +76,7 @@ impl Opened<'_> {
         };
         let spec = ModelSpec {
             architecture: architecture.to_owned(),
-            vocab: embedding.dims.get(1).copied().unwrap_or(0),
+            vocab,
             hidden,
             layers,
             heads,
@@ -96,6 +104,20 @@ impl Opened<'_> {
         };
         spec.check().map_err(|reason| self.unsupported(reason))?;
         Ok(spec)
+    }
+
+    /// Refuses a file with more layers than it says: run without them, the model writes rubbish.
+    fn check_layers(&self, architecture: &str, layers: usize) -> Result<(), LoadError> {
+        let layer = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<usize>().ok();
+        let last = self.tensors.keys().filter_map(|name| Some((layer(name)?, name))).max();
+        match last {
+            Some((last, name)) if last >= layers => Err(self.unsupported(format!(
+                "`{architecture}.block_count` is {layers}, and there is a tensor `{name}`, of layer {} of the model; \
+                 convert it again",
+                last.saturating_add(1)
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// How the rows become a text's vector, in a file that is meant for that.

@@ -337,7 +337,7 @@ fn each_bad_file_says_what_is_wrong() {
     ];
     let mut messages: Vec<String> = files.iter().map(|file| load_bytes(file).unwrap_err()).collect();
 
-    let changes: [fn(&mut Writer); 20] = [
+    let changes: [fn(&mut Writer); 22] = [
         |w| {
             w.text("general.architecture", "mamba");
         },
@@ -352,6 +352,12 @@ fn each_bad_file_says_what_is_wrong() {
         },
         |w| {
             w.u32("llama.block_count", 3);
+        },
+        |w| {
+            w.u32("llama.block_count", 1);
+        },
+        |w| {
+            w.u32("llama.vocab_size", 31);
         },
         |w| {
             w.u32("llama.feed_forward_length", 95);
@@ -404,6 +410,8 @@ fn each_bad_file_says_what_is_wrong() {
     model.gguf: the metadata key `tokenizer.ggml.tokens` is missing
     model.gguf: the metadata key `llama.block_count` should be a non-negative integer, but is "two"
     model.gguf: tensor `blk.2.attn_norm.weight` is missing
+    model.gguf: `llama.block_count` is 1, and there is a tensor `blk.1.ffn_up.weight`, of layer 2 of the model; convert it again
+    model.gguf: `llama.vocab_size` is 31, and `token_embd.weight` has 32 tokens; convert the model again
     model.gguf: tensor `blk.0.ffn_gate.weight` has the shape [64, 96], expected [64, 95]
     model.gguf: 4 heads do not share 3 key and value heads evenly
     model.gguf: the number of heads is 0, expected 1 to 16777216

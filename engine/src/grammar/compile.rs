@@ -218,7 +218,7 @@ impl Grammars {
             tools.factory.create_parser(lowered).map_err(|e| GrammarError::Refused(brief(&e.to_string())))?;
         let mut matcher = Matcher::new(Ok(parser));
         // A schema that nothing satisfies is found here, not by the first answer.
-        matcher.compute_mask().map_err(|e| GrammarError::Refused(brief(&e.to_string())))?;
+        matcher.compute_mask().map_err(|e| GrammarError::Refused(no_answer(&e.to_string())))?;
         tracing::debug!(seconds = begun.elapsed().as_secs_f64(), "grammar compiled");
         Ok(Arc::new(Compiled {
             first: Mutex::new(matcher),
@@ -226,6 +226,16 @@ impl Grammars {
             broken: AtomicBool::new(false),
         }))
     }
+}
+
+/// Why not one token may begin an answer.
+fn no_answer(message: &str) -> String {
+    if message.contains("NoExtensionBias") {
+        return "no text matches it: its parts exclude one another, or a rule leads back to itself whatever is \
+                chosen; give each rule, or part of the schema, an alternative that ends without it"
+            .to_owned();
+    }
+    brief(message)
 }
 
 /// The beginning of what the compiler says, on one line.

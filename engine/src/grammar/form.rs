@@ -10,7 +10,8 @@ use super::ebnf;
 pub enum Grammar {
     /// JSON that this schema accepts.
     JsonSchema(Value),
-    /// Text that this regular expression matches as a whole, in the syntax of Rust's `regex`.
+    /// Text that this regular expression matches as a whole, in the syntax of Rust's `regex`; `\d`, `\w`
+    /// and `\s` are of ASCII alone.
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
@@ -42,7 +43,11 @@ impl Grammar {
     pub(super) fn lower(&self) -> Result<TopLevelGrammar, String> {
         match self {
             Self::JsonSchema(schema) => Ok(TopLevelGrammar::from_json_schema(bounded_space(schema.clone()))),
-            Self::Regex(regex) => Ok(TopLevelGrammar::from_regex(regex)),
+            Self::Regex(regex) => {
+                // Who writes `\d` reads ASCII digits, here as in a schema's `pattern`.
+                let regex = llguidance::regex_to_lark(regex, "dws");
+                Ok(TopLevelGrammar::from_lark(format!("start: /{regex}/")))
+            }
             Self::Choice(texts) => {
                 let texts: Vec<String> = texts.iter().map(|text| ebnf::literal(text)).collect();
                 Ok(TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | "))))

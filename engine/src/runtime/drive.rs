@@ -290,6 +290,10 @@ impl Driver {
 
     /// What every end of a request comes to.
     fn leave(&mut self, open: &Open) {
+        // What its last step has computed is not told yet, and would be nobody's then.
+        if !open.claimed.is_empty() {
+            self.blocks.follow(&mut self.planner, self.backend.as_ref());
+        }
         self.blocks.leave(&open.claimed);
         if let Some(adapter) = open.adapter {
             self.adapters.leave(adapter, self.backend.as_mut());

@@ -41,13 +41,16 @@ pub(super) async fn create(
     members.unbuilt("echo", |v| v == false, "remove it")?;
     members.unbuilt("best_of", |v| v.as_i64().is_none_or(|b| b <= 1), "remove it, or use `n`")?;
     members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
+    members.unbuilt("documents", |v| v.as_array().is_some_and(Vec::is_empty), "write them into a message")?;
+    let add_special = members.boolean("add_special_tokens")?.unwrap_or(false);
     let form = structured::read(&members)?;
     let asked = output_limit(&members)?;
     let include_reasoning = members.boolean("include_reasoning")?.unwrap_or(true);
     let text = render(&engine, &members, &messages, tools.as_ref().map(|tools| tools.list.as_slice()))?;
     let speech = Speech::of(&engine, tools.as_ref(), &text, include_reasoning);
     options.rules.marks = speech.marks(&engine).into();
-    let prompt = submit::encode(&engine, text.clone(), false, options.tokens.truncate, "messages").await?;
+    let prompt =
+        submit::encode(&engine, text.clone(), add_special, options.tokens.truncate, "messages").await?;
     if prompt.is_empty() {
         return Err(Fault::invalid_param(
             "messages",
@@ -120,6 +123,19 @@ fn output_limit(members: &Members) -> Result<Option<usize>, Fault> {
     Ok(None)
 }
 
+/// How much the model is to think, which is for its chat template to say.
+fn reasoning_effort(members: &Members) -> Result<Option<&str>, Fault> {
+    const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+    let name = "reasoning_effort";
+    match members.text(name)? {
+        Some(other) if !EFFORTS.contains(&other) => {
+            let message = format!("`{name}` must be one of {}", EFFORTS.join(", "));
+            Err(Fault::invalid_param(name, message))
+        }
+        effort => Ok(effort),
+    }
+}
+
 /// The prompt's text.
 pub(super) fn render(
     engine: &Engine,
@@ -130,7 +146,10 @@ pub(super) fn render(
     let template = engine.template().ok_or_else(|| {
         Fault::invalid_param("messages", "this model has no chat template; use /v1/completions")
     })?;
-    let extra: Map<String, Value> = members.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+    let mut extra: Map<String, Value> = members.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+    if let Some(effort) = reasoning_effort(members)? {
+        extra.entry("reasoning_effort").or_insert_with(|| effort.into());
+    }
     let continues = members.boolean("continue_final_message")?.unwrap_or(false);
     let add_generation_prompt = members.boolean("add_generation_prompt")?;
     if continues && add_generation_prompt == Some(true) {

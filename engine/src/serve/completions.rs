@@ -16,6 +16,7 @@ use super::answer::{self, Meter};
 use super::completion_stream::CompletionStream;
 use super::members::{Members, wrong};
 use super::options::{Options, TokenOptions};
+use super::submit::Cut;
 use super::{options, structured, submit};
 use crate::runtime::{Engine, Event, Generation, Piece, PieceToken, StopCause, Structure};
 use crate::sampling::ScoredToken;
@@ -134,7 +135,7 @@ impl Head {
 
 /// A text, texts, token ids, or lists of token ids.
 async fn prompts(engine: &Arc<Engine>, members: &Members, options: &Options) -> Result<Vec<Vec<u32>>, Fault> {
-    let (n, most) = (options.n, options.tokens.truncate);
+    let (n, cut) = (options.n, options.tokens.truncate);
     let wanted = "a string, an array of strings, an array of token ids, or an array of arrays of token ids";
     let Some(prompt) = members.get("prompt") else {
         return Err(Fault::invalid_param("prompt", format!("`prompt` is missing: send {wanted}")));
@@ -147,7 +148,7 @@ async fn prompts(engine: &Arc<Engine>, members: &Members, options: &Options) -> 
         engine.admits(items.len() * n).map_err(submit::refused)?;
     }
     let prompts = match prompt {
-        Value::String(text) => vec![text_prompt(engine, text, add_special, most).await?],
+        Value::String(text) => vec![text_prompt(engine, text, add_special, cut).await?],
         Value::Array(items) => match items.first() {
             None => {
                 return Err(Fault::invalid_param("prompt", "`prompt` is empty: send at least one prompt"));
@@ -157,7 +158,7 @@ async fn prompts(engine: &Arc<Engine>, members: &Members, options: &Options) -> 
                 for (i, item) in items.iter().enumerate() {
                     let text =
                         item.as_str().ok_or_else(|| wrong(&format!("prompt[{i}]"), "a string", item))?;
-                    prompts.push(text_prompt(engine, text, add_special, most).await?);
+                    prompts.push(text_prompt(engine, text, add_special, cut).await?);
                 }
                 prompts
             }
@@ -170,7 +171,8 @@ async fn prompts(engine: &Arc<Engine>, members: &Members, options: &Options) -> 
         },
         other => return Err(wrong("prompt", wanted, other)),
     };
-    Ok(prompts.into_iter().map(|prompt| submit::last(prompt, most)).collect())
+    let Some(cut) = cut else { return Ok(prompts) };
+    Ok(prompts.into_iter().map(|prompt| cut.apply(prompt)).collect())
 }
 
 /// How many answers to each prompt are generated, of which `n` are returned.
@@ -197,9 +199,9 @@ async fn text_prompt(
     engine: &Arc<Engine>,
     text: &str,
     add_special: bool,
-    most: Option<usize>,
+    cut: Option<Cut>,
 ) -> Result<Vec<u32>, Fault> {
-    let tokens = submit::encode(engine, text.to_owned(), add_special, most, "prompt").await?;
+    let tokens = submit::encode(engine, text.to_owned(), add_special, cut, "prompt").await?;
     if !tokens.is_empty() {
         return Ok(tokens);
     }

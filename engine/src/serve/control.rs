@@ -12,6 +12,7 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 
 use super::members::{Members, wrong};
+use super::operate;
 use crate::runtime::{Condition, Engine, PauseMode, SleepLevel};
 
 /// Ids in one request to abort.
@@ -96,7 +97,7 @@ pub(super) async fn reset_prefix_cache(State(engine): State<Arc<Engine>>) -> Jso
     Json(json!({"success": true}))
 }
 
-/// Ends the requests of these minted ids, `{"request_ids": […]}`, or all when there is no body.
+/// Ends the requests of these ids, as minted or as their answers show them, `{"request_ids": […]}`, or all when there is no body.
 pub(super) async fn abort_requests(
     State(engine): State<Arc<Engine>>,
     body: Body,
@@ -119,7 +120,7 @@ pub(super) async fn abort_requests(
     let mut aborted = 0;
     for (i, id) in ids.iter().enumerate() {
         let id = id.as_str().ok_or_else(|| wrong(&format!("request_ids[{i}]"), "a string", id))?;
-        aborted += usize::from(engine.abort(id).await);
+        aborted += usize::from(operate::end(&engine, id).await);
     }
     Ok(Json(json!({"aborted": aborted})))
 }

@@ -76,12 +76,14 @@ impl Members {
 
     /// A whole number in a range.
     pub(super) fn whole(&self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Fault> {
-        let wanted = match (range.start(), range.end()) {
+        let wanted = |got: &Value| match (range.start(), range.end()) {
+            // Only who exceeds it has to know the range of 64 bits.
+            (start, end) if beyond(got) => format!("a whole number from {start} to {end}"),
             (&i64::MIN, &i64::MAX) => "a whole number".to_owned(),
             (start, &i64::MAX) => format!("a whole number, at least {start}"),
             (start, end) => format!("a whole number from {start} to {end}"),
         };
-        self.get(name).map(|v| whole(v, &range).ok_or_else(|| wrong(name, &wanted, v))).transpose()
+        self.get(name).map(|v| whole(v, &range).ok_or_else(|| wrong(name, &wanted(v), v))).transpose()
     }
 
     /// A number in a range.
@@ -149,6 +151,11 @@ pub(super) fn whole(value: &Value, range: &RangeInclusive<i64>) -> Option<i64> {
         .as_i64()
         .or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64));
     number.filter(|n| range.contains(n))
+}
+
+/// Whether a number is larger than those that are counted in.
+fn beyond(value: &Value) -> bool {
+    value.as_i64().is_none() && value.as_f64().is_some_and(|number| number.abs() >= 9e15)
 }
 
 /// A range of numbers.

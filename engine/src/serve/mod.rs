@@ -10,6 +10,7 @@ mod chat_stream;
 mod completion_stream;
 mod completions;
 mod control;
+mod drain;
 pub mod embed;
 mod events;
 mod members;
@@ -30,6 +31,8 @@ use axum::routing::{get, post};
 use strata_hop::{Above, Component, caller, fault};
 
 use crate::runtime::Engine;
+
+pub(crate) use drain::end_uploads;
 
 /// Who may call an engine: the scheduler; in development mode, without one, the platform.
 pub const CALLERS: &[Component] = &[Component::Scheduler, Component::Platform, Component::Operator];

@@ -45,6 +45,7 @@ impl NextTurn {
         adapted: bool,
     ) -> Option<Self> {
         let continues = members.get("continue_final_message").is_some_and(|value| value == true)
+            || members.get("add_special_tokens").is_some_and(|value| value == true)
             || members.get("add_generation_prompt").is_some_and(|value| value == false);
         let told = engine.events().is_followed() && options.tokens.truncate.is_none();
         // An adapter may be unloaded, and its name given to another, before the answer is there.

@@ -12,7 +12,7 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::models::{Model, ModelList};
 
-use super::submit;
+use super::{drain, submit};
 use crate::lora::{Adapter, Adapters};
 use crate::runtime::{Condition, Engine};
 use crate::telemetry;
@@ -62,8 +62,7 @@ pub(super) async fn health(State(engine): State<Arc<Engine>>) -> Result<(), Faul
 /// Whether to send it requests.
 pub(super) async fn ready(State(engine): State<Arc<Engine>>) -> Result<(), Fault> {
     if engine.is_draining() {
-        let fault = Fault::new(ErrorKind::Overloaded, "this replica is draining and takes no new request");
-        return Err(fault.retry_after(Duration::from_secs(1)));
+        return Err(drain::refusal());
     }
     if engine.condition() != Condition::Awake {
         let fault = Fault::new(ErrorKind::Overloaded, "this replica is paused or sleeps");
@@ -93,8 +92,20 @@ pub(super) async fn blocks(
     Ok((StatusCode::OK, body.ok_or_else(none)?).into_response())
 }
 
-/// Ends the request of this minted id; its stream ends with the usage so far.
+/// Ends the request of this minted id, or of the id that its answer shows; its stream ends with the usage
+/// so far.
 pub(super) async fn abort(State(engine): State<Arc<Engine>>, Path(id): Path<String>) -> Json<Value> {
-    let aborted = engine.abort(&id).await;
+    let aborted = end(&engine, &id).await;
     Json(json!({"id": id, "aborted": aborted}))
+}
+
+/// Ends a request by either of its ids; `false` when none runs under it.
+pub(super) async fn end(engine: &Engine, id: &str) -> bool {
+    if engine.abort(id).await {
+        return true;
+    }
+    match ["chatcmpl-", "cmpl-"].iter().find_map(|kind| id.strip_prefix(kind)) {
+        Some(minted) => engine.abort(minted).await,
+        None => false,
+    }
 }

@@ -7,6 +7,7 @@ use strata_hop::Fault;
 use strata_trace::ActiveSpan;
 
 use super::members::{Bounds, Members, whole, wrong};
+use super::submit::Cut;
 use crate::runtime::{OutputRules, Structure};
 use crate::sampling::{Penalties, SamplingParams, TokenMask};
 use crate::tokenizer::Tokenizer;
@@ -49,8 +50,8 @@ pub(super) struct TokenOptions {
     pub(super) ids: bool,
     /// Whether log probabilities call tokens by their ids, which are never ambiguous.
     pub(super) by_id: bool,
-    /// Only the last so many tokens of each prompt are read.
-    pub(super) truncate: Option<usize>,
+    /// Only this part of each prompt is read.
+    pub(super) truncate: Option<Cut>,
 }
 
 /// How to stream.
@@ -112,17 +113,7 @@ pub(super) fn read(
         tokens: TokenOptions {
             ids: members.boolean("return_token_ids")?.unwrap_or(false),
             by_id: members.boolean("return_tokens_as_token_ids")?.unwrap_or(false),
-            truncate: match members.whole("truncate_prompt_tokens", -1..=i64::MAX)? {
-                Some(0) => {
-                    let message =
-                        "`truncate_prompt_tokens` must be at least 1, or -1 for the model's context";
-                    return Err(Fault::invalid_param("truncate_prompt_tokens", message));
-                }
-                // Room for one token of the answer.
-                Some(-1) => Some(context.saturating_sub(1)),
-                Some(tokens) => Some(tokens as usize),
-                None => None,
-            },
+            truncate: truncation(members, context)?,
         },
         cache_salt: members.text("cache_salt")?.map(str::to_owned),
         transfer: transfer(members, n)?,
@@ -134,6 +125,28 @@ pub(super) fn read(
         return Err(Fault::invalid_param("prompt_logprobs", message));
     }
     Ok(options)
+}
+
+/// How much of a prompt is read, in a context of so many tokens.
+fn truncation(members: &Members, context: usize) -> Result<Option<Cut>, Fault> {
+    let side = match members.text("truncation_side")? {
+        None | Some("left") => Cut::Last,
+        Some("right") => Cut::First,
+        Some(_) => {
+            let message = "`truncation_side` must be `left`, which keeps a prompt's end, or `right`";
+            return Err(Fault::invalid_param("truncation_side", message));
+        }
+    };
+    let name = "truncate_prompt_tokens";
+    match members.whole(name, -1..=i64::MAX)? {
+        Some(0) => {
+            let message = format!("`{name}` must be at least 1, or -1 for the model's context");
+            Err(Fault::invalid_param(name, message))
+        }
+        // Room for one token of the answer.
+        Some(-1) => Ok(Some(side(context.saturating_sub(1)))),
+        tokens => Ok(tokens.map(|tokens| side(tokens as usize))),
+    }
 }
 
 /// Where the prompt is computed, when that is not where it is answered.
@@ -160,9 +173,21 @@ fn transfer(members: &Members, answers: i64) -> Result<TransferParams, Fault> {
 /// Members of OpenAI's and vLLM's APIs that would change the answer and have no effect here yet.
 fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
     let unless_removed = "remove it";
-    for name in ["logits_processors", "prompt_embeds", "audio", "prediction", "web_search_options"] {
+    for name in [
+        "logits_processors",
+        "prompt_embeds",
+        "audio",
+        "prediction",
+        "web_search_options",
+        "guided_whitespace_pattern",
+        "repetition_detection",
+        "logprob_token_ids",
+        "thinking_token_budget",
+    ] {
         members.unbuilt(name, NONE, unless_removed)?;
     }
+    // Has no effect on tokenizers of the kinds that are read.
+    members.boolean("spaces_between_special_tokens")?;
     members.unbuilt("use_beam_search", FALSE, unless_removed)?;
     let text_only: fn(&Value) -> bool = |v| v.as_array().is_some_and(|a| a.iter().all(|m| m == "text"));
     members.unbuilt("modalities", text_only, "this model answers in text: use [\"text\"]")

@@ -77,30 +77,42 @@ pub(super) fn no_such_model(asked: &str, served: &str) -> Fault {
     Fault::new(ErrorKind::ModelNotFound, message).param("model")
 }
 
-/// The tokens of a text, the last `truncate` of them, unless it certainly does not fit.
+/// What of a prompt is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// So many tokens, from its first.
+    First(usize),
+    /// So many tokens, up to its last.
+    Last(usize),
+}
+
+impl Cut {
+    /// What it leaves of these tokens.
+    pub(super) fn apply(self, mut tokens: Vec<u32>) -> Vec<u32> {
+        match self {
+            Self::First(most) => tokens.truncate(most),
+            Self::Last(most) => drop(tokens.drain(..tokens.len().saturating_sub(most))),
+        }
+        tokens
+    }
+}
+
+/// The tokens of a text, those that `truncate` leaves, unless it certainly does not fit.
 pub(super) async fn encode(
     engine: &Arc<Engine>,
     text: String,
     add_special: bool,
-    truncate: Option<usize>,
+    truncate: Option<Cut>,
     param: &str,
 ) -> Result<Vec<u32>, Fault> {
-    if let Some(most) = truncate {
-        return Ok(last(tokens(engine, text, add_special, param).await?, Some(most)));
+    if let Some(cut) = truncate {
+        return Ok(cut.apply(tokens(engine, text, add_special, param).await?));
     }
     let fewest = engine.tokenizer().fewest_tokens(text.len());
     if fewest >= engine.max_model_len() {
         return Err(too_long(engine, &format!("more than {fewest}"), param));
     }
     tokens(engine, text, add_special, param).await
-}
-
-/// The last `most` of these tokens.
-pub(super) fn last(mut tokens: Vec<u32>, most: Option<usize>) -> Vec<u32> {
-    if let Some(most) = most {
-        tokens.drain(..tokens.len().saturating_sub(most));
-    }
-    tokens
 }
 
 /// The tokens of a text, however many. Tokenising is work: not for a thread that serves others. It

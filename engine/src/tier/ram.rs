@@ -4,16 +4,18 @@ use std::collections::HashMap;
 
 use crate::block::{BlockHash, Recency};
 
-/// A fixed number of blocks' bytes. Memory is taken as it is first needed, and used again.
+/// At most so many blocks' bytes. Memory is taken as it is first needed, and used again.
 #[derive(Debug)]
 pub struct RamTier {
     slots: Vec<Slot>,
+    /// Slots that there may be.
+    limit: usize,
     places: HashMap<BlockHash, u32>,
     /// All slots, the one to be used next first.
     order: Recency,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Slot {
     hash: Option<BlockHash>,
     bytes: Vec<u8>,
@@ -22,9 +24,8 @@ struct Slot {
 impl RamTier {
     /// A tier of so many blocks.
     pub fn new(blocks: usize) -> Self {
-        let blocks = blocks.min(u32::MAX as usize - 1);
-        let (slots, places) = (vec![Slot::default(); blocks], HashMap::new());
-        Self { slots, places, order: Recency::full(blocks) }
+        let limit = blocks.min(u32::MAX as usize - 1);
+        Self { slots: Vec::new(), limit, places: HashMap::new(), order: Recency::full(0) }
     }
 
     /// Whether it has a block.
@@ -41,6 +42,10 @@ impl RamTier {
         spill: impl FnOnce(BlockHash, &[u8]),
     ) {
         debug_assert!(!self.has(&hash));
+        if self.slots.len() < self.limit {
+            self.slots.push(Slot::default());
+            self.order.grow();
+        }
         let Some(place) = self.order.pop_first() else { return };
         let slot = &mut self.slots[place as usize];
         if let Some(old) = slot.hash.replace(hash) {
@@ -85,6 +90,9 @@ mod tests {
         assert!(tier.has(&names[0]) && !tier.has(&names[1]) && tier.get(&names[1]).is_none());
         assert_eq!(tier.get(&names[2]), Some(&[2; 3][..]));
         assert_eq!(put(&mut tier, 3), Some((names[0], vec![0; 3])));
+        let mut endless = RamTier::new(usize::MAX);
+        assert_eq!(put(&mut endless, 0), None, "nothing is taken for blocks that may never come");
+        assert_eq!(endless.get(&names[0]), Some(&[0; 3][..]));
         tier = RamTier::new(0);
         assert_eq!(put(&mut tier, 0), None);
         assert!(!tier.has(&names[0]));

@@ -173,12 +173,18 @@ async fn requests_are_aborted_by_id_or_all() {
             ..request(prompt(1, 20), 900, SamplingParams::greedy())
         })
         .unwrap();
+    let mut shown = engine
+        .submit(strata_engine::runtime::GenerationRequest {
+            id: "shown".into(),
+            ..request(prompt(2, 20), 900, SamplingParams::greedy())
+        })
+        .unwrap();
     let mut rest = greedy(&engine, 0, 900);
     gate.send(()).unwrap();
     assert!(next_token(&mut named).await.is_some());
     let aborting = tokio::spawn({
         let router = router.clone();
-        let body = json!({"request_ids": ["other", "unknown"]});
+        let body = json!({"request_ids": ["other", "chatcmpl-shown", "unknown", "cmpl-unknown"]});
         async move { post(&router, "/abort_requests", &body).await.json().await }
     });
     until(async || {
@@ -186,10 +192,11 @@ async fn requests_are_aborted_by_id_or_all() {
         aborting.is_finished()
     })
     .await;
-    assert_eq!(aborting.await.unwrap()["aborted"], 1);
+    assert_eq!(aborting.await.unwrap()["aborted"], 2);
     drop(gate);
     assert_eq!(send(&router, "POST", "/abort_requests", &[], "").await.status, StatusCode::OK);
     while next_token(&mut named).await.is_some() {}
+    while next_token(&mut shown).await.is_some() {}
     while next_token(&mut rest).await.is_some() {}
     engine.idle().await;
     for (body, why) in [

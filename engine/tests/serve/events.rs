@@ -164,6 +164,25 @@ async fn the_next_turn_of_a_conversation_is_known_as_far_as_it_was_answered() {
 }
 
 #[tokio::test]
+async fn what_the_step_that_ends_an_answer_has_computed_is_told() {
+    let limits =
+        EngineConfig { step: strata_engine::step::StepLimits { tokens: 512, sequences: 16 }, ..config() };
+    let ends = FakeBackend::says(blocks_of(1024), Vec::new());
+    for (backend, max_tokens) in [(FakeBackend::new(blocks_of(1024)), 1), (ends, 8)] {
+        let router = router(engine(backend, limits), Above::default());
+        let mut follower = Follower::new(&router, "").await;
+        let mut ask = chat(&"s".repeat(300), "What is it?");
+        ask["max_tokens"] = json!(max_tokens);
+        let answer = post(&router, "/v1/chat/completions", &ask).await.json().await;
+        assert!(answer["usage"]["completion_tokens"].as_u64().unwrap() <= 1, "{answer}");
+        follower.until(|f| f.cached(&ask) > 150).await;
+        let prompt = json!({"model": "test-model", "prompt": "p".repeat(300), "max_tokens": max_tokens, "temperature": 0});
+        post(&router, "/v1/completions", &prompt).await.json().await;
+        follower.until(|f| f.cached(&prompt) > 150).await;
+    }
+}
+
+#[tokio::test]
 async fn prompts_as_text_are_told_and_a_busy_engine_too() {
     let (backend, gate) = FakeBackend::new(blocks_of(1024)).gated();
     let limits =

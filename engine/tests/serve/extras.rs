@@ -117,6 +117,12 @@ async fn prompts_are_cut_and_continued_and_stops_are_told() {
                       "return_token_ids": true});
     let cut = one(&router, with(&body, json!({"truncate_prompt_tokens": 3}))).await;
     assert_eq!(cut["prompt_token_ids"], json!([121, 111, 117]));
+    for (side, kept) in [("left", [121, 111, 117]), ("right", [72, 101, 108])] {
+        for prompt in [json!("Hello you"), json!("Hello you".bytes().collect::<Vec<_>>())] {
+            let cut = json!({"prompt": prompt, "truncate_prompt_tokens": 3, "truncation_side": side});
+            assert_eq!(one(&router, with(&body, cut)).await["prompt_token_ids"], json!(kept));
+        }
+    }
     let whole = one(&router, body.clone()).await;
     assert!(whole.get("stop_reason").is_none());
     let (text, ids) = (whole["text"].as_str().unwrap(), &whole["token_ids"]);

@@ -193,7 +193,8 @@ async fn abort_ends_a_stream_with_its_usage() {
     let abort = tokio::spawn({
         let router = router.clone();
         async move {
-            send(&router, "POST", "/internal/v1/abort/0190-minted", &[], String::new()).await.json().await
+            let path = "/internal/v1/abort/chatcmpl-0190-minted";
+            send(&router, "POST", path, &[], String::new()).await.json().await
         }
     });
     // Steps go on until the abort is taken, which it is between two of them.
@@ -204,7 +205,7 @@ async fn abort_ends_a_stream_with_its_usage() {
     .await;
     let aborted = abort.await.unwrap();
     drop(gate);
-    assert_eq!(aborted, json!({"id": "0190-minted", "aborted": true}));
+    assert_eq!(aborted, json!({"id": "chatcmpl-0190-minted", "aborted": true}));
     let rest = answer.events().await;
     let end = &rest[rest.len() - 3];
     assert_eq!(end["choices"][0]["finish_reason"], "abort");

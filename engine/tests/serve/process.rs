@@ -7,8 +7,10 @@ use std::time::Duration;
 use http::Request;
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
+use strata_engine::transfer::KvTransfer;
 use strata_engine::{EngineError, EngineOptions, KvCache, assemble, run, run_on};
 use strata_hop::{Bound, HopToken, Upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::DEADLINE;
@@ -143,6 +145,67 @@ async fn it_serves_and_stops_only_when_its_streams_have_ended() {
 }
 
 #[tokio::test]
+async fn what_is_open_when_the_grace_ends_is_told_so() {
+    let folder = model();
+    let bound = Bound::bind("127.0.0.1:0").await.unwrap();
+    let (url, shutdown) = (bound.url(), CancellationToken::new());
+    let options = EngineOptions { drain_grace: Duration::from_secs(6), ..options(folder.path()) };
+    let engine = tokio::spawn(run_on(bound, options, shutdown.clone()));
+    let upstream = Upstream::new();
+    assert_eq!(call(&upstream, &url, "/pause?mode=keep", None, Some(json!({}))).await.0, 200);
+    let ask = |stream: bool| {
+        let mut ask = json!({"model": "small", "prompt": "Hi", "max_tokens": 9, "stream": stream});
+        if stream {
+            ask["stream_options"] = json!({"include_usage": true});
+        }
+        let (upstream, url) = (upstream.clone(), url.clone());
+        tokio::spawn(async move { call(&upstream, &url, "/v1/completions", None, Some(ask)).await })
+    };
+    let (streamed, whole) = (ask(true), ask(false));
+    crate::client::until(async || {
+        let (_, text) = call(&upstream, &url, "/metrics", None, None).await;
+        text.lines().any(|l| l.starts_with("vllm:num_requests_waiting{") && l.ends_with(" 2"))
+    })
+    .await;
+    shutdown.cancel();
+    let (status, text) = streamed.await.unwrap();
+    assert_eq!(status, 200);
+    assert!(
+        text.contains(r#""finish_reason":"abort""#) && text.contains(r#""completion_tokens":0"#),
+        "{text}"
+    );
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    let (status, text) = whole.await.unwrap();
+    let whole: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((status, &whole["choices"][0]["finish_reason"]), (200, &json!("abort")));
+    tokio::time::timeout(DEADLINE, engine).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_is_never_whole_does_not_hold_the_drain() {
+    let folder = model();
+    let bound = Bound::bind("127.0.0.1:0").await.unwrap();
+    let (url, addr, shutdown) = (bound.url(), bound.addr(), CancellationToken::new());
+    // Longer than the test may take.
+    let options = EngineOptions { drain_grace: Duration::from_secs(600), ..options(folder.path()) };
+    let engine = tokio::spawn(run_on(bound, options, shutdown.clone()));
+    assert_eq!(call(&Upstream::new(), &url, "/health", None, None).await.0, 200);
+    let mut upload = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let half =
+        "POST /v1/completions HTTP/1.1\r\nhost: e\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n{";
+    upload.write_all(half.as_bytes()).await.unwrap();
+    // It is being read: the server has asked for it.
+    let mut begun = [0; 12];
+    upload.read_exact(&mut begun).await.unwrap();
+    assert_eq!(&begun, b"HTTP/1.1 100");
+    shutdown.cancel();
+    let mut answer = String::new();
+    upload.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("HTTP/1.1 503") && answer.contains("draining"), "{answer}");
+    tokio::time::timeout(DEADLINE, engine).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_said_before_the_model_is_opened() {
     let bound = Bound::bind("127.0.0.1:0").await.unwrap();
     let listen = bound.addr().to_string();
@@ -198,8 +261,20 @@ fn what_cannot_run_says_why() {
     ];
     insta::assert_snapshot!("cannot_run", errors.join("\n"));
 
-    let small = EngineOptions { kv_cache: KvCache::Blocks(4), ..options(model().path()) };
     let kept = model();
+    for bytes in [1 << 50, u64::MAX] {
+        let refused = error(&EngineOptions { kv_offloading_bytes: bytes, ..options(kept.path()) });
+        let told = format!("kv_cache: kv_offloading of {bytes} bytes (");
+        assert!(refused.starts_with(&told) && refused.ends_with("lower --kv-offloading-size"), "{refused}");
+        let transfer = KvTransfer { host: "here".into(), port: 1, bytes };
+        let refused = error(&EngineOptions { kv_transfer: Some(transfer), ..options(kept.path()) });
+        assert!(
+            refused.starts_with("kv_cache: kv_transfer of") && refused.contains(" is more than the "),
+            "{refused}"
+        );
+    }
+
+    let small = EngineOptions { kv_cache: KvCache::Blocks(4), ..options(kept.path()) };
     let small = EngineOptions { model: kept.path().display().to_string(), ..small };
     assert_eq!(
         assemble(&small, 0).unwrap().max_model_len(),

@@ -104,6 +104,17 @@ async fn bad_requests() {
         ("use_beam_search", vec![json!(true)]),
         ("chat_template", vec![json!("{{ x }}")]),
         ("continue_final_message", vec![json!("yes")]),
+        ("truncation_side", vec![json!("middle"), json!(1)]),
+        ("guided_whitespace_pattern", vec![json!(" ?")]),
+        ("documents", vec![json!([{"text": "x"}])]),
+        ("repetition_detection", vec![json!({"max_pattern_size": 3})]),
+        ("logprob_token_ids", vec![json!([1])]),
+        ("thinking_token_budget", vec![json!(64)]),
+        ("reasoning_effort", vec![json!("extreme"), json!(3)]),
+        ("add_special_tokens", vec![json!("no")]),
+        ("spaces_between_special_tokens", vec![json!("no")]),
+        ("max_tokens", vec![json!(1u64 << 63)]),
+        ("seed", vec![json!(1u64 << 63), json!(1e30)]),
     ] {
         for value in values {
             cases.push((CHAT, with(&chat, json!({name: value}))));
@@ -224,7 +235,7 @@ async fn what_others_send_and_has_no_effect_is_accepted() {
         "model": "test-model", "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi", "name": "x"}],
         "max_tokens": 2, "user": "u", "metadata": {}, "store": false, "service_tier": "auto", "parallel_tool_calls": true,
         "response_format": {"type": "text"}, "modalities": ["text"], "temperature": null, "stop": null, "logit_bias": null,
-        "tools": null, "something_new": [1, {"a": 2}], "top_k": -1, "n": 1.0, "chat_template_kwargs": {"x": 1},
+        "tools": null, "something_new": [1, {"a": 2}], "top_k": -1, "n": 1.0, "documents": [], "reasoning_effort": "low", "spaces_between_special_tokens": false, "chat_template_kwargs": {"x": 1},
     });
     let answer = post(&router, CHAT, &body).await;
     let status = answer.status;

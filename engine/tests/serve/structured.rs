@@ -196,6 +196,16 @@ async fn a_dead_end_fails_and_harms_nobody() {
 }
 
 #[tokio::test]
+async fn classes_of_a_regular_expression_are_ascii() {
+    let router = serve(256, config());
+    // Bytes of Arabic digits and letters, and of wide spaces.
+    let eager = json!({"217": 100, "163": 100, "226": 100, "128": 100});
+    let body = chat(json!({"guided_regex": r"\d\s[\d.]\w\\", "logit_bias": eager, "temperature": 0}));
+    let text = contents(&post(&router, CHAT, &body).await.json().await).remove(0);
+    assert!(text.len() == 5 && text.is_ascii() && text.ends_with('\\'), "{text}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_enforced_is_refused_by_name() {
     let router = serve(256, config());
     let refused = [
@@ -215,6 +225,9 @@ async fn what_cannot_be_enforced_is_refused_by_name() {
         json!({"guided_grammar": "root ::= missing"}),
         json!({"guided_grammar": "start: missing"}),
         json!({"guided_grammar": "x".repeat(200_000)}),
+        json!({"guided_grammar": "root ::= root | root root"}),
+        json!({"guided_grammar": "start: start"}),
+        json!({"guided_json": {"$ref": "#"}}),
         json!({"structured_outputs": {"structural_tag": "{}"}}),
     ];
     let mut said = String::new();

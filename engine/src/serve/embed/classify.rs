@@ -20,7 +20,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Json<Value>, Fault> {
     let members = Members::read(body).await?;
-    input::check_model(&members, &embedder)?;
+    input::check(&members, &embedder)?;
     let labels = needs_classes(&embedder)?;
     let (vectors, tokens) = run_input(&embedder, &headers, &members).await?;
     let item = |(index, scores): (usize, &Vec<f32>)| {

@@ -54,7 +54,7 @@ pub(super) async fn create(
     body: Body,
 ) -> Result<Json<Value>, Fault> {
     let members = Members::read(body).await?;
-    input::check_model(&members, &embedder)?;
+    input::check(&members, &embedder)?;
     needs_embedding(&embedder)?;
     let encoding = Encoding::read(&members)?;
     let width = embedder.info().width as i64;
@@ -79,7 +79,7 @@ pub(super) async fn pooling(
     body: Body,
 ) -> Result<Json<Value>, Fault> {
     let members = Members::read(body).await?;
-    input::check_model(&members, &embedder)?;
+    input::check(&members, &embedder)?;
     let encoding = Encoding::read(&members)?;
     match members.text("task")? {
         None => {}

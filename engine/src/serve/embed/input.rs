@@ -9,6 +9,7 @@ use strata_wire::ErrorKind;
 use super::super::members::{Members, whole, wrong};
 use crate::backend::vectors::TextInput;
 use crate::embed::Embedder;
+use crate::model::vectors::VectorOutput;
 use crate::runtime::MAX_TEXT_BYTES;
 
 /// Texts in one request, as OpenAI has it.
@@ -21,13 +22,35 @@ pub(super) enum Text {
     Pair(String, String),
 }
 
-/// Checks that the request asks for the model that is served here.
-pub(super) fn check_model(members: &Members, embedder: &Embedder) -> Result<(), Fault> {
+/// Checks that the request asks for the model that is served here, and for nothing that would change the
+/// answer and has no effect.
+pub(super) fn check(members: &Members, embedder: &Embedder) -> Result<(), Fault> {
     let name = &embedder.card().name;
-    match members.text("model")? {
-        Some(asked) if asked != name => Err(super::submit::no_such_model(asked, name)),
-        _ => Ok(()),
+    if let Some(asked) = members.text("model")?.filter(|asked| asked != name) {
+        return Err(super::submit::no_such_model(asked, name));
     }
+    // Requests run as they come.
+    members.whole("priority", i64::MIN..=i64::MAX)?;
+    members.unbuilt("embed_dtype", |v| v == "float32", "vectors are float32: remove it")?;
+    members.unbuilt(
+        "endianness",
+        |v| v == "native" || v == "little",
+        "vectors are little-endian: remove it",
+    )?;
+    members.unbuilt("truncation_side", |v| v == "right", "texts are cut at their end: remove it")?;
+    let activated = match &embedder.info().output {
+        VectorOutput::Embedding(embedding) => embedding.normalise,
+        VectorOutput::Classes { .. } => true,
+    };
+    for name in ["normalize", "use_activation"] {
+        if members.boolean(name)?.is_some_and(|asked| asked != activated) {
+            let message = format!(
+                "`{name}` can only be {activated} for this model, whose files say how it ends; remove it"
+            );
+            return Err(Fault::invalid_param(name, message));
+        }
+    }
+    Ok(())
 }
 
 /// The member `input`: a text, several, an array of token ids, or several of those.

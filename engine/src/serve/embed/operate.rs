@@ -1,7 +1,6 @@
 //! What operators and the layers above ask of an engine that reads: models, health, metrics, abort.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -12,6 +11,7 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 use strata_wire::models::{Model, ModelList};
 
+use super::super::drain;
 use super::submit;
 use crate::embed::Embedder;
 use crate::telemetry;
@@ -53,8 +53,7 @@ pub(super) async fn health(State(embedder): State<Arc<Embedder>>) -> Result<(), 
 /// Whether to send it requests.
 pub(super) async fn ready(State(embedder): State<Arc<Embedder>>) -> Result<(), Fault> {
     if embedder.is_draining() {
-        let fault = Fault::new(ErrorKind::Overloaded, "this replica is draining and takes no new request");
-        return Err(fault.retry_after(Duration::from_secs(1)));
+        return Err(drain::refusal());
     }
     health(State(embedder)).await
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use strata_hop::Fault;
 
 use super::super::members::{Members, wrong};
-use super::input::{Text, bounded, check_model, encode};
+use super::input::{Text, bounded, check, encode};
 use super::{classify, envelope, run, usage};
 use crate::embed::Embedder;
 use crate::model::vectors::VectorOutput;
@@ -26,7 +26,7 @@ pub(super) async fn score(
     body: Body,
 ) -> Result<Json<Value>, Fault> {
     let members = Members::read(body).await?;
-    check_model(&members, &embedder)?;
+    check(&members, &embedder)?;
     let first = texts(&members, &["text_1", "queries"])?;
     let second = texts(&members, &["text_2", "documents", "items"])?;
     if first.len() != 1 && first.len() != second.len() {
@@ -50,18 +50,25 @@ pub(super) async fn rerank(
     body: Body,
 ) -> Result<Json<Value>, Fault> {
     let members = Members::read(body).await?;
-    check_model(&members, &embedder)?;
+    check(&members, &embedder)?;
     let Some(query) = members.text("query")? else {
         return Err(Fault::invalid_param("query", "`query` is missing: send a text"));
     };
     let documents = texts(&members, &["documents"])?;
+    let returns = members.boolean("return_documents")?.unwrap_or(true);
     let top = members.whole("top_n", 0..=i64::MAX)?.unwrap_or(0) as usize;
     let (scores, tokens) = scores(&embedder, &headers, &members, &[query.to_owned()], &documents).await?;
     let mut order: Vec<usize> = (0..scores.len()).collect();
     // Equal scores stay in the request's order.
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     order.truncate(if top == 0 { usize::MAX } else { top });
-    let result = |index: usize| json!({"index": index, "document": {"text": documents[index]}, "relevance_score": scores[index]});
+    let result = |index: usize| {
+        let mut result = json!({"index": index, "relevance_score": scores[index]});
+        if returns {
+            result["document"] = json!({"text": documents[index]});
+        }
+        result
+    };
     Ok(Json(json!({
         "id": format!("rerank-{}", uuid::Uuid::now_v7().simple()),
         "model": embedder.card().name,
