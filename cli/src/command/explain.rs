@@ -182,7 +182,13 @@ mod tests {
             weights: Weights { prefix: 50.0, queue: 20.0, decode: 15.0, latency: 10.0 },
             candidates: vec![picked, out],
         };
-        insta::assert_snapshot!(text(&Decisions { decisions: vec![it] }, None), @"");
+        insta::assert_snapshot!(text(&Decisions { decisions: vec![it] }, None), @r"
+        2026-05-28T20:26:40Z 0195-a model m, 14 prefix blocks, held 12 ms, policy prefix
+        m-0: it holds 12 of the prompt's 14 blocks, more than any other
+        REPLICA          SCORE  HIT*50  QUEUE*-20  DECODE*-15  LATENCY*-10  CACHED       RUNNING  WAITING  TOKENS WAITING  IN FLIGHT  TTFT    TPOT
+        m-0      picked  41.2   0.86    0.00       0.02        0.10         768          1        0        0               2          120 ms  -
+        m-1      out     41.2   0.86    0.00       0.02        0.10         768 (guess)  ?        0        0               2          120 ms  -
+        ");
         insta::assert_snapshot!(text(&Decisions::default(), Some("x")), @"the scheduler knows no request x: it keeps the latest 256 choices");
     }
 }
