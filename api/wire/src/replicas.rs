@@ -314,7 +314,7 @@ mod tests {
         let wrong = "luck".parse::<Policy>().unwrap_err();
         assert_eq!(
             wrong,
-            "`luck` is no policy; use one of prefix, round-robin, weighted-random, power-of-two, least-loaded, random"
+            "`luck` is no policy; use one of prefix, round-robin, weighted-random, power-of-two, least-loaded, random, slo-aware"
         );
     }
 
