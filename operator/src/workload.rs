@@ -5,8 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use strata_kinds::ModelDeploymentSpec;
-use strata_kinds::model_deployment::RoutingPolicy;
-use strata_kinds::quantity::duration;
+use strata_kinds::model_deployment::{Routing, RoutingPolicy};
 use strata_wire::replicas::{Objectives, Policy, Role};
 
 /// A layer of the stack.
@@ -142,16 +141,11 @@ pub fn policy(spec: &ModelDeploymentSpec) -> Option<Policy> {
 
 /// What a model's requests aim at, as schedulers read it.
 pub fn objectives(spec: &ModelDeploymentSpec) -> Objectives {
-    let set = spec.routing.as_ref().and_then(|routing| routing.objectives.clone()).unwrap_or_default();
-    let ms = |text: Option<String>| Some(duration(&text?)?.as_millis() as u64);
-    Objectives { ttft_ms: ms(set.ttft), tpot_ms: ms(set.tpot) }
+    let (ttft_ms, tpot_ms) = spec.routing.as_ref().map(Routing::objectives_ms).unwrap_or_default();
+    Objectives { ttft_ms, tpot_ms }
 }
 
 /// The scorers' weights that a model sets, by the names that the scheduler reads.
 pub fn weights(spec: &ModelDeploymentSpec) -> BTreeMap<String, f64> {
-    let set = spec.routing.as_ref().and_then(|r| r.weights.clone()).unwrap_or_default();
-    [("prefix", set.prefix), ("queue", set.queue), ("decode", set.decode), ("latency", set.latency)]
-        .into_iter()
-        .filter_map(|(name, weight)| Some((name.to_owned(), weight?)))
-        .collect()
+    spec.routing.as_ref().map(Routing::weights).unwrap_or_default()
 }

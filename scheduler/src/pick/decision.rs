@@ -74,7 +74,20 @@ pub struct Decision {
 impl Decision {
     /// Why, in one sentence.
     pub fn sentence(&self) -> String {
-        self.to_string().split_once("; ").map_or_else(String::new, |(_, sentence)| sentence.to_owned())
+        match self.why {
+            Why::OnlyOne => "it was the only replica that could take the request",
+            Why::MostCached => {
+                let (cached, of) = (self.cached_blocks, self.blocks);
+                return format!("it holds {cached} of the prompt's {of} blocks, more than any other");
+            }
+            Why::LeastLoaded => "it has the least to do, after what its cache saves",
+            Why::Tie => "the best scored alike, and of these it had the fewest requests in flight",
+            Why::Turn => "it was its turn",
+            Why::Chance => "chance decided, as the policy has it",
+            Why::BetterOfTwo => "it was the better of two that chance took",
+            Why::Headroom => "it is expected to stay furthest below the objectives",
+        }
+        .to_owned()
     }
 }
 
@@ -103,23 +116,7 @@ impl fmt::Display for Decision {
         if let Some(prompt) = &self.prompt {
             write!(f, " prefill={prompt}")?;
         }
-        f.write_str("; ")?;
-        match self.why {
-            Why::OnlyOne => f.write_str("it was the only replica that could take the request"),
-            Why::MostCached => write!(
-                f,
-                "it holds {} of the prompt's {} blocks, more than any other",
-                self.cached_blocks, self.blocks
-            ),
-            Why::LeastLoaded => f.write_str("it has the least to do, after what its cache saves"),
-            Why::Tie => {
-                f.write_str("the best scored alike, and of these it had the fewest requests in flight")
-            }
-            Why::Turn => f.write_str("it was its turn"),
-            Why::Chance => f.write_str("chance decided, as the policy has it"),
-            Why::BetterOfTwo => f.write_str("it was the better of two that chance took"),
-            Why::Headroom => f.write_str("it is expected to stay furthest below the objectives"),
-        }
+        write!(f, "; {}", self.sentence())
     }
 }
 

@@ -1,7 +1,6 @@
 //! The two kinds of objects, with the few fields that matter: the rest of an object is never kept, and
 //! what is wrong with it elsewhere is nothing to the scheduler.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -9,7 +8,6 @@ use kube::Resource;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
-use strata_kinds::quantity::duration;
 use strata_wire::replicas::{KvEvents, Objectives, Policy, Role, Track};
 
 use crate::discovery::{Model, Pod};
@@ -208,25 +206,14 @@ impl Readable for ModelObject {
 
     fn plain(self) -> Model {
         let routing = self.spec.routing.unwrap_or_default();
-        let aims = routing.objectives.unwrap_or_default();
-        let ms = |text: Option<String>| Some(duration(&text?)?.as_millis() as u64);
-        let objectives = Objectives { ttft_ms: ms(aims.ttft), tpot_ms: ms(aims.tpot) };
-        let weights = routing.weights.unwrap_or_default();
-        let named = [
-            ("prefix", weights.prefix),
-            ("queue", weights.queue),
-            ("decode", weights.decode),
-            ("latency", weights.latency),
-        ];
-        let weights: BTreeMap<String, f64> =
-            named.into_iter().filter_map(|(name, weight)| Some((name.to_owned(), weight?))).collect();
+        let (ttft_ms, tpot_ms) = routing.objectives_ms();
         let canary = self.spec.rollout.and_then(|rollout| rollout.canary);
         Model {
             served: self.spec.model.name,
             created: self.metadata.creation_timestamp.map_or(0, |at| at.0.as_second()),
             leaving: self.metadata.deletion_timestamp.is_some(),
-            weights,
-            objectives,
+            weights: routing.weights(),
+            objectives: Objectives { ttft_ms, tpot_ms },
             policy: routing.policy.map(|policy| match policy {
                 RoutingPolicy::PrefixAware => Policy::Prefix,
                 RoutingPolicy::RoundRobin => Policy::RoundRobin,

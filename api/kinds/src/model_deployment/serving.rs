@@ -1,10 +1,13 @@
 //! How requests reach the replicas, how many there are, and how a change reaches them.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cel;
+use crate::quantity::duration;
 
 /// Bounds and targets of the number of replicas.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,6 +51,24 @@ pub struct Routing {
     /// What counts how much, for policies that go by prefix or load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
+}
+
+impl Routing {
+    /// The scorers' weights that are set, by the names that schedulers read.
+    pub fn weights(&self) -> BTreeMap<String, f64> {
+        let set = self.weights.clone().unwrap_or_default();
+        [("prefix", set.prefix), ("queue", set.queue), ("decode", set.decode), ("latency", set.latency)]
+            .into_iter()
+            .filter_map(|(name, weight)| Some((name.to_owned(), weight?)))
+            .collect()
+    }
+
+    /// The objectives that are set, in milliseconds: of the first token, and of each after another.
+    pub fn objectives_ms(&self) -> (Option<u64>, Option<u64>) {
+        let set = self.objectives.as_ref();
+        let ms = |text: Option<&String>| Some(duration(text?)?.as_millis() as u64);
+        (ms(set.and_then(|set| set.ttft.as_ref())), ms(set.and_then(|set| set.tpot.as_ref())))
+    }
 }
 
 /// How a replica is picked.
