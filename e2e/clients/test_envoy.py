@@ -10,6 +10,7 @@ import copy
 import json
 import pathlib
 import os
+import random
 import socket
 import ssl
 import subprocess
@@ -26,10 +27,21 @@ MODES = ("BUFFERED", "BUFFERED_PARTIAL", "STREAMED", "FULL_DUPLEX_STREAMED")
 HELLO = [{"role": "user", "content": "Say hello."}]
 
 
+# Below those that the kernel gives to clients, so that no connection takes one before its server does.
+PORTS = random.Random().sample(range(20_000, 32_000), 2_000)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of loopback that nobody listens on, never the same twice."""
+    while PORTS:
+        port = PORTS.pop()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no port of 2,000 is free")
 
 
 def call(url: str, body: dict | bytes | None = None, timeout: float = 60) -> tuple[int, dict, bytes]:

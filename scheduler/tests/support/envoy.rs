@@ -1,11 +1,14 @@
 //! A real Envoy, before a picker. Its binary is named by `STRATA_TEST_ENVOY`.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::time::Duration;
 
 use axum::body::Body;
 use http::Request;
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use strata_hop::client::Upstream;
 
 use super::picker::Picker;
 use super::{PATIENCE, Rig};
@@ -30,16 +33,16 @@ impl Filter {
 
 /// A running Envoy with a listener for each filter.
 pub(crate) struct Envoy {
-    child: Mutex<Child>,
-    listeners: Vec<(&'static str, u16)>,
-    _config: tempfile::TempDir,
+    child: Child,
+    /// Where each listens, by its filter's name.
+    listeners: Vec<(String, u64)>,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Envoy {
     fn drop(&mut self) {
-        let mut child = self.child.lock().unwrap();
-        let _ = child.kill();
-        let _ = child.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -52,13 +55,8 @@ impl Envoy {
             eprintln!("skipped: STRATA_TEST_ENVOY names no Envoy");
             return None;
         }
-        let listeners: Vec<_> = filters.iter().map(|filter| (filter.name, free_port())).collect();
-        let config = json!({"static_resources": {
-            "listeners": filters
-                .iter()
-                .zip(&listeners)
-                .map(|(filter, (_, port))| listener(filter, *port, subset))
-                .collect::<Vec<_>>(),
+        let config = json!({"admin": {"address": address(0)}, "static_resources": {
+            "listeners": filters.iter().map(|filter| listener(filter, subset)).collect::<Vec<_>>(),
             "clusters": [
                 {
                     "name": "picker", "type": "STATIC", "connect_timeout": "5s",
@@ -90,31 +88,34 @@ impl Envoy {
             .arg(std::env::var("STRATA_TEST_ENVOY_LOG").unwrap_or_else(|_| "error".to_owned()))
             .arg("--config-path")
             .arg(&path)
+            .arg("--admin-address-path")
+            .arg(folder.path().join("admin"))
             .stdout(Stdio::null())
             .spawn()
             .expect("STRATA_TEST_ENVOY names a program");
-        let envoy = Self { child: Mutex::new(child), listeners, _config: folder };
-        envoy.listens().await;
+        let mut envoy = Self { child, listeners: Vec::new(), folder: folder };
+        envoy.listens(filters.len()).await;
         Some(envoy)
     }
 
-    async fn listens(&self) {
+    /// Waits until it listens for this many filters, on ports that it chose itself: one that is looked
+    /// for here could be another's by the time Envoy binds it.
+    async fn listens(&mut self, filters: usize) {
+        let admin = self.folder.path().join("admin");
         let deadline = tokio::time::Instant::now() + PATIENCE;
-        for (name, port) in &self.listeners {
-            while tokio::net::TcpStream::connect(("127.0.0.1", *port)).await.is_err() {
-                let ended = self.child.lock().unwrap().try_wait().unwrap();
-                if let Some(status) = ended {
-                    panic!("Envoy stopped: {status}; it says why above");
-                }
-                assert!(tokio::time::Instant::now() < deadline, "Envoy never listened for {name}");
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        while self.listeners.len() < filters {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("Envoy stopped: {status}; it says why above");
             }
+            assert!(tokio::time::Instant::now() < deadline, "Envoy never listened");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            self.listeners = listening(&admin).await.unwrap_or_default();
         }
     }
 
     /// The base URL of the listener with this filter.
     pub(crate) fn url(&self, name: &str) -> String {
-        let found = self.listeners.iter().find(|(listener, _)| *listener == name);
+        let found = self.listeners.iter().find(|(listener, _)| listener == name);
         format!("http://127.0.0.1:{}", found.expect("a filter of this name").1)
     }
 
@@ -126,8 +127,19 @@ impl Envoy {
     }
 }
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// The listeners that have an address, asked for at the one in this file. `None` until Envoy has written it
+/// and answers there.
+async fn listening(admin: &Path) -> Option<Vec<(String, u64)>> {
+    let address = std::fs::read_to_string(admin).ok()?;
+    let request = Request::get(format!("http://{}/listeners?format=json", address.trim()));
+    let request = request.body(Body::empty()).ok()?;
+    let reply = Upstream::new().send(request, Duration::from_secs(5)).await.ok()?;
+    let body: Value = serde_json::from_slice(&reply.into_body().collect().await.ok()?.to_bytes()).ok()?;
+    let each = body["listener_statuses"].as_array()?.iter().map(|listener| {
+        let port = listener["local_address"]["socket_address"]["port_value"].as_u64()?;
+        Some((listener["name"].as_str()?.to_owned(), port)).filter(|_| port != 0)
+    });
+    each.collect()
 }
 
 fn address(port: u16) -> Value {
@@ -141,7 +153,7 @@ fn replicas(name: &str, read: &Value) -> Value {
     })
 }
 
-fn listener(filter: &Filter, port: u16, subset: Option<&[&str]>) -> Value {
+fn listener(filter: &Filter, subset: Option<&[&str]>) -> Value {
     let duplex = filter.request_body_mode == "FULL_DUPLEX_STREAMED";
     let picks = json!({
         "name": "envoy.filters.http.ext_proc",
@@ -185,7 +197,7 @@ fn listener(filter: &Filter, port: u16, subset: Option<&[&str]>) -> Value {
     let cluster = if filter.by_metadata { "by-metadata" } else { "by-header" };
     json!({
         "name": filter.name,
-        "address": address(port),
+        "address": address(0),
         // A body that waits for its replica must fit, where the proxy keeps it: Envoy's default is 1 MiB.
         "per_connection_buffer_limit_bytes": if duplex { 1 } else { 32 } * 1024 * 1024,
         "filter_chains": [{"filters": [{
