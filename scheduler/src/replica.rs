@@ -123,6 +123,16 @@ impl Inner {
         self.pledges.iter().filter(counts).map(same).max().unwrap_or(0)
     }
 
+    fn holds(&self) -> Holds {
+        match &self.lane {
+            Some(lane) if !self.guesses => {
+                let marks = self.pledges.iter().map(|pledge| mark(pledge.first.as_ref()));
+                Holds::Told { lane: lane.number(), coming: marks.fold(0, |all, mark| all | mark) }
+            }
+            _ => Holds::Unclear,
+        }
+    }
+
     fn cached(&self, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
         let bytes_per_token = self.trend.bytes_per_token();
         match &self.lane {
@@ -166,6 +176,35 @@ pub struct View {
     pub standing: Standing,
     /// What it has taken for other requests.
     pub learnt: Learnt,
+    /// How to tell what it has of a prompt without another look at it.
+    holds: Holds,
+}
+
+/// What a replica has of prompts, as far as a glance tells.
+#[derive(Clone, Copy, Debug)]
+enum Holds {
+    /// What its lane bears, and of prompts that it computes now: the first blocks of these are marked here by
+    /// their hash, a bit of 64 each.
+    Told { lane: u32, coming: u64 },
+    /// More than that.
+    Unclear,
+}
+
+/// The bit that marks a prompt's first block.
+fn mark(first: Option<&BlockHash>) -> u64 {
+    first.map_or(0, |hash| 1 << (hash.0 & 63))
+}
+
+impl View {
+    /// What of this prompt the replica has, if that can be told without another look at it.
+    fn cached(&self, prefix: &Prefix, found: &Found) -> Option<Cached> {
+        match self.holds {
+            Holds::Told { lane, coming } if coming & mark(prefix.blocks.first()) == 0 => {
+                Some(Cached::told(found.tokens_of(lane)))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Replica {
@@ -237,7 +276,8 @@ impl Replica {
     /// How it stands now, for a prompt of this prefix, of which `found` tells who holds what. Metrics older
     /// than `stale` do not count.
     pub fn view(&self, prefix: &Prefix, found: &Found, now: Duration, stale: Duration) -> View {
-        View { cached: self.cached(prefix, found, now), ..self.glance(now, stale) }
+        let view = self.glance(now, stale);
+        View { cached: self.cached(&view, prefix, found, now), ..view }
     }
 
     /// The same without what it has of a prompt.
@@ -255,12 +295,13 @@ impl Replica {
                 ready_for: now.saturating_sub(inner.ready_since),
             },
             learnt: inner.learnt,
+            holds: inner.holds(),
         }
     }
 
-    /// What it has of a prompt of this prefix.
-    pub fn cached(&self, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
-        self.lock().cached(prefix, found, now)
+    /// What it has of a prompt of this prefix, where `view` is how it stood a moment ago.
+    pub fn cached(&self, view: &View, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
+        view.cached(prefix, found).unwrap_or_else(|| self.lock().cached(prefix, found, now))
     }
 
     /// It, as it is chosen from by this view of it.

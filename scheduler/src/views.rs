@@ -40,7 +40,7 @@ impl<'s> Views<'s> {
         let mut candidates = self.plain();
         for ((candidate, view), replica) in candidates.iter_mut().zip(&self.at_a_glance).zip(&*self.replicas)
         {
-            candidate.cached = replica.cached(&wanted.prefix, &found, self.now);
+            candidate.cached = replica.cached(view, &wanted.prefix, &found, self.now);
             let lacks = (wanted.bytes as f64 / view.bytes_per_token - candidate.cached.worth).max(0.0);
             let ahead = view.load.waiting_tokens + lacks;
             candidate.forecast = view.learnt.forecast(ahead, view.load.running.unwrap_or(0.0) + 1.0);

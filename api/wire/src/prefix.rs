@@ -2,11 +2,19 @@
 //! into blocks of [`BLOCK_BYTES`] and hashed as a chain. Two requests that share their first `n`
 //! blocks here share the beginning of their prompts, whatever the white space, key order or escapes
 //! of their bodies. A router needs nothing else of the text, and forgets it.
+//!
+//! A block's name is the XXH3 (128 bits, <https://xxhash.com>) of the name before it and its own text. Its
+//! secret comes of the cache scope and the model by BLAKE3, and no client knows its scope, so that nobody
+//! can look for two texts of one name. Nothing but a guess at where a prompt is cached hangs on these
+//! names: what an engine really shares it names by its own, of tokens.
 
 use std::borrow::Cow;
 
+use xxhash_rust::xxh3::xxh3_128_with_secret;
+
 use crate::defaults::BLOCK_BYTES;
 use crate::extract::canonical::{Canonical, Place};
+use crate::extract::json_text::{self, STRIDE};
 use crate::extract::scan::Scanner;
 
 /// The hash of one block and of all blocks before it.
@@ -35,12 +43,13 @@ pub struct Opening {
     pub first: bool,
 }
 
-/// Bytes of a block's whole hash.
-const PARENT: usize = 32;
+/// Bytes of a block's whole name.
+const PARENT: usize = 16;
 
 /// Hashes a canonical text as it comes.
 #[derive(Debug)]
 pub struct PrefixHasher {
+    secret: [u8; 192],
     prefix: Prefix,
     end: Mark,
 }
@@ -55,8 +64,9 @@ impl Mark {
 /// A place in a canonical text, which its hasher can go back to.
 #[derive(Clone, Debug)]
 pub(crate) struct Mark {
-    /// What is hashed for the next block: the hash of the last, and the text behind it.
-    chain: [u8; PARENT + BLOCK_BYTES],
+    /// What is hashed for the next block: the name of the last, and the text behind it. What is read
+    /// together may stand behind the block's end until it is hashed.
+    chain: [u8; PARENT + BLOCK_BYTES + STRIDE],
     /// Bytes of that text.
     rest: usize,
     blocks: usize,
@@ -75,10 +85,18 @@ impl PrefixHasher {
             root.update(&(part.len() as u64).to_le_bytes());
             root.update(part.as_bytes());
         }
-        let mut chain = [0; PARENT + BLOCK_BYTES];
-        chain[..PARENT].copy_from_slice(root.finalize().as_bytes());
+        let mut root = root.finalize_xof();
+        let mut hasher = Self::rootless();
+        root.fill(&mut hasher.end.chain[..PARENT]);
+        root.fill(&mut hasher.secret);
+        hasher
+    }
+
+    /// A chain whose scope and model are not known yet. Nothing is to be hashed with it.
+    pub(crate) fn rootless() -> Self {
+        let chain = [0; PARENT + BLOCK_BYTES + STRIDE];
         let end = Mark { chain, rest: 0, blocks: 0, bytes: 0, opening: None, opens_in: None };
-        Self { prefix: Prefix::default(), end }
+        Self { secret: [0; 192], prefix: Prefix::default(), end }
     }
 
     /// Appends text.
@@ -102,7 +120,7 @@ impl PrefixHasher {
         self.end.bytes += text.len();
         while !text.is_empty() {
             let from = PARENT + self.end.rest;
-            let take = (self.end.chain.len() - from).min(text.len());
+            let take = (PARENT + BLOCK_BYTES - from).min(text.len());
             self.end.chain[from..from + take].copy_from_slice(&text[..take]);
             self.end.rest += take;
             text = &text[take..];
@@ -112,9 +130,71 @@ impl PrefixHasher {
         }
     }
 
+    /// Appends what a JSON string's text says, up to its end, an escape that is more than one letter, or
+    /// what is no text. Returns how many bytes of it were read; some are left for [`PrefixHasher::push`]
+    /// even where nothing stands in the way.
+    pub(crate) fn decode(&mut self, json: &[u8]) -> usize {
+        if self.end.opens_in.is_some() {
+            return 0;
+        }
+        let mut at = 0;
+        while let Some(window) = json[at..].first_chunk::<{ 2 * STRIDE }>() {
+            let (read, more) = self.decode_stride(window);
+            at += read;
+            if !more {
+                break;
+            }
+        }
+        at
+    }
+
+    /// Reads the first half of this window; an escape may reach into the other. Returns how many bytes it
+    /// read, and whether more can be.
+    #[inline]
+    fn decode_stride(&mut self, window: &[u8; 2 * STRIDE]) -> (usize, bool) {
+        let marks = json_text::marks(window);
+        let mut at = 0;
+        while at < STRIDE {
+            let plain = marks.plain(at);
+            let text = if marks.are_ascii(at, plain) { plain } else { utf8(&window[at..at + plain]) };
+            // More than the text, for a length that is always the same takes two instructions.
+            let from = PARENT + self.end.rest;
+            self.end.chain[from..from + STRIDE].copy_from_slice(&window[at..at + STRIDE]);
+            self.took(text);
+            at += text;
+            if text < plain {
+                // A character may go on in the other half.
+                return (at, at > 0);
+            }
+            if at >= STRIDE {
+                break;
+            }
+            let escaped = if window[at] == b'\\' { json_text::letter(window[at + 1]) } else { None };
+            let Some(byte) = escaped else { return (at, false) };
+            self.end.chain[PARENT + self.end.rest] = byte;
+            self.took(1);
+            at += 2;
+        }
+        (at, true)
+    }
+
+    /// Counts bytes, at most [`STRIDE`], that were written behind the text.
+    #[inline]
+    fn took(&mut self, bytes: usize) {
+        self.end.bytes += bytes;
+        self.end.rest += bytes;
+        if self.end.rest >= BLOCK_BYTES {
+            let over = self.end.rest - BLOCK_BYTES;
+            self.whole();
+            self.end.chain.copy_within(PARENT + BLOCK_BYTES.., PARENT);
+            self.end.rest = over;
+        }
+    }
+
+    /// The text's first [`BLOCK_BYTES`] are a block.
     fn whole(&mut self) {
-        let hash = self.chained();
-        self.end.chain[..PARENT].copy_from_slice(hash.as_bytes());
+        let name = self.name(BLOCK_BYTES);
+        self.end.chain[..PARENT].copy_from_slice(&name.to_le_bytes());
         self.end.rest = 0;
         self.end.blocks += 1;
         let blocks = &mut self.prefix.blocks;
@@ -122,12 +202,12 @@ impl PrefixHasher {
             // By less than the double, which of a long prompt is a tenth of its size while it is copied.
             blocks.reserve_exact(blocks.len() / 4 + 16);
         }
-        blocks.push(BlockHash(short(&hash)));
+        blocks.push(BlockHash(short(name)));
     }
 
-    /// The hash of the text so far.
-    fn chained(&self) -> blake3::Hash {
-        blake3::hash(&self.end.chain[..PARENT + self.end.rest])
+    /// The name of what has been named and so many bytes behind it.
+    fn name(&self, bytes: usize) -> u128 {
+        xxh3_128_with_secret(&self.end.chain[..PARENT + bytes], &self.secret)
     }
 
     /// The chain.
@@ -152,7 +232,7 @@ impl PrefixHasher {
     pub(crate) fn opened(&mut self) {
         self.end.opens_in = None;
         if self.end.opening.is_none() {
-            let hash = short(&self.chained());
+            let hash = short(self.name(self.end.rest));
             self.end.opening = Some(Opening { hash, first: true });
         }
     }
@@ -177,10 +257,13 @@ impl PrefixHasher {
     }
 }
 
-fn short(hash: &blake3::Hash) -> u64 {
-    let mut short = [0; 8];
-    short.copy_from_slice(&hash.as_bytes()[..8]);
-    u64::from_le_bytes(short)
+fn short(name: u128) -> u64 {
+    name as u64
+}
+
+/// How many of these bytes, from the first, are UTF-8.
+fn utf8(bytes: &[u8]) -> usize {
+    std::str::from_utf8(bytes).map_or_else(|error| error.valid_up_to(), str::len)
 }
 
 /// What a body is, which says where its prompt stands.

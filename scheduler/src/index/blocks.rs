@@ -325,7 +325,12 @@ impl Found {
     /// Tokens of the prompt that the replica of this lane has in each medium, in the order of
     /// [`MEDIA`](strata_wire::engine_events::MEDIA).
     pub fn tokens(&self, lane: &Lane) -> [u32; MEDIA] {
-        self.by_lane.get(lane.number() as usize).map_or([0; MEDIA], |known| known.0)
+        self.tokens_of(lane.number())
+    }
+
+    /// The same by the lane's number.
+    pub fn tokens_of(&self, lane: u32) -> [u32; MEDIA] {
+        self.by_lane.get(lane as usize).map_or([0; MEDIA], |known| known.0)
     }
 
     /// How many of the prompt's blocks it has, in any medium.

@@ -13,6 +13,7 @@ use std::ops::Range;
 use super::field::{FIELDS, Field, FieldReader, fields};
 pub(crate) use super::hashing::Place;
 use super::hashing::{Around, Goes, Hashing, Name, ValueReader, read_again};
+use super::json_text;
 use super::scan::{Event, Sink};
 use super::text::{Decoder, Found, Level};
 use crate::prefix::{Form, Prefix, PrefixHasher};
@@ -76,7 +77,7 @@ pub(crate) struct Canonical {
 
 impl Canonical {
     pub(crate) fn new(form: Form, scope: &str) -> Self {
-        let hasher = PrefixHasher::new(scope, "");
+        let hasher = PrefixHasher::rootless();
         Self {
             scope: scope.to_owned(),
             form,
@@ -321,5 +322,13 @@ impl<S: Spooled + ?Sized> Sink for Live<'_, S> {
             self.canonical.event(depth, event, self.body, self.chunk, self.base);
         }
         Ok(())
+    }
+    #[inline]
+    fn text(&mut self, text: &[u8]) -> usize {
+        match self.canonical.reading {
+            // What is read again is looked at then.
+            Reading::Later(..) => json_text::skim(text),
+            _ => self.canonical.hashing.takes_text(text),
+        }
     }
 }

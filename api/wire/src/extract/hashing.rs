@@ -175,6 +175,11 @@ impl<R: ValueReader, S: Spooled + ?Sized> Sink for Again<'_, R, S> {
         }
         Ok(())
     }
+
+    #[inline]
+    fn text(&mut self, text: &[u8]) -> usize {
+        self.around.hashing.takes_text(text)
+    }
 }
 
 /// A value, or the part of one, that is hashed as it stands, as it comes.
@@ -246,6 +251,13 @@ impl Hashing {
             Goes::Nowhere => feed(&mut self.decoder, event, |_| {}),
         }
         true
+    }
+
+    /// Takes what it can of a string's text at once. Returns how many bytes.
+    #[inline]
+    pub(super) fn takes_text(&mut self, text: &[u8]) -> usize {
+        let plain = self.text_goes == Goes::In && !self.broken && self.decoder.between_characters();
+        if plain { self.hasher.decode(text) } else { 0 }
     }
 
     /// Notes where a text stands.

@@ -8,6 +8,7 @@ pub(crate) mod canonical;
 mod content;
 mod field;
 mod hashing;
+pub(crate) mod json_text;
 pub(crate) mod members;
 mod scalar;
 pub(crate) mod scan;
@@ -124,11 +125,17 @@ impl Extracted {
 }
 
 /// Two that listen.
-struct Both<'a, A, B>(&'a mut A, B);
+struct Both<'a, B>(&'a mut Members, B);
 
-impl<A: Sink, B: Sink> Sink for Both<'_, A, B> {
+impl<B: Sink> Sink for Both<'_, B> {
     fn event(&mut self, depth: usize, event: Event<'_>) -> Result<(), ScanError> {
         self.0.event(depth, event)?;
         self.1.event(depth, event)
+    }
+
+    #[inline]
+    fn text(&mut self, text: &[u8]) -> usize {
+        // The first looks at keys alone.
+        self.1.text(text)
     }
 }

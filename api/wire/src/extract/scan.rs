@@ -31,6 +31,11 @@ pub(crate) enum Event<'t> {
 pub(crate) trait Sink {
     /// `depth` is the number of objects and arrays around what the event tells of.
     fn event(&mut self, depth: usize, event: Event<'_>) -> Result<(), ScanError>;
+
+    /// Takes what it can of a value's text by itself, before it is told of in pieces. `text` is what has
+    /// come of the string and of what is behind it. Returns the bytes that it took: none of the string's
+    /// end, and no half of an escape.
+    fn text(&mut self, text: &[u8]) -> usize;
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -216,6 +221,9 @@ impl Scanner {
                 let Some(&byte) = chunk.get(i) else { break };
                 sink.event(self.depth, Event::Escape(byte))?;
                 i += 1;
+            }
+            if !key {
+                i += sink.text(&chunk[i..]);
             }
             let rest = &chunk[i..];
             let found = memchr2(b'"', b'\\', rest);

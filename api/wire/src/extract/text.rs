@@ -1,5 +1,7 @@
 //! The text of strings, decoded as it comes.
 
+use super::json_text::letter;
+
 /// How closely a string is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
@@ -65,6 +67,12 @@ impl Decoder {
             self.is(Found::NoText);
         }
         self.found
+    }
+
+    /// Whether what comes next is a character of its own, in a text that is fine so far.
+    #[inline]
+    pub(super) fn between_characters(&self) -> bool {
+        self.found == Found::Fine && self.digits == 0 && self.high.is_none() && self.begun_len == 0
     }
 
     fn is(&mut self, found: Found) {
@@ -139,21 +147,11 @@ impl Decoder {
         if byte != b'u' && self.high.take().is_some() {
             self.is(Found::NoText);
         }
-        out(match byte {
-            b'"' => b"\"",
-            b'\\' => b"\\",
-            b'/' => b"/",
-            b'b' => b"\x08",
-            b'f' => b"\x0c",
-            b'n' => b"\n",
-            b'r' => b"\r",
-            b't' => b"\t",
-            b'u' => {
-                (self.digits, self.unit) = (4, 0);
-                return;
-            }
-            _ => return self.is(Found::Broken),
-        });
+        match letter(byte) {
+            Some(byte) => out(&[byte]),
+            None if byte == b'u' => (self.digits, self.unit) = (4, 0),
+            None => self.is(Found::Broken),
+        }
     }
 
     fn digit(&mut self, digit: u8, out: &mut impl FnMut(&[u8])) {

@@ -9,9 +9,11 @@ use serde_json::value::RawValue;
 use strata_wire::defaults::BLOCK_BYTES;
 use strata_wire::prefix::{BlockHash, Opening, Passage, Prefix};
 use strata_wire::toplevel::{MAX_DEPTH, MAX_MEMBERS, Member, ScanError, TopLevel};
+use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 struct PrefixHasher {
-    parent: [u8; 32],
+    secret: [u8; 192],
+    parent: [u8; 16],
     block: Vec<u8>,
     prefix: Prefix,
 }
@@ -25,11 +27,11 @@ impl PrefixHasher {
             root.update(&(part.len() as u64).to_le_bytes());
             root.update(part.as_bytes());
         }
-        Self {
-            parent: *root.finalize().as_bytes(),
-            block: Vec::with_capacity(BLOCK_BYTES),
-            prefix: Prefix::default(),
-        }
+        let mut root = root.finalize_xof();
+        let (mut parent, mut secret) = ([0; 16], [0; 192]);
+        root.fill(&mut parent);
+        root.fill(&mut secret);
+        Self { secret, parent, block: Vec::with_capacity(BLOCK_BYTES), prefix: Prefix::default() }
     }
 
     /// Appends text.
@@ -40,14 +42,16 @@ impl PrefixHasher {
             self.block.extend_from_slice(&text[..take]);
             text = &text[take..];
             if self.block.len() == BLOCK_BYTES {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(&self.parent);
-                hasher.update(&self.block);
-                self.parent = *hasher.finalize().as_bytes();
+                self.parent = self.name();
                 self.prefix.blocks.push(BlockHash(short(&self.parent)));
                 self.block.clear();
             }
         }
+    }
+
+    /// The name of the text so far.
+    fn name(&self) -> [u8; 16] {
+        xxh3_128_with_secret(&[&self.parent, &self.block[..]].concat(), &self.secret).to_le_bytes()
     }
 
     /// The chain.
@@ -57,10 +61,7 @@ impl PrefixHasher {
 
     /// Notes that the text so far is how the conversation opened.
     fn opened(&mut self) {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.parent);
-        hasher.update(&self.block);
-        let hash = short(hasher.finalize().as_bytes());
+        let hash = short(&self.name());
         self.prefix.opening.get_or_insert(Opening { hash, first: true });
     }
 
@@ -72,7 +73,7 @@ impl PrefixHasher {
     }
 }
 
-fn short(hash: &[u8; 32]) -> u64 {
+fn short(hash: &[u8; 16]) -> u64 {
     let mut short = [0; 8];
     short.copy_from_slice(&hash[..8]);
     u64::from_le_bytes(short)
