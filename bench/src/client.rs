@@ -159,9 +159,16 @@ impl Client {
         Ok(listed["data"][0]["id"].as_str().map(str::to_owned))
     }
 
-    /// Sends a request and reads its answer to the end. Times count from `sent`.
-    pub(crate) async fn send(&self, request: &Request, id: &str, sent: Instant) -> Result<Seen, String> {
-        let body = Bytes::from(self.request_body(request)?.to_string());
+    /// Sends a request, to this adapter instead of the model if one is named, and reads its answer to the
+    /// end. Times count from `sent`.
+    pub(crate) async fn send(
+        &self,
+        request: &Request,
+        adapter: Option<&str>,
+        id: &str,
+        sent: Instant,
+    ) -> Result<Seen, String> {
+        let body = Bytes::from(self.request_body(request, adapter)?.to_string());
         let mut head = http::Request::post(&self.uri)
             .header(CONTENT_TYPE, "application/json")
             .header("x-request-id", id)
@@ -192,9 +199,9 @@ impl Client {
         answer.end()
     }
 
-    fn request_body(&self, request: &Request) -> Result<Value, String> {
+    fn request_body(&self, request: &Request, adapter: Option<&str>) -> Result<Value, String> {
         let mut body = self.body.clone();
-        body.insert("model".into(), self.model.as_str().into());
+        body.insert("model".into(), adapter.unwrap_or(&self.model).into());
         body.insert("stream".into(), true.into());
         body.insert("stream_options".into(), json!({"include_usage": true}));
         match (self.api, &request.prompt) {

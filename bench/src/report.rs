@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use crate::arrival::Rise;
 use crate::serve::Run;
 use crate::summary::{Metric, Outcome};
 
@@ -14,6 +15,8 @@ pub struct Telling {
     pub metrics: Vec<Metric>,
     /// Whether JSON has the times of each request.
     pub detailed: bool,
+    /// What the run is called; by its API where it has no name.
+    pub label: Option<String>,
     /// More members of the JSON.
     pub metadata: Vec<(String, String)>,
 }
@@ -35,6 +38,9 @@ pub fn text(run: &Run, telling: &Telling) -> String {
     }
     if run.arrival.rate.is_finite() {
         line("Request rate configured (RPS):", format!("{:.2}", run.arrival.rate));
+    }
+    if let Some(ramp) = run.arrival.ramp {
+        line("Request rate rises (RPS):", format!("{:.2} to {:.2}", ramp.from, ramp.to));
     }
     line("Benchmark duration (s):", format!("{:.2}", summary.duration));
     line("Total input tokens:", summary.total_input_tokens.to_string());
@@ -75,6 +81,7 @@ pub fn json(run: &Run, telling: &Telling, date: &str) -> Value {
     let mut members = json!({
         "date": date,
         "backend": run.backend,
+        "label": telling.label.as_deref().unwrap_or(run.backend),
         "model_id": run.model,
         "num_prompts": run.outcomes.len(),
         "request_rate": rate,
@@ -94,6 +101,15 @@ pub fn json(run: &Run, telling: &Telling, date: &str) -> Value {
         "max_concurrent_requests": summary.max_concurrent_requests,
     });
     let Value::Object(members) = &mut members else { return members };
+    if let Some(ramp) = run.arrival.ramp {
+        let by = match ramp.by {
+            Rise::Linear => "linear",
+            Rise::Exponential => "exponential",
+        };
+        members.insert("ramp_up_strategy".into(), by.into());
+        members.insert("ramp_up_start_rps".into(), ramp.from.into());
+        members.insert("ramp_up_end_rps".into(), ramp.to.into());
+    }
     for (name, value) in &telling.metadata {
         members.insert(name.clone(), json!(value));
     }
@@ -181,7 +197,7 @@ mod tests {
         Run {
             backend: "openai",
             model: "m".into(),
-            arrival: Arrival { rate: f64::INFINITY, burstiness: 1.0 },
+            arrival: Arrival { rate: f64::INFINITY, burstiness: 1.0, ramp: None },
             max_concurrency: Some(2),
             summary: Summary::of(&outcomes, ms(500), &[99.0, 99.9], &Goodput::from([(Metric::Ttft, 50.0)])),
             outcomes,
@@ -192,6 +208,7 @@ mod tests {
         Telling {
             metrics: vec![Metric::Ttft, Metric::Itl],
             detailed: true,
+            label: None,
             metadata: vec![("machine".into(), "two cores".into())],
         }
     }

@@ -31,7 +31,10 @@ pub struct ServeOptions {
     pub percentiles: Vec<f64>,
     /// Limits by which a request counts as good.
     pub goodput: Goodput,
-    /// Seed of the arrivals.
+    /// Names of adapters, of which each request asks for one by chance; for the model itself where there
+    /// are none.
+    pub adapters: Vec<String>,
+    /// Seed of the arrivals, and of the choice among adapters.
     pub seed: u64,
 }
 
@@ -73,16 +76,21 @@ pub async fn run(options: ServeOptions, requests: Vec<Request>) -> Result<Run, S
     if let Some(first) = requests.first() {
         for i in 0..options.warmups {
             let id = format!("{}warmup-{i}", options.request_id_prefix);
-            client.send(first, &id, Instant::now()).await.map_err(ServeError::Warmup)?;
+            client.send(first, None, &id, Instant::now()).await.map_err(ServeError::Warmup)?;
         }
     }
-    let times = options.arrival.times(requests.len(), &mut Random::new(options.seed));
+    let mut random = Random::new(options.seed);
+    let times = options.arrival.times(requests.len(), &mut random);
+    let mut adapter = || match options.adapters.len() {
+        0 => None,
+        count => Some(options.adapters[random.below(count)].clone()),
+    };
     let places = options.max_concurrency.map(|n| Arc::new(Semaphore::new(n)));
     let begin = Instant::now();
     let mut open = JoinSet::new();
     for (number, (request, at)) in requests.into_iter().zip(times).enumerate() {
         tokio::time::sleep_until((begin + at).into()).await;
-        let (client, places) = (client.clone(), places.clone());
+        let (client, places, adapter) = (client.clone(), places.clone(), adapter());
         let id = format!("{}{number}", options.request_id_prefix);
         open.spawn(async move {
             let arrived = Instant::now();
@@ -92,7 +100,7 @@ pub async fn run(options: ServeOptions, requests: Vec<Request>) -> Result<Run, S
             };
             let sent = Instant::now();
             let start = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-            let result = client.send(&request, &id, sent).await.map(|seen| Completed {
+            let result = client.send(&request, adapter.as_deref(), &id, sent).await.map(|seen| Completed {
                 ttft: seen.first,
                 latency: seen.last,
                 itl: seen.gaps,

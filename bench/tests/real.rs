@@ -17,7 +17,7 @@ use strata_bench::arrival::Arrival;
 use strata_bench::dataset::{Request, Uniform, Vocabulary, uniform};
 use strata_bench::offline::{Generating, Offline};
 use strata_bench::serve::{Run, ServeError, ServeOptions, run};
-use strata_bench::summary::{Goodput, Metric};
+use strata_bench::summary::{Goodput, Metric, Outcome};
 use strata_bench::{Api, Target};
 use strata_engine::{EngineOptions, KvCache, run_on};
 use strata_hop::Bound;
@@ -44,13 +44,14 @@ fn options(base_url: String, api: Api) -> ServeOptions {
             headers: axum::http::HeaderMap::new(),
             body: body.as_object().cloned().unwrap_or_else(Map::new),
         },
-        arrival: Arrival { rate: f64::INFINITY, burstiness: 1.0 },
+        arrival: Arrival { rate: f64::INFINITY, burstiness: 1.0, ramp: None },
         max_concurrency: Some(2),
         warmups: 0,
         ready_within: Duration::from_secs(60),
         request_id_prefix: "test-".into(),
         percentiles: vec![99.0],
         goodput: Goodput::from([(Metric::E2el, 1e9)]),
+        adapters: Vec::new(),
         seed: 0,
     }
 }
@@ -82,9 +83,15 @@ async fn an_engine_is_measured_by_both_apis() {
     assert_eq!(completions.summary.total_input_tokens, 5 * 64, "each word is one token of this model");
     assert!(completions.summary.total_cached_tokens >= 3 * 48, "the common prefix is found");
 
-    let chat = run(options(url, Api::Chat), prompts(3)).await.unwrap();
+    let chat = run(options(url.clone(), Api::Chat), prompts(3)).await.unwrap();
     checks_out(&chat, 3);
     assert!(chat.summary.total_input_tokens > 3 * 64, "the template adds to each");
+
+    let none = ServeOptions { adapters: vec!["no-such-adapter".into()], ..options(url, Api::Completions) };
+    let refused = run(none, prompts(2)).await.unwrap();
+    assert_eq!((refused.summary.completed, refused.summary.failed), (0, 2), "each asks for an adapter");
+    let asked_for = |outcome: &Outcome| outcome.result.as_ref().is_err_and(|e| e.contains("no-such-adapter"));
+    assert!(refused.outcomes.iter().all(asked_for), "{:?}", refused.outcomes);
 
     stop.cancel();
     engine.await.unwrap().unwrap();

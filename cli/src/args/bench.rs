@@ -47,6 +47,15 @@ pub(crate) enum Backend {
     OpenaiChat,
 }
 
+/// How a rate rises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RampUp {
+    /// By the same amount with each request
+    Linear,
+    /// By the same factor with each request
+    Exponential,
+}
+
 /// Where prompts come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DatasetName {
@@ -75,6 +84,16 @@ pub(crate) struct Workload {
     /// Seed of prompts and arrivals
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Tokens of each prompt, behind the prefix, whatever the dataset; one with prompts of its own has none to
+    /// set
+    #[arg(long, value_name = "N")]
+    pub(crate) input_len: Option<usize>,
+    /// Tokens to generate for each prompt, whatever the dataset
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) output_len: Option<usize>,
+    /// Tokens that prompts begin with, whatever the dataset
+    #[arg(long, value_name = "N")]
+    pub(crate) prefix_len: Option<usize>,
     /// Tokens of each random prompt, behind the prefix
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) random_input_len: usize,
@@ -151,6 +170,15 @@ pub(crate) struct BenchServe {
     /// 1 for a Poisson process, less for bursts, more for even gaps
     #[arg(long, value_name = "SHAPE", default_value = "1", value_parser = finite)]
     pub(crate) burstiness: f64,
+    /// A rate that rises from the first request to the last, instead of one that stays
+    #[arg(long, value_enum, value_name = "HOW", requires_all = ["ramp_up_start_rps", "ramp_up_end_rps"], conflicts_with = "request_rate")]
+    pub(crate) ramp_up_strategy: Option<RampUp>,
+    /// Requests a second that it begins with
+    #[arg(long, value_name = "RPS", value_parser = finite, requires = "ramp_up_strategy")]
+    pub(crate) ramp_up_start_rps: Option<f64>,
+    /// Requests a second that it ends with
+    #[arg(long, value_name = "RPS", value_parser = finite, requires = "ramp_up_strategy")]
+    pub(crate) ramp_up_end_rps: Option<f64>,
     /// Requests at once; the others wait here
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) max_concurrency: Option<usize>,
@@ -190,6 +218,12 @@ pub(crate) struct BenchServe {
     /// Sampling: penalty of what was said before
     #[arg(long, value_name = "N", value_parser = number)]
     pub(crate) repetition_penalty: Option<f64>,
+    /// Log probabilities to ask for, of so many tokens at each place
+    #[arg(long, value_name = "N")]
+    pub(crate) logprobs: Option<u32>,
+    /// Adapters that the server has; each request asks for one of them by chance
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub(crate) lora_modules: Vec<String>,
     /// More members of every request's body, as a JSON object
     #[arg(long, value_name = "JSON")]
     pub(crate) extra_body: Option<String>,
@@ -208,6 +242,12 @@ pub(crate) struct BenchServe {
     /// With the times of each request
     #[arg(long)]
     pub(crate) save_detailed: bool,
+    /// Add the result to the file, as a line of its own
+    #[arg(long)]
+    pub(crate) append_result: bool,
+    /// What the run is called, in the JSON and in the name of its file [default: the API]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
     /// A further member of the JSON
     #[arg(long, value_name = "NAME=VALUE", num_args = 1..)]
     pub(crate) metadata: Vec<String>,

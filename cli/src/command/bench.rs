@@ -1,12 +1,13 @@
 //! `strata bench`: from options to the benchmarks, and their results to the screen and to files.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
-use strata_bench::arrival::Arrival;
+use strata_bench::arrival::{Arrival, Ramp, Rise};
 use strata_bench::dataset::{self, Prefixes, Request, Uniform, Vocabulary};
 use strata_bench::offline::{self, Generating, Offline};
 use strata_bench::report::{self, Telling};
@@ -17,7 +18,7 @@ use strata_engine::backend::cpu::roofline;
 
 use super::layers::engine_options;
 use crate::args::bench::{
-    Backend, BenchCommand, BenchLatency, BenchServe, BenchThroughput, DatasetName, Workload,
+    Backend, BenchCommand, BenchLatency, BenchServe, BenchThroughput, DatasetName, RampUp, Workload,
 };
 use crate::output;
 
@@ -59,13 +60,14 @@ fn serve(args: BenchServe) -> anyhow::Result<()> {
             headers: headers(&args.header)?,
             body: body(&args)?,
         },
-        arrival: Arrival { rate: args.request_rate, burstiness: args.burstiness },
+        arrival: Arrival { rate: args.request_rate, burstiness: args.burstiness, ramp: ramp(&args)? },
         max_concurrency: args.max_concurrency,
         warmups: args.num_warmups,
         ready_within: Duration::from_secs(args.ready_check_timeout_sec),
         request_id_prefix: args.request_id_prefix.clone(),
         percentiles: args.metric_percentiles.clone(),
         goodput,
+        adapters: args.lora_modules.clone(),
         seed: args.workload.seed,
     };
     let tokenizer = args.tokenizer.as_deref().map(offline::tokenizer).transpose()?;
@@ -73,16 +75,18 @@ fn serve(args: BenchServe) -> anyhow::Result<()> {
     // One thread is enough to send and read, and leaves the others to the server.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = runtime.block_on(serve::run(options, requests))?;
-    let telling = Telling { metrics, detailed: args.save_detailed, metadata };
+    let telling = Telling { metrics, detailed: args.save_detailed, label: args.label, metadata };
     output::print(&report::text(&run, &telling))?;
-    if args.save_result || args.result_filename.is_some() {
+    if args.save_result || args.append_result || args.result_filename.is_some() {
         let date = jiff::Zoned::now().strftime("%Y%m%d-%H%M%S").to_string();
         let name = args.result_filename.unwrap_or_else(|| {
-            let model: String = run.model.chars().map(|c| if c == '/' { '-' } else { c }).collect();
-            PathBuf::from(format!("{}-{model}-{date}.json", run.backend))
+            let plain = |text: &str| text.replace('/', "-");
+            let label = telling.label.as_deref().unwrap_or(run.backend);
+            PathBuf::from(format!("{}-{}-{date}.json", plain(label), plain(&run.model)))
         });
         let path = args.result_dir.unwrap_or_default().join(name);
-        write(&path, &report::json(&run, &telling, &date))?;
+        let result = report::json(&run, &telling, &date);
+        if args.append_result { append(&path, &result)? } else { write(&path, &result)? }
     }
     if run.summary.completed == 0 {
         bail!("none of {} requests succeeded", run.summary.failed);
@@ -118,19 +122,48 @@ fn write(path: &Path, result: &Value) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| format!("cannot write the result to {}", path.display()))
 }
 
+/// Adds the result to a file that has one a line.
+fn append(path: &Path, result: &Value) -> anyhow::Result<()> {
+    let written = std::fs::OpenOptions::new().create(true).append(true).open(path).and_then(|mut file| {
+        // In one piece, for others may add to it too.
+        file.write_all(format!("{result}\n").as_bytes())
+    });
+    written.with_context(|| format!("cannot add the result to {}", path.display()))
+}
+
+/// The rate that rises, if one is asked for.
+fn ramp(args: &BenchServe) -> anyhow::Result<Option<Ramp>> {
+    let Some(strategy) = args.ramp_up_strategy else { return Ok(None) };
+    let (from, to) = args.ramp_up_start_rps.zip(args.ramp_up_end_rps).context("a ramp has two ends")?;
+    if from > to {
+        bail!("--ramp-up-start-rps {from} is above --ramp-up-end-rps {to}; a ramp rises");
+    }
+    let by = match strategy {
+        RampUp::Linear => Rise::Linear,
+        RampUp::Exponential => Rise::Exponential,
+    };
+    Ok(Some(Ramp { by, from, to }))
+}
+
 fn requests(
     args: &Workload,
     tokenizer: Option<std::sync::Arc<strata_engine::tokenizer::Tokenizer>>,
 ) -> anyhow::Result<Vec<Request>> {
     let path = || args.dataset_path.as_deref().context("--dataset-path is missing");
+    let of_a_file = matches!(args.dataset_name, DatasetName::Sharegpt | DatasetName::Custom);
+    if of_a_file && (args.input_len.is_some() || args.prefix_len.is_some()) {
+        bail!(
+            "--input-len and --prefix-len make prompts, and those of --dataset-path are there; leave them out"
+        );
+    }
     let vocabulary = || tokenizer.clone().map_or(Vocabulary::Words, Vocabulary::Tokens);
     let requests = match args.dataset_name {
         DatasetName::Random => {
             let shape = Uniform {
                 count: args.num_prompts,
-                prefix_len: args.random_prefix_len,
-                input_len: args.random_input_len,
-                output_len: args.random_output_len,
+                prefix_len: args.prefix_len.unwrap_or(args.random_prefix_len),
+                input_len: args.input_len.unwrap_or(args.random_input_len),
+                output_len: args.output_len.unwrap_or(args.random_output_len),
                 range_ratio: args.random_range_ratio,
             };
             dataset::uniform(shape, &vocabulary(), args.seed)
@@ -139,18 +172,21 @@ fn requests(
             let shape = Prefixes {
                 count: args.num_prompts,
                 prefixes: args.prefix_repetition_num_prefixes,
-                prefix_len: args.prefix_repetition_prefix_len,
-                suffix_len: args.prefix_repetition_suffix_len,
-                output_len: args.prefix_repetition_output_len,
+                prefix_len: args.prefix_len.unwrap_or(args.prefix_repetition_prefix_len),
+                suffix_len: args.input_len.unwrap_or(args.prefix_repetition_suffix_len),
+                output_len: args.output_len.unwrap_or(args.prefix_repetition_output_len),
             };
             dataset::prefixes(shape, &vocabulary(), args.seed)
         }
         DatasetName::Sharegpt => {
             let tokenizer = tokenizer
                 .context("the dataset sharegpt is cut by token counts; name a model with --tokenizer")?;
-            dataset::sharegpt(path()?, args.num_prompts, args.sharegpt_output_len, &tokenizer, args.seed)?
+            let output_len = args.output_len.or(args.sharegpt_output_len);
+            dataset::sharegpt(path()?, args.num_prompts, output_len, &tokenizer, args.seed)?
         }
-        DatasetName::Custom => dataset::custom(path()?, args.num_prompts, args.custom_output_len)?,
+        DatasetName::Custom => {
+            dataset::custom(path()?, args.num_prompts, args.output_len.or(args.custom_output_len))?
+        }
     };
     if requests.is_empty() {
         bail!("--num-prompts is 0: there is nothing to measure");
@@ -179,6 +215,14 @@ fn body(args: &BenchServe) -> anyhow::Result<Map<String, Value>> {
     }
     if args.ignore_eos {
         body.insert("ignore_eos".to_owned(), true.into());
+    }
+    match (args.logprobs, args.backend) {
+        (Some(count), Backend::Openai) => drop(body.insert("logprobs".to_owned(), count.into())),
+        (Some(count), Backend::OpenaiChat) => {
+            body.insert("logprobs".to_owned(), true.into());
+            body.insert("top_logprobs".to_owned(), count.into());
+        }
+        (None, _) => {}
     }
     if let Some(extra) = &args.extra_body {
         let extra: Map<String, Value> =
