@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::{Routing, RoutingPolicy};
-use strata_wire::replicas::{Objectives, Policy, Role};
+use strata_wire::replicas::{Affinity, Objectives, Policy, Role};
 
 /// A layer of the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -143,6 +143,16 @@ pub fn policy(spec: &ModelDeploymentSpec) -> Option<Policy> {
 pub fn objectives(spec: &ModelDeploymentSpec) -> Objectives {
     let (ttft_ms, tpot_ms) = spec.routing.as_ref().map(Routing::objectives_ms).unwrap_or_default();
     Objectives { ttft_ms, tpot_ms }
+}
+
+/// What leans a model's requests toward some replicas, as schedulers read it.
+pub fn affinity(spec: &ModelDeploymentSpec) -> Affinity {
+    let routing = spec.routing.clone().unwrap_or_default();
+    Affinity {
+        session_header: routing.session_header,
+        output_percentile: routing.output_percentile.map(|percent| percent.clamp(0, 99) as u8),
+        hash_prefixes: routing.hash_prefixes,
+    }
 }
 
 /// The scorers' weights that a model sets, by the names that the scheduler reads.

@@ -22,6 +22,7 @@ use crate::refusal::{past_deadline, unknown_model};
 use crate::registry::Pool;
 use crate::replica::Replica;
 use crate::scheduler::Scheduler;
+use crate::wishes::Wishes;
 
 /// The engine's routes that are within reach, each with where its prompt stands, if it enters the prefix
 /// cache. All others (sleep, pause, cache reset, abort, adapters) are not.
@@ -187,6 +188,7 @@ impl<'s> Reading<'s> {
         }
         let model = model(&read)?;
         let pool = pool(scheduler, &model)?;
+        let wishes = Wishes::read(&pool, received, &scope, Some(&read));
         let divisible = prefill::is_divisible(path, &read);
         let bytes = read.prefix.as_ref().map_or(0, |prefix| prefix.bytes);
         let bytes = if bytes > 0 { bytes } else { read.body.len() };
@@ -198,7 +200,7 @@ impl<'s> Reading<'s> {
             id: minted_id(scheduler, received),
             headers: forward::request_headers(received, Hop::SchedulerToEngine),
             has_deadline: given.is_some(),
-            wanted: Wanted { prefix, bytes, body_bytes: body.len(), deadline, class, subset: None },
+            wanted: Wanted { prefix, bytes, body_bytes: body.len(), deadline, class, subset: None, wishes },
             body,
             top,
             path: path.to_owned(),
@@ -250,10 +252,12 @@ pub(crate) fn unseen(
 ) -> Result<Call, Fault> {
     let length = received.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     let bytes = length.unwrap_or(0usize).min(defaults::MAX_BODY_BYTES);
+    let pool = pool(scheduler, model)?;
+    let wishes = Wishes::read(&pool, received, &terms.scope, None);
     Ok(Call {
         path: path.to_owned(),
         model: model.to_owned(),
-        pool: pool(scheduler, model)?,
+        pool,
         id: minted_id(scheduler, received),
         headers: forward::request_headers(received, Hop::SchedulerToEngine),
         has_deadline: terms.given.is_some(),
@@ -266,6 +270,7 @@ pub(crate) fn unseen(
             deadline: terms.deadline,
             class: terms.class,
             subset: None,
+            wishes,
         },
         divisible: false,
     })

@@ -20,6 +20,7 @@ use crate::replica::{Lease, Replica};
 use crate::scheduler::Scheduler;
 use crate::subset::Subset;
 use crate::views::Views;
+use crate::wishes::Wishes;
 
 /// Between two looks for places for those that wait.
 const LOOK_PAUSE: Duration = Duration::from_millis(1);
@@ -46,6 +47,8 @@ pub struct Wanted {
     pub class: Class,
     /// The only replicas that may take it; all of the model's when absent.
     pub subset: Option<Arc<Subset>>,
+    /// Where it would like to go.
+    pub wishes: Wishes,
 }
 
 /// The replicas that already failed a request. One that has since been away and come back may be tried
@@ -385,6 +388,9 @@ pub(crate) fn place_prompt(
 }
 
 fn lease(scheduler: &Scheduler, replica: &Arc<Replica>, wanted: &Wanted, decision: Decision) -> Lease {
+    if let Some(adapter) = &wanted.wishes.adapter {
+        replica.loads(adapter);
+    }
     replica.lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed, scheduler.now())
 }
 
@@ -399,5 +405,6 @@ fn ask(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, patience: Patience) 
             inter_token: or(aims.tpot_ms, scheduler.options.inter_token_objective),
         },
         patience,
+        lean: wanted.wishes.lean(pool, &wanted.prefix),
     }
 }

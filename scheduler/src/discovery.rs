@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use strata_wire::replicas::{Endpoint, Endpoints, KvEvents, ModelEndpoints, Objectives, Policy, Role, Track};
+use strata_wire::replicas::{
+    Affinity, Endpoint, Endpoints, KvEvents, ModelEndpoints, Objectives, Policy, Role, Track,
+};
 
 /// A ModelDeployment, as far as routing needs it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +23,8 @@ pub struct Model {
     pub policy: Option<Policy>,
     /// Percent of the requests for pods of the canary track.
     pub canary_percent: Option<u8>,
+    /// What leans its requests toward some replicas.
+    pub affinity: Affinity,
 }
 
 /// An engine pod, as far as routing needs it.
@@ -81,6 +85,7 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
             policy: model.policy,
             objectives: model.objectives,
             canary_percent: model.canary_percent,
+            affinity: model.affinity.clone(),
         };
         found.endpoints.models.insert((*name).to_owned(), listed);
     }

@@ -121,7 +121,7 @@ impl Journal {
 
 fn explained(entry: &Entry) -> Explained {
     let Entry { at_ms, request, model, held, decision, table } = entry;
-    let pick::Weights { hit: prefix, queue, decode, latency } = table.weights;
+    let pick::Weights { hit: prefix, queue, decode, latency, session, adapter } = table.weights;
     let mut candidates: Vec<Considered> =
         table.rows.iter().map(|row| considered(row, decision, &table.weights)).collect();
     candidates.sort_by(|a, b| (a.standing as u8).cmp(&(b.standing as u8)).then(b.score.total_cmp(&a.score)));
@@ -134,7 +134,8 @@ fn explained(entry: &Entry) -> Explained {
         replica: decision.replica.clone(),
         why: decision.sentence(),
         blocks: decision.blocks,
-        weights: Weights { prefix, queue, decode, latency },
+        answer_tokens: decision.brought.answer.map(|answer| answer.tokens),
+        weights: Weights { prefix, queue, decode, latency, session, adapter },
         candidates,
     }
 }
@@ -155,6 +156,8 @@ fn considered(row: &Row, decision: &Decision, weights: &pick::Weights) -> Consid
         queue: row.parts.queue,
         decode: row.parts.decode,
         latency: row.parts.latency,
+        session: decision.brought.session.then_some(row.parts.session),
+        adapter: decision.brought.adapter.map(|_| row.parts.adapter),
         cached_tokens: row.cached.tokens,
         told: row.cached.told,
         in_flight: row.load.in_flight,

@@ -6,6 +6,8 @@
 //! of its answer is passed over for the next best. The scheduler knows no tenants and keeps no text:
 //! of a prompt it holds hashes.
 
+pub mod adapters;
+pub mod answers;
 pub mod call;
 pub mod choose;
 pub mod class;
@@ -37,6 +39,7 @@ pub mod telemetry;
 mod views;
 pub mod vllm;
 pub mod watch;
+pub mod wishes;
 
 use axum::Router;
 use axum::routing::{get, post};

@@ -13,6 +13,7 @@ use strata_wire::rope::Rope;
 use strata_wire::{ErrorKind, headers};
 use tokio::time::Instant;
 
+use crate::answers::Lesson;
 use crate::call::{Call, read};
 use crate::choose::{Tried, choose};
 use crate::prefill::Prefill;
@@ -303,13 +304,28 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
         }
     }
     tracing::debug!(request = ?call.id, decision = %lease.decision, status = head.status.as_u16(), "response begins");
+    let events = is_events(&head.headers);
+    let taught = head.status.is_success();
+    let mut lesson =
+        taught.then(|| Lesson::of(&running.pool, &call.path, &call.wanted.wishes, events)).flatten();
+    if let (Some(lesson), Some(first)) = (&mut lesson, &first) {
+        lesson.see(first);
+    }
     let body = match first {
         // It ends here, and passes as one piece of a length that is known.
-        Some(whole) if said_length(&head.headers) == Some(whole.len()) => Body::from(whole),
+        Some(whole) if said_length(&head.headers) == Some(whole.len()) => {
+            if let Some(lesson) = lesson {
+                lesson.learn();
+            }
+            Body::from(whole)
+        }
         first => stream::body(Passage {
             first,
-            rest,
-            events: is_events(&head.headers),
+            rest: match lesson {
+                Some(lesson) => lesson.attend(rest),
+                None => rest,
+            },
+            events,
             deadline: call.wanted.deadline,
             guard: (lease, running),
             broke: |(lease, running): &(Lease, Running), by_replica| {

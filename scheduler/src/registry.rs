@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use strata_wire::models::Model;
-use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints, Objectives, Policy, ReplicaReport};
+use strata_wire::replicas::{
+    Affinity, Endpoint, Endpoints, ModelEndpoints, Objectives, Policy, ReplicaReport,
+};
 use tokio::sync::{Notify, watch};
 
+use crate::answers::Answers;
 use crate::choose::Waiting;
 use crate::demand::Asked;
 use crate::index::BlockIndex;
@@ -28,6 +31,8 @@ pub struct Rules {
     pub objectives: Objectives,
     /// Percent of the requests for the canary.
     pub canary_percent: Option<u8>,
+    /// What leans its requests toward some replicas.
+    pub affinity: Affinity,
 }
 
 /// One model: its replicas, and the requests that wait for one of them.
@@ -61,6 +66,8 @@ pub struct Pool {
     pub gone: AtomicBool,
     /// What is asked of it.
     pub asked: Asked,
+    /// How long its answers are.
+    pub answers: Answers,
     /// What a replica last said of the model, for when none is there.
     told: ArcSwapOption<Model>,
     created: i64,
@@ -82,6 +89,7 @@ impl Pool {
             choosing: Mutex::default(),
             gone: AtomicBool::new(false),
             asked,
+            answers: Answers::default(),
             told: ArcSwapOption::empty(),
             created,
         }
@@ -107,6 +115,11 @@ impl Pool {
     /// Whether it has no replica.
     pub fn is_asleep(&self) -> bool {
         self.awake.borrow().is_none()
+    }
+
+    /// Whether its replicas serve it as an adapter of another model.
+    pub fn is_adapter(&self) -> bool {
+        self.replicas.load().iter().any(|replica| replica.is_adapter(&self.name))
     }
 
     /// Whether there are ready replicas: then those that wait do so because these are full.
@@ -142,10 +155,11 @@ impl Pool {
             policy: listed.policy,
             objectives: listed.objectives,
             canary_percent: listed.canary_percent,
+            affinity: listed.affinity.clone(),
         };
         if is_new || **self.rules.load() != rules {
             for weight in refused {
-                tracing::warn!(model = %self.name, %weight, "ignored a weight: names are prefix, queue, decode and latency, values 0 to 1000");
+                tracing::warn!(model = %self.name, %weight, "ignored a weight: names are prefix, queue, decode, latency, session and adapter, values 0 to 1000");
             }
             self.choosing.lock().unwrap_or_else(PoisonError::into_inner).set(rules.canary_percent);
             self.rules.store(Arc::new(rules));

@@ -4,7 +4,7 @@ mod lease;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use strata_wire::engine_events;
@@ -14,9 +14,11 @@ use strata_wire::replicas::{Endpoint, ReplicaState, Role, Track};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::{Adapters, Shown};
 use crate::index::{Found, Lane};
 use crate::pick::{
-    Breaker, Cached, Candidate, Decision, Forecast, Gate, Learnt, Load, Own, PrefixIndex, Standing,
+    Breaker, Cached, Candidate, Decision, Fit, Forecast, Gate, Learnt, Load, Own, PrefixIndex, Standing,
+    affinity,
 };
 use crate::telemetry::{Reading, Trend};
 use crate::vllm::{Note, Notes};
@@ -39,6 +41,10 @@ const LOAD_STANDS: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Replica {
     endpoint: Arc<Endpoint>,
+    /// Its name as a number.
+    seed: u64,
+    /// Its adapters, once it has shown that it serves any.
+    adapters: OnceLock<Mutex<Adapters>>,
     inner: Mutex<Inner>,
     requests: AtomicU64,
     /// Asks the scraper to look at once.
@@ -61,6 +67,8 @@ struct Inner {
     /// Counts how often it became ready.
     epoch: u64,
     own: Own,
+    /// What of the requests under way does not count among those that run, for their answers are short.
+    brief: f64,
     own_at_scrape: Own,
     learnt: Learnt,
     trend: Trend,
@@ -96,7 +104,8 @@ struct Pledge {
 
 impl Inner {
     fn load(&self, now: Duration, stale: Duration) -> Load {
-        Load::estimate(self.trend.gauges(self.own_at_scrape, now, stale).as_ref(), self.own)
+        let load = Load::estimate(self.trend.gauges(self.own_at_scrape, now, stale).as_ref(), self.own);
+        Load { brief: self.brief, ..load }
     }
 
     /// How many of these blocks are being computed there.
@@ -212,12 +221,15 @@ impl Replica {
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
             notes: endpoint.kv_events.is_some().then(Notes::default),
+            seed: affinity::number(&[endpoint.name.as_bytes()]),
+            adapters: OnceLock::new(),
             endpoint: Arc::new(endpoint),
             inner: Mutex::new(Inner {
                 unready: Some("it has not answered yet".to_owned()),
                 failed_scrapes: 0,
                 epoch: 0,
                 own: Own::default(),
+                brief: 0.0,
                 own_at_scrape: Own::default(),
                 learnt: Learnt::default(),
                 trend: Trend::default(),
@@ -270,7 +282,7 @@ impl Replica {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// How it stands now, for a prompt of this prefix, of which `found` tells who holds what. Metrics older
@@ -314,6 +326,35 @@ impl Replica {
             cached: view.cached,
             bytes_per_token: view.bytes_per_token,
             forecast: Forecast::default(),
+            seed: self.seed,
+            adapter: None,
+        }
+    }
+
+    /// It shows these adapters; `None` when it serves none.
+    pub fn shows(&self, shown: Option<Shown>) {
+        if let Some(shown) = shown {
+            lock(self.adapters.get_or_init(Mutex::default)).show(shown);
+        } else if let Some(adapters) = self.adapters.get() {
+            lock(adapters).show(Shown::default());
+        }
+    }
+
+    /// Whether it serves an adapter of this name.
+    pub fn is_adapter(&self, name: &str) -> bool {
+        let of_another = |model: &Model| model.id == name && model.parent.is_some();
+        self.adapters.get().is_some() && self.lock().models.iter().any(of_another)
+    }
+
+    /// How near an adapter is there.
+    pub fn fit(&self, adapter: &str) -> Fit {
+        self.adapters.get().map_or(Fit::Unknown, |adapters| lock(adapters).fit(adapter))
+    }
+
+    /// A request for an adapter is sent there.
+    pub fn loads(&self, adapter: &str) {
+        if let Some(adapters) = self.adapters.get() {
+            lock(adapters).send(adapter);
         }
     }
 
@@ -429,7 +470,9 @@ impl Replica {
         let mut inner = self.lock();
         let tokens = (bytes as f64 / inner.trend.bytes_per_token() - decision.cached.tokens).max(0.0);
         let ahead = inner.load(now, LOAD_STANDS).waiting_tokens + tokens;
+        let brief = decision.brought.answer.map_or(0.0, |answer| 1.0 - answer.share);
         inner.own.in_flight += 1;
+        inner.brief += brief;
         inner.own.pending += 1;
         inner.own.pending_tokens += tokens;
         // Of one whose events are understood prompt by prompt, what was sent counts until it is.
@@ -449,6 +492,7 @@ impl Replica {
             epoch: inner.epoch,
             decision,
             tokens,
+            brief,
             spared: 0.0,
             ahead,
             table: None,
@@ -480,6 +524,9 @@ impl Replica {
             inner.learnt = Learnt::default();
             inner.index.clear();
             inner.breaker = Breaker::default();
+            if let Some(adapters) = self.adapters.get() {
+                lock(adapters).forget();
+            }
             inner.process += 1;
             inner.ready_since = now;
         }
@@ -584,6 +631,10 @@ impl Replica {
             requests: self.requests(),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use strata_hop::{Body, SendError, forward};
 use strata_wire::models::ModelList;
 use tokio_util::sync::CancellationToken;
 
+use crate::adapters::Shown;
 use crate::follow::follow;
 use crate::replica::{Replica, ScrapeFailure};
 use crate::scheduler::Scheduler;
@@ -63,9 +64,11 @@ async fn look(scheduler: &Scheduler, replica: &Arc<Replica>, seldom: bool) {
     };
     match result.await {
         Ok(text) => {
+            let shown = Shown::parse(&text);
             if replica.scraped(Reading::parse(&text), own, scheduler.now()) {
                 tracing::info!(replica = replica.name(), "replica is ready");
             }
+            replica.shows(shown);
         }
         Err(failure) => {
             let (ScrapeFailure::Certain(why) | ScrapeFailure::Passing(why)) = &failure;

@@ -44,6 +44,7 @@ impl<'s> Views<'s> {
             let lacks = (wanted.bytes as f64 / view.bytes_per_token - candidate.cached.worth).max(0.0);
             let ahead = view.load.waiting_tokens + lacks;
             candidate.forecast = view.learnt.forecast(ahead, view.load.running.unwrap_or(0.0) + 1.0);
+            candidate.adapter = wanted.wishes.adapter.as_deref().map(|adapter| replica.fit(adapter));
             candidate.eligible &= !tried.excludes(replica, view.epoch);
             candidate.eligible &= wanted.subset.as_ref().is_none_or(|subset| subset.has(replica));
         }

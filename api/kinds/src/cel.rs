@@ -51,6 +51,14 @@ pub(crate) fn bytes() -> Value {
     )
 }
 
+/// The name of an HTTP header.
+pub(crate) fn header() -> Value {
+    rule(
+        "self.matches('^[a-z0-9][a-z0-9-]{0,63}$')",
+        "must be the name of a header in lower case, such as x-session-id",
+    )
+}
+
 /// The name of an object that this one points to.
 pub(crate) fn object_name() -> Value {
     rule(

@@ -34,13 +34,16 @@ pub struct Explained {
     pub why: String,
     /// Whole blocks of the prompt's canonical prefix.
     pub blocks: usize,
+    /// Tokens that are expected of its answer, where the model's answers have told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<f64>,
     /// How the scores count.
     pub weights: Weights,
     /// All that there was to choose from; empty where that is not kept.
     pub candidates: Vec<Considered>,
 }
 
-/// How scores count: the prefix for a replica, the others against it.
+/// How scores count: queue, decode and latency against a replica, the others for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Weights {
@@ -48,6 +51,10 @@ pub struct Weights {
     pub queue: f64,
     pub decode: f64,
     pub latency: f64,
+    #[serde(default)]
+    pub session: f64,
+    #[serde(default)]
+    pub adapter: f64,
 }
 
 /// How a replica stood in a choice.
@@ -81,6 +88,12 @@ pub struct Considered {
     pub decode: f64,
     /// Its time between two tokens.
     pub latency: f64,
+    /// Whether the request's session belongs there: 1 or 0. Absent without a session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<f64>,
+    /// How near its adapter is there. Absent where the request is for no adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<f64>,
     /// Tokens of the prompt that it has.
     pub cached_tokens: f64,
     /// Whether it tells so itself; else it is guessed by what was sent there.

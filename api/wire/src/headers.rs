@@ -26,6 +26,9 @@ pub const DECISION: &str = "x-strata-decision";
 /// Which replica answered; only beside [`DECISION`].
 pub const REPLICA: &str = "x-strata-replica";
 
+/// Which session a request is of, in the client's own words: its requests go to one replica.
+pub const SESSION_ID: &str = "x-session-id";
+
 /// OpenAI's rate-limit headers.
 pub mod rate_limit {
     /// Requests allowed in the tightest window.

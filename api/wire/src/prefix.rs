@@ -41,6 +41,8 @@ pub struct Opening {
     pub hash: u64,
     /// Whether this request may be the conversation's first: nothing in it has been answered yet.
     pub first: bool,
+    /// Whole blocks of that text.
+    pub blocks: usize,
 }
 
 /// Bytes of a block's whole name.
@@ -233,7 +235,7 @@ impl PrefixHasher {
         self.end.opens_in = None;
         if self.end.opening.is_none() {
             let hash = short(self.name(self.end.rest));
-            self.end.opening = Some(Opening { hash, first: true });
+            self.end.opening = Some(Opening { hash, first: true, blocks: self.end.blocks });
         }
     }
 

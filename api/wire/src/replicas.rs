@@ -33,6 +33,32 @@ pub struct ModelEndpoints {
     /// [`Track::Stable`]. When absent, tracks make no difference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary_percent: Option<u8>,
+    /// What leans requests toward some replicas, beside what these hold and do.
+    #[serde(default, skip_serializing_if = "Affinity::is_empty")]
+    pub affinity: Affinity,
+}
+
+/// What leans a model's requests toward some replicas, beside what these hold and do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Affinity {
+    /// The header that names a request's session. [`crate::headers::SESSION_ID`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_header: Option<String>,
+    /// The percentile of the lengths of the model's answers that is expected of one. 75 when absent; with 0
+    /// nothing is expected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_percentile: Option<u8>,
+    /// Whether replicas that seem alike are told apart by the prompt's beginning, where none tells what it
+    /// holds. True when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_prefixes: Option<bool>,
+}
+
+impl Affinity {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How soon tokens should come, in milliseconds.

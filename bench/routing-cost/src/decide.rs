@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use strata_scheduler::index::{BlockIndex, Lane};
 use strata_scheduler::pick::{
-    Ask, Candidate, Decision, Objectives, Outcome, Own, Patience, Policy, Weights, pick,
+    Ask, Candidate, Decision, Lean, Objectives, Outcome, Own, Patience, Policy, Weights, pick,
 };
 use strata_scheduler::replica::{Lease, Replica};
 use strata_scheduler::scheduler::mix;
@@ -183,6 +183,7 @@ fn decide(fleet: &mut Fleet, size: &Size, conversations: u64, costs: &mut Costs)
             bytes: prefix.bytes,
             aims: Objectives { first_token: 1.0, inter_token: 0.1 },
             patience: Patience::default(),
+            lean: Lean::NONE,
         };
         let picked = pick(Policy::Prefix, &ask, &candidates, &Weights::default(), turn, random);
         let Outcome::Picked(at, decision) = picked else {
@@ -271,6 +272,7 @@ impl Fleet {
             bytes: prefix.bytes,
             aims: Objectives { first_token: 1.0, inter_token: 0.1 },
             patience: Patience::default(),
+            lean: Lean::NONE,
         };
         let view = replica.view(prefix, &self.index.find(&[]), now, STALE);
         let candidates = [Candidate { eligible: true, ..replica.candidate(&view) }];

@@ -10,6 +10,8 @@ mod policy;
 mod random;
 mod replica;
 mod scheduler;
+#[cfg(test)]
+mod several;
 mod simulation;
 mod workload;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use strata_scheduler::index::BlockIndex;
 use strata_scheduler::pick::{
-    Ask, Cached, Candidate, Objectives, Outcome, Patience, Policy as Rule, Weights, pick,
+    Ask, Cached, Candidate, Homes, Lean, Objectives, Outcome, Patience, Policy as Rule, Weights, pick,
 };
 use strata_scheduler::replica::Replica;
 use strata_scheduler::scheduler::mix;
@@ -29,6 +29,9 @@ pub(crate) enum Policy {
     Approximate,
     /// Ours, by what replicas tell.
     Precise,
+    /// Ours by what was sent, which leaves to chance what it does not know.
+    #[cfg(test)]
+    Unhashed,
     /// What runs and waits by the metrics alone, as a router does that forgets what it has sent since.
     #[cfg(test)]
     Metrics,
@@ -55,6 +58,8 @@ impl fmt::Display for Policy {
             Self::PrefixHash => "prefix hash",
             Self::Approximate => "approximate",
             Self::Precise => "precise",
+            #[cfg(test)]
+            Self::Unhashed => "approximate, not hashed",
             #[cfg(test)]
             Self::Metrics => "by metrics alone",
         })
@@ -97,6 +102,8 @@ impl Policy {
                 let busy = |at: usize| states[at].running + 8.0 * states[at].waiting;
                 (0..states.len()).min_by(|a, b| busy(*a).total_cmp(&busy(*b)))
             }
+            #[cfg(test)]
+            Self::Unhashed => None,
             Self::Approximate | Self::Precise => None,
         };
         if let Some(at) = simple {
@@ -107,7 +114,9 @@ impl Policy {
             .iter()
             .map(|replica| replica.candidate(&replica.view(prefix, &found, now, STALE)))
             .collect();
-        let ask = Ask { blocks: prefix.blocks.len(), bytes: prefix.bytes, aims: AIMS, patience };
+        let hashes = matches!(self, Self::Approximate | Self::Precise);
+        let lean = Lean { homes: if hashes { Homes::of(prefix) } else { Homes::default() }, ..Lean::NONE };
+        let ask = Ask { blocks: prefix.blocks.len(), bytes: prefix.bytes, aims: AIMS, patience, lean };
         match pick(Rule::Prefix, &ask, &candidates, &Weights::default(), turn, random) {
             Outcome::Picked(at, decision) => Some((at, decision.cached)),
             Outcome::Saturated | Outcome::NoneReady => None,

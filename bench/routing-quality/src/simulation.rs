@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use strata_scheduler::pick::{Cached, Decision, Parts, Patience, Why};
+use strata_scheduler::pick::{Brought, Cached, Decision, Parts, Patience, Why};
 use strata_scheduler::queue::{Offer, Rank};
 use strata_scheduler::replica::{Lease, Replica};
 use strata_scheduler::telemetry::Reading;
@@ -285,12 +285,13 @@ fn decision(cached: Cached, blocks: usize) -> Decision {
         replica: String::new(),
         track: None,
         score: 0.0,
-        parts: Parts { hit: 0.0, queue: 0.0, decode: 0.0, latency: 0.0 },
+        parts: Parts::default(),
         cached_blocks: 0,
         cached,
         blocks,
         candidates: 0,
         why: Why::Tie,
         prompt: None,
+        brought: Brought::default(),
     }
 }

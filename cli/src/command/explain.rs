@@ -82,8 +82,10 @@ fn text(decisions: &Decisions, request: Option<&str>) -> String {
 fn one(it: &Explained) -> String {
     let at =
         jiff::Timestamp::from_millisecond(it.at_ms as i64).map_or_else(|_| "?".to_owned(), |t| t.to_string());
+    let answer =
+        it.answer_tokens.map_or_else(String::new, |tokens| format!(" answer of {tokens:.0} tokens,"));
     let mut text = format!(
-        "{} {} model {}, {} prefix blocks, held {:.0} ms, policy {}\n{}: {}\n",
+        "{} {} model {}, {} prefix blocks,{answer} held {:.0} ms, policy {}\n{}: {}\n",
         at, it.request, it.model, it.blocks, it.held_ms, it.policy, it.replica, it.why
     );
     let weights = &it.weights;
@@ -104,10 +106,25 @@ fn one(it: &Explained) -> String {
         "TPOT".to_owned(),
     ];
     let rows: Vec<_> = it.candidates.iter().map(row).collect();
-    if !rows.is_empty() {
-        text += &output::table(headings.each_ref().map(String::as_str), &rows);
+    if rows.is_empty() {
+        return text;
     }
-    text
+    if it.candidates.iter().all(|c| c.session.is_none() && c.adapter.is_none()) {
+        return text + &output::table(headings.each_ref().map(String::as_str), &rows);
+    }
+    let more = [format!("SESSION*{:.0}", weights.session), format!("ADAPTER*{:.0}", weights.adapter)];
+    let rows: Vec<_> =
+        rows.into_iter().zip(&it.candidates).map(|(row, c)| longer(&row, &wishes(c))).collect();
+    text + &output::table(longer(&headings, &more).each_ref().map(String::as_str), &rows)
+}
+
+/// What a request with a session, or for an adapter, finds at a replica.
+fn wishes(c: &Considered) -> [String; 2] {
+    [c.session, c.adapter].map(|score| score.map_or_else(|| "-".to_owned(), |score| format!("{score:.2}")))
+}
+
+fn longer(row: &[String; 14], more: &[String; 2]) -> [String; 16] {
+    std::array::from_fn(|at| row.iter().chain(more).nth(at).cloned().unwrap_or_default())
 }
 
 fn row(c: &Considered) -> [String; 14] {
@@ -154,6 +171,8 @@ mod tests {
             queue: 0.0,
             decode: 0.016,
             latency: 0.1,
+            session: None,
+            adapter: None,
             cached_tokens: 768.0,
             told: true,
             in_flight: 2,
@@ -179,9 +198,31 @@ mod tests {
             replica: "m-0".into(),
             why: "it holds 12 of the prompt's 14 blocks, more than any other".into(),
             blocks: 14,
-            weights: Weights { prefix: 50.0, queue: 20.0, decode: 15.0, latency: 10.0 },
+            answer_tokens: None,
+            weights: Weights {
+                prefix: 50.0,
+                queue: 20.0,
+                decode: 15.0,
+                latency: 10.0,
+                session: 100.0,
+                adapter: 20.0,
+            },
             candidates: vec![picked, out],
         };
+        let mut leant = it.clone();
+        leant.answer_tokens = Some(210.4);
+        leant.candidates[0].session = Some(1.0);
+        leant.candidates[0].adapter = Some(0.8);
+        let leant = text(&Decisions { decisions: vec![leant] }, None);
+        assert!(leant.contains("14 prefix blocks, answer of 210 tokens, held"), "{leant}");
+        assert!(
+            leant.lines().nth(2).is_some_and(|line| line.ends_with("TPOT  SESSION*100  ADAPTER*20")),
+            "{leant}"
+        );
+        assert!(
+            leant.lines().nth(3).is_some_and(|line| line.ends_with("-     1.00         0.80")),
+            "{leant}"
+        );
         insta::assert_snapshot!(text(&Decisions { decisions: vec![it] }, None), @r"
         2026-05-28T20:26:40Z 0195-a model m, 14 prefix blocks, held 12 ms, policy prefix
         m-0: it holds 12 of the prompt's 14 blocks, more than any other

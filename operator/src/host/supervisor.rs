@@ -193,7 +193,9 @@ impl Supervisor {
                 .collect();
             let (weights, policy) = (workload::weights(&engine.spec), workload::policy(&engine.spec));
             let objectives = workload::objectives(&engine.spec);
-            let model = ModelEndpoints { replicas, weights, policy, objectives, ..ModelEndpoints::default() };
+            let affinity = workload::affinity(&engine.spec);
+            let model =
+                ModelEndpoints { replicas, weights, policy, objectives, affinity, canary_percent: None };
             endpoints.models.insert(engine.spec.model.name.clone(), model);
         }
         if self.endpoints.as_ref() == Some(&endpoints) {

@@ -60,6 +60,8 @@ mod tests {
             cached: Cached::default(),
             bytes_per_token: 4.0,
             forecast: Forecast::default(),
+            seed: 0,
+            adapter: None,
         }
     }
 

@@ -15,6 +15,7 @@ const ASK: Ask = Ask {
     bytes: 8000,
     aims: Objectives { first_token: 1.0, inter_token: 0.1 },
     patience: Patience { for_holder: false, for_room: false },
+    lean: Lean::NONE,
 };
 
 /// A replica of 16 sequences that reads 1,000 tokens a second.
@@ -38,6 +39,8 @@ fn candidate(gauges: &Gauges, own: Own, cached_blocks: usize) -> Candidate<'stat
         cached: Cached::guessed(cached_blocks, 4.0),
         bytes_per_token: 4.0,
         forecast: Forecast::default(),
+        seed: 0,
+        adapter: None,
     }
 }
 

@@ -76,6 +76,9 @@ pub struct Load {
     pub inter_token: InterToken,
     /// Requests of this scheduler that it may have at once, while it is new.
     pub limit: Option<f64>,
+    /// How many of the running sequences are to be left out because this scheduler's requests among them have
+    /// short answers ahead, each by a part.
+    pub brief: f64,
 }
 
 impl Gauges {
@@ -127,7 +130,14 @@ impl Load {
             prefill_rate: gauges.prefill_rate.filter(|rate| *rate > 0.0),
             inter_token: gauges.inter_token,
             limit: None,
+            brief: 0.0,
         }
+    }
+
+    /// Sequences that it has, running or not, as far as is known.
+    pub fn sequences(&self) -> f64 {
+        let said = self.running.zip(self.waiting).map_or(0.0, |(running, waiting)| running + waiting);
+        said.max(self.in_flight as f64)
     }
 
     /// Requests that it runs and that wait there at most.

@@ -1,11 +1,13 @@
 //! Which replica a request goes to, and why. Pure: replicas, time and chance come in as arguments.
 
 pub mod admission;
+pub mod affinity;
 pub mod breaker;
 pub mod budget;
 pub mod cached;
 pub mod decision;
 pub mod index;
+pub mod lengths;
 pub mod load;
 mod picker;
 pub mod predict;
@@ -13,11 +15,13 @@ pub mod score;
 pub mod split;
 
 pub use admission::{Standing, admit};
+pub use affinity::{Answer, Fit, Homes, Lean};
 pub use breaker::{Breaker, Gate};
 pub use budget::RetryBudget;
 pub use cached::Cached;
-pub use decision::{Decision, Prompt, Why};
+pub use decision::{Brought, Decision, Prompt, Why};
 pub use index::PrefixIndex;
+pub use lengths::Lengths;
 pub use load::{Gauges, InterToken, Load, Own};
 pub use predict::{Forecast, Learnt, Objectives};
 pub use score::{Ask, Parts, Patience, Weights};
@@ -42,6 +46,10 @@ pub struct Candidate<'a> {
     pub bytes_per_token: f64,
     /// What it is expected to take.
     pub forecast: Forecast,
+    /// Its place in the orders of keys ([`affinity`]): its name as a number.
+    pub seed: u64,
+    /// How near the request's adapter is there, where it is for one.
+    pub adapter: Option<Fit>,
 }
 
 impl Candidate<'_> {
@@ -95,16 +103,19 @@ pub fn pick(
     let idle = sibling_inter_token(candidates);
     let most = candidates.iter().filter(|c| c.eligible).map(|c| c.cached.tokens).fold(0.0, f64::max);
     let waits = if most > 0.0 { ask.patience.for_holder } else { ask.patience.for_room };
+    let home = session_home(ask, candidates);
     let open: Vec<(usize, Parts)> = candidates
         .iter()
         .enumerate()
-        .filter(|(_, c)| c.is_open() && (!waits || c.is_for(most)))
-        .map(|(place, c)| (place, score::parts(ask, &c.cached, c.bytes_per_token, &c.load, idle)))
+        .filter(|(place, c)| c.is_open() && (!waits || c.is_for(most) || home == Some(*place)))
+        .map(|(place, c)| (place, parts(ask, c, idle, home == Some(place))))
         .collect();
     if open.is_empty() {
         return Outcome::Saturated;
     }
-    let ((place, parts), why) = picker::choose(policy, &open, ask, candidates, weights, (turn, random));
+    let key = if most > 0.0 { ask.lean.homes.known } else { ask.lean.homes.unknown };
+    let key = key.filter(|_| !candidates.iter().any(|c| c.eligible && c.cached.told));
+    let ((place, parts), why) = picker::choose(policy, &open, ask, candidates, weights, key, (turn, random));
     let chosen = &candidates[place];
     let decision = Decision {
         replica: chosen.name.to_owned(),
@@ -117,6 +128,11 @@ pub fn pick(
         candidates: open.len(),
         why,
         prompt: None,
+        brought: Brought {
+            session: ask.lean.session.is_some(),
+            adapter: chosen.adapter,
+            answer: ask.lean.answer,
+        },
     };
     Outcome::Picked(place, decision)
 }
@@ -124,9 +140,25 @@ pub fn pick(
 /// How each of them stands, for those who ask why: its scores, and whether it can take a request.
 pub fn table(ask: &Ask, candidates: &[Candidate<'_>]) -> impl Iterator<Item = (Parts, bool)> {
     let idle = sibling_inter_token(candidates);
-    candidates
-        .iter()
-        .map(move |c| (score::parts(ask, &c.cached, c.bytes_per_token, &c.load, idle), c.is_open()))
+    let home = session_home(ask, candidates);
+    let row =
+        move |(place, c): (usize, &Candidate<'_>)| (parts(ask, c, idle, home == Some(place)), c.is_open());
+    candidates.iter().enumerate().map(row)
+}
+
+/// The home of the request's session: of those that can take it, so that one that is full, broken or about to
+/// go has none.
+fn session_home(ask: &Ask, candidates: &[Candidate<'_>]) -> Option<usize> {
+    let open = candidates.iter().enumerate().filter(|(_, c)| c.is_open());
+    ask.lean.session.and_then(|key| affinity::home(key, open.map(|(place, c)| (place, c.seed))))
+}
+
+fn parts(ask: &Ask, candidate: &Candidate<'_>, idle: Option<f64>, at_home: bool) -> Parts {
+    Parts {
+        session: f64::from(u8::from(at_home)),
+        adapter: candidate.adapter.map_or(0.0, Fit::score),
+        ..score::parts(ask, &candidate.cached, candidate.bytes_per_token, &candidate.load, idle)
+    }
 }
 
 /// The mean time between tokens of the replicas that measure one: the best guess for a sibling that

@@ -4,6 +4,7 @@
 
 use strata_wire::replicas::Policy;
 
+use super::affinity;
 use super::decision::Why;
 use super::score::{Ask, Parts, Weights};
 use super::{Candidate, TIE};
@@ -15,22 +16,34 @@ const TEMPERATURE: f64 = 5.0;
 /// A replica that may be picked: its place among the candidates, and its scores.
 pub(super) type Scored = (usize, Parts);
 
-/// Picks one of `open`, which is not empty.
+/// Replicas whose scores are no further apart than this seem alike to one that looks for a prompt's home.
+const ALIKE_SCORES: f64 = 2.0;
+
+/// Picks one of `open`, which is not empty. `key` is what the prompt finds its home by, if it may.
 pub(super) fn choose(
     policy: Policy,
     open: &[Scored],
     ask: &Ask,
     candidates: &[Candidate<'_>],
     weights: &Weights,
+    key: Option<u64>,
     (turn, random): (u64, u64),
 ) -> (Scored, Why) {
     let only = open.len() == 1;
     let why = |why| if only { Why::OnlyOne } else { why };
+    let loads = Weights { hit: 0.0, ..*weights };
+    if !matches!(policy, Policy::RoundRobin | Policy::Random)
+        && let Some(scored) = session(open, if policy == Policy::LeastLoaded { &loads } else { weights })
+    {
+        return (scored, why(Why::Session));
+    }
     match policy {
         Policy::RoundRobin => (open[at(turn, open.len())], Why::Turn),
-        Policy::Prefix => best(open, candidates, weights, random),
+        Policy::Prefix => match key.and_then(|key| at_home(key, open, candidates, weights)) {
+            Some(scored) => (scored, why(Why::Home)),
+            None => best(open, candidates, weights, random),
+        },
         Policy::LeastLoaded => {
-            let loads = Weights { hit: 0.0, ..*weights };
             let (scored, by) = best(open, candidates, &loads, random);
             (scored, if by == Why::MostCached { Why::LeastLoaded } else { by })
         }
@@ -44,6 +57,28 @@ pub(super) fn choose(
             (best(&two[..open.len().min(2)], candidates, weights, random).0, why(Why::BetterOfTwo))
         }
     }
+}
+
+/// The home of the request's session, if no other scores better.
+fn session(open: &[Scored], weights: &Weights) -> Option<Scored> {
+    let home = open.iter().find(|(_, parts)| parts.session > 0.0 && weights.session > 0.0)?;
+    let score = home.1.score(weights);
+    open.iter().all(|(_, parts)| parts.score(weights) <= score).then_some(*home)
+}
+
+/// The home of a prompt: of those that are about as good as the best, and have no more than their share.
+/// `None` when these are not several.
+fn at_home(key: u64, open: &[Scored], candidates: &[Candidate<'_>], weights: &Weights) -> Option<Scored> {
+    let top = open.iter().map(|(_, parts)| parts.score(weights)).fold(f64::NEG_INFINITY, f64::max);
+    let load = |place: usize| candidates[place].load.sequences();
+    let all: f64 = open.iter().map(|(place, _)| load(*place)).sum();
+    let alike = open.iter().filter(|(place, parts)| {
+        let near = parts.score(weights) >= top - ALIKE_SCORES;
+        near && affinity::within_bound(load(*place), all, open.len())
+    });
+    let alike: Vec<Scored> = alike.copied().collect();
+    let home = affinity::home(key, alike.iter().map(|(place, _)| (*place, candidates[*place].seed)))?;
+    alike.iter().find(|(place, _)| *place == home && alike.len() > 1).copied()
 }
 
 /// Headrooms closer than this are equal: what is learnt is no more exact.

@@ -1,8 +1,9 @@
-//! Four scores of a replica for one request, each from 0 to 1 and absolute: a replica's score does not
-//! depend on which others there are.
+//! Scores of a replica for one request, each from 0 to 1 and, but for the session's home, absolute: a
+//! replica's score does not depend on which others there are.
 
 use std::collections::BTreeMap;
 
+use super::affinity::Lean;
 use super::cached::Cached;
 use super::load::{InterToken, Load};
 use super::predict::Objectives;
@@ -17,7 +18,8 @@ const LATENCY_STEP: f64 = 0.05;
 /// conversations begin with would draw them all to one replica.
 const UNNOTICED_SECONDS: f64 = 0.3;
 
-/// How much each score counts. The signs are fixed: a hit speaks for a replica, the rest against it.
+/// How much each score counts. The signs are fixed: a hit, a session and an adapter speak for a replica, the
+/// rest against it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weights {
     /// Of the prefix-cache hit.
@@ -28,11 +30,16 @@ pub struct Weights {
     pub decode: f64,
     /// Of the time between two tokens.
     pub latency: f64,
+    /// Of the session's home: more than all others together, so that a session goes home as long as that can
+    /// take it.
+    pub session: f64,
+    /// Of how near the adapter is.
+    pub adapter: f64,
 }
 
 impl Default for Weights {
     fn default() -> Self {
-        Self { hit: 50.0, queue: 20.0, decode: 15.0, latency: 10.0 }
+        Self { hit: 50.0, queue: 20.0, decode: 15.0, latency: 10.0, session: 100.0, adapter: 20.0 }
     }
 }
 
@@ -49,6 +56,8 @@ impl Weights {
                 "queue" => &mut weights.queue,
                 "decode" => &mut weights.decode,
                 "latency" => &mut weights.latency,
+                "session" => &mut weights.session,
+                "adapter" => &mut weights.adapter,
                 _ => {
                     refused.push(name.clone());
                     continue;
@@ -64,23 +73,27 @@ impl Weights {
     }
 }
 
-/// The four scores.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Parts {
     /// Prefill seconds that the cache saves / (these + the predicted wait until the prompt is done + 0.3).
     pub hit: f64,
     /// Waiting prompt tokens / (these + the prompt tokens processed in one second).
     pub queue: f64,
-    /// Running sequences / the most that run.
+    /// Running sequences / the most that run, those with a short answer counted for less.
     pub decode: f64,
     /// Time between two tokens / the objective, at most 1.
     pub latency: f64,
+    /// 1 where the request's session is at home.
+    pub session: f64,
+    /// How near its adapter is.
+    pub adapter: f64,
 }
 
 impl Parts {
     /// The weighted sum: the higher, the better.
     pub fn score(&self, weights: &Weights) -> f64 {
-        weights.hit * self.hit
+        weights.hit * self.hit + weights.session * self.session + weights.adapter * self.adapter
             - weights.queue * self.queue
             - weights.decode * self.decode
             - weights.latency * self.latency
@@ -98,6 +111,8 @@ pub struct Ask {
     pub aims: Objectives,
     /// What it may wait for.
     pub patience: Patience,
+    /// What leans it toward some replicas.
+    pub lean: Lean,
 }
 
 /// What a request may wait for, while there are replicas that could take it.
@@ -133,7 +148,7 @@ pub fn parts(
     let queue = if load.waiting_tokens_known { queue } else { queue.max(UNKNOWN) };
 
     let decode = match (load.running, load.max_sequences) {
-        (Some(running), Some(most)) if most > 0.0 => (running / most).clamp(0.0, 1.0),
+        (Some(running), Some(most)) if most > 0.0 => ((running - load.brief) / most).clamp(0.0, 1.0),
         _ => UNKNOWN,
     };
 
@@ -146,7 +161,7 @@ pub fn parts(
         InterToken::Idle => idle_inter_token.map_or(UNKNOWN, share),
         InterToken::Seconds(seconds) => share(seconds),
     };
-    Parts { hit, queue, decode, latency }
+    Parts { hit, queue, decode, latency, ..Parts::default() }
 }
 
 #[cfg(test)]
@@ -164,6 +179,7 @@ mod tests {
         bytes: 14 * BLOCK_BYTES,
         aims: Objectives { first_token: 1.0, inter_token: 0.1 },
         patience: Patience { for_holder: false, for_room: false },
+        lean: Lean::NONE,
     };
 
     fn idle() -> Load {
@@ -202,7 +218,7 @@ mod tests {
     #[test]
     fn a_missing_metric_is_a_half_and_never_zero() {
         let p = parts(&ASK, &has(0), 4.0, &Load::default(), None);
-        assert_eq!(p, Parts { hit: 0.0, queue: 0.5, decode: 0.5, latency: 0.5 });
+        assert_eq!(p, Parts { hit: 0.0, queue: 0.5, decode: 0.5, latency: 0.5, ..Parts::default() });
         let unrated = Load { prefill_rate: None, waiting_tokens: 10.0, ..idle() };
         assert_eq!(parts(&ASK, &has(0), 4.0, &unrated, None).queue.to_bits(), 0.5f64.to_bits());
         let resting = Load { inter_token: InterToken::Idle, ..idle() };

@@ -144,6 +144,8 @@ mod tests {
             cached: Cached::default(),
             bytes_per_token: 4.0,
             forecast: Forecast::default(),
+            seed: 0,
+            adapter: None,
         }
     }
 
@@ -165,11 +167,11 @@ mod tests {
     }
 
     fn first(hash: u64) -> Opening {
-        Opening { hash, first: true }
+        Opening { hash, first: true, blocks: 0 }
     }
 
     fn later(hash: u64) -> Opening {
-        Opening { hash, first: false }
+        Opening { hash, first: false, blocks: 0 }
     }
 
     /// A number that looks random, as a hash does.

@@ -10,6 +10,7 @@ const ASK: Ask = Ask {
     bytes: BLOCKS * BLOCK_BYTES,
     aims: Objectives { first_token: 1.0, inter_token: 0.1 },
     patience: Patience { for_holder: false, for_room: false },
+    lean: Lean::NONE,
 };
 
 fn maybe(range: std::ops::Range<f64>) -> impl Strategy<Value = Option<f64>> {
@@ -61,6 +62,8 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate<'static>>> {
                     cached: Cached::guessed(cached_blocks, bytes_per_token),
                     bytes_per_token,
                     forecast: Forecast::default(),
+                    seed: 0,
+                    adapter: None,
                 })
                 .collect()
         },
@@ -78,7 +81,17 @@ fn idle(name: &str, cached_blocks: usize) -> Candidate<'_> {
     };
     let cached = Cached::guessed(cached_blocks, 4.0);
     let forecast = Forecast::default();
-    Candidate { name, track: Track::Stable, eligible: true, load, cached, bytes_per_token: 4.0, forecast }
+    Candidate {
+        name,
+        track: Track::Stable,
+        eligible: true,
+        load,
+        cached,
+        bytes_per_token: 4.0,
+        forecast,
+        seed: affinity::number(&[name.as_bytes()]),
+        adapter: None,
+    }
 }
 
 fn place(outcome: &Outcome) -> Option<usize> {

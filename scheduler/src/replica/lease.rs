@@ -32,6 +32,8 @@ pub struct Lease {
     pub decision: Decision,
     /// Tokens of its prompt that wait here, and that wait elsewhere instead.
     pub(super) tokens: f64,
+    /// What it does not count for among the sequences that run.
+    pub(super) brief: f64,
     pub(super) spared: f64,
     pub(super) id: u64,
     pub(super) bytes: usize,
@@ -125,6 +127,7 @@ impl Drop for Lease {
         self.begun(None);
         let mut inner = self.replica.lock();
         inner.own.in_flight -= 1;
+        inner.brief = if inner.own.in_flight == 0 { 0.0 } else { (inner.brief - self.brief).max(0.0) };
         if *self.probe.get_mut() && inner.process == self.process {
             inner.breaker.left(true, self.sent);
         }

@@ -1,7 +1,7 @@
 use strata_wire::prefix::BlockHash;
 
 use super::*;
-use crate::pick::{Parts, Why};
+use crate::pick::{Answer, Brought, Parts, Why};
 
 const STALE: Duration = Duration::from_secs(1);
 
@@ -18,13 +18,14 @@ fn decision() -> Decision {
         replica: "m-0".into(),
         track: None,
         score: 0.0,
-        parts: Parts { hit: 0.0, queue: 0.0, decode: 0.0, latency: 0.0 },
+        parts: Parts::default(),
         cached: Cached::default(),
         cached_blocks: 0,
         blocks: 4,
         candidates: 1,
         why: Why::OnlyOne,
         prompt: None,
+        brought: Brought::default(),
     }
 }
 
@@ -93,6 +94,44 @@ fn a_lease_keeps_the_books() {
     drop(a);
     assert_eq!(r.own(), Own::default());
     assert_eq!((r.state(Duration::ZERO).in_flight, r.state(Duration::ZERO).requests), (0, 2));
+}
+
+#[test]
+fn a_short_answer_counts_for_less_as_long_as_it_comes() {
+    let (r, changed) = (replica(), Arc::new(Notify::new()));
+    let busy = Reading { running: Some(2.0), waiting: Some(0.0), ..reading(10.0) };
+    r.scraped(busy, Own::default(), Duration::ZERO);
+    let lease = |limit| {
+        let brought = Brought { answer: Some(Answer::expected(400.0, limit)), ..Brought::default() };
+        let decision = Decision { brought, ..decision() };
+        r.lease(decision, &prefix(4), 1024, &changed, Duration::ZERO)
+    };
+    let brief = || r.glance(Duration::ZERO, STALE).load.brief;
+    let (short, half, long) = (lease(Some(4)), lease(Some(200)), lease(None));
+    assert!((brief() - 1.4).abs() < 1e-9, "{}", brief());
+    drop(short);
+    assert!((brief() - 0.5).abs() < 1e-9, "{}", brief());
+    drop(half);
+    drop(long);
+    assert_eq!(brief().to_bits(), 0.0f64.to_bits());
+}
+
+#[test]
+fn another_process_has_no_adapters() {
+    let r = replica();
+    assert_eq!(r.fit("a"), Fit::Unknown);
+    r.scraped(reading(10.0), Own::default(), Duration::ZERO);
+    let one = Shown::parse(
+        "vllm:lora_requests_info{max_lora=\"1\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"} 1\n",
+    );
+    r.shows(one.clone());
+    r.loads("a");
+    assert_eq!((r.fit("a"), r.fit("b")), (Fit::Loaded, Fit::Room));
+    r.scraped(reading(2.0), Own::default(), Duration::ZERO);
+    r.shows(one);
+    assert_eq!(r.fit("a"), Fit::Room);
+    r.shows(None);
+    assert_eq!(r.fit("a"), Fit::NoRoom, "it serves none any more");
 }
 
 #[test]

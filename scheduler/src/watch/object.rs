@@ -8,7 +8,7 @@ use kube::Resource;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use strata_kinds::model_deployment::{Canary, Routing, RoutingPolicy};
-use strata_wire::replicas::{KvEvents, Objectives, Policy, Role, Track};
+use strata_wire::replicas::{Affinity, KvEvents, Objectives, Policy, Role, Track};
 
 use crate::discovery::{Model, Pod};
 
@@ -224,6 +224,11 @@ impl Readable for ModelObject {
                 RoutingPolicy::SloAware => Policy::SloAware,
             }),
             canary_percent: canary.map(|canary| canary.weight.clamp(0, 100) as u8),
+            affinity: Affinity {
+                session_header: routing.session_header,
+                output_percentile: routing.output_percentile.map(|percent| percent.clamp(0, 99) as u8),
+                hash_prefixes: routing.hash_prefixes,
+            },
         }
     }
 }
@@ -314,7 +319,7 @@ mod tests {
             "spec": {
                 "model": {"name": "meta/m", "uri": "file:///m"},
                 "engine": {"runtime": "OfALaterVersion"},
-                "routing": {"policy": "SloAware", "objectives": {"ttft": "2s", "tpot": "50ms"}, "weights": {"prefix": 70, "latency": 0}},
+                "routing": {"policy": "SloAware", "objectives": {"ttft": "2s", "tpot": "50ms"}, "weights": {"prefix": 70, "latency": 0}, "sessionHeader": "x-chat", "outputPercentile": 90, "hashPrefixes": false},
                 "rollout": {"maxSurge": "25%", "canary": {"weight": 20}},
             },
         });
@@ -329,6 +334,11 @@ mod tests {
                 objectives: Objectives { ttft_ms: Some(2000), tpot_ms: Some(50) },
                 policy: Some(Policy::SloAware),
                 canary_percent: Some(20),
+                affinity: Affinity {
+                    session_header: Some("x-chat".to_owned()),
+                    output_percentile: Some(90),
+                    hash_prefixes: Some(false),
+                },
             }
         );
     }

@@ -26,3 +26,4 @@ mod streaming;
 mod told;
 mod vllm;
 mod waking;
+mod wishes;

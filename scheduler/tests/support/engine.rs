@@ -100,6 +100,10 @@ pub(crate) struct Inner {
     pub(crate) ended: AtomicBool,
     /// Whether it says that it is Strata's, and not vLLM.
     pub(crate) ours: AtomicBool,
+    /// Whether it says that its model is an adapter of another.
+    pub(crate) adapts: AtomicBool,
+    /// Tokens that it says its answers have.
+    pub(crate) answer_tokens: AtomicU64,
     script: watch::Sender<Script>,
     /// From where on it was asked to tell, each time that it was.
     followed: Mutex<Vec<String>>,
@@ -150,6 +154,8 @@ impl Engine {
             model: model.to_owned(),
             ended: AtomicBool::new(false),
             ours: AtomicBool::new(false),
+            adapts: AtomicBool::new(false),
+            answer_tokens: AtomicU64::new(1),
             script: watch::Sender::default(),
             followed: Mutex::default(),
             tokenises: AtomicBool::new(false),
@@ -331,7 +337,8 @@ async fn health(State(inner): State<Arc<Inner>>) -> StatusCode {
 async fn models(State(inner): State<Arc<Inner>>) -> axum::Json<Value> {
     let owner = if inner.ours.load(Ordering::SeqCst) { "strata" } else { "vllm" };
     axum::Json(json!({"object": "list", "data": [{"id": inner.model, "object": "model", "created": 5,
-        "owned_by": owner, "max_model_len": 2048, "template_overhead": 24, "root": "x", "permission": []}]}))
+        "owned_by": owner, "max_model_len": 2048, "template_overhead": 24, "root": "x", "permission": [],
+        "parent": inner.adapts.load(Ordering::SeqCst).then_some("base")}]}))
 }
 
 async fn metrics(State(inner): State<Arc<Inner>>) -> Response {
@@ -417,7 +424,7 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         }
         Does::Answer | Does::Forget if !stream => axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "model": "m",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}}))
+            "usage": {"prompt_tokens": 100, "completion_tokens": inner.answer_tokens.load(Ordering::SeqCst), "total_tokens": 101}}))
         .into_response(),
         Does::Answer | Does::Forget | Does::Late | Does::Slow(_) => pieces(open, 3, false, End::Done),
         Does::Held => pieces(open, usize::MAX, true, End::Done),

@@ -51,16 +51,38 @@ pub struct Routing {
     /// What counts how much, for policies that go by prefix or load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
+    /// The header that names a request's session, in lower case: a session's requests go to one replica while
+    /// that has room. `x-session-id` when absent. Behind Strata's gateway there is no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), extend("x-kubernetes-validations" = cel::header()))]
+    pub session_header: Option<String>,
+    /// How long an answer is expected to be: so many percent of the model's answers were no longer. A replica
+    /// with short answers counts as less busy than one with as many long ones. 75 when absent; with 0 all
+    /// answers count alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 99))]
+    pub output_percentile: Option<i32>,
+    /// Whether the beginning of a prompt decides between replicas that seem alike, so that all schedulers
+    /// send it to the same one. Only where no replica tells what it has cached. True when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_prefixes: Option<bool>,
 }
 
 impl Routing {
     /// The scorers' weights that are set, by the names that schedulers read.
     pub fn weights(&self) -> BTreeMap<String, f64> {
         let set = self.weights.clone().unwrap_or_default();
-        [("prefix", set.prefix), ("queue", set.queue), ("decode", set.decode), ("latency", set.latency)]
-            .into_iter()
-            .filter_map(|(name, weight)| Some((name.to_owned(), weight?)))
-            .collect()
+        [
+            ("prefix", set.prefix),
+            ("queue", set.queue),
+            ("decode", set.decode),
+            ("latency", set.latency),
+            ("session", set.session),
+            ("adapter", set.adapter),
+        ]
+        .into_iter()
+        .filter_map(|(name, weight)| Some((name.to_owned(), weight?)))
+        .collect()
     }
 
     /// The objectives that are set, in milliseconds: of the first token, and of each after another.
@@ -105,8 +127,8 @@ pub struct RoutingObjectives {
     pub tpot: Option<String>,
 }
 
-/// What counts how much: the prefix for a replica, the others against it. An absent one keeps its
-/// default.
+/// What counts how much: prefix, session and adapter for a replica, the others against it. An absent one
+/// keeps its default: prefix 50, queue 20, decode 15, latency 10, session 100, adapter 20.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Weights {
@@ -126,6 +148,14 @@ pub struct Weights {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub latency: Option<f64>,
+    /// That the request's session belongs there. With 0 sessions make no difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub session: Option<f64>,
+    /// The LoRA adapter that is asked for: running there, or room for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub adapter: Option<f64>,
 }
 
 /// How a change reaches the replicas.

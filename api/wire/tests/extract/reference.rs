@@ -62,7 +62,8 @@ impl PrefixHasher {
     /// Notes that the text so far is how the conversation opened.
     fn opened(&mut self) {
         let hash = short(&self.name());
-        self.prefix.opening.get_or_insert(Opening { hash, first: true });
+        let blocks = self.prefix.blocks.len();
+        self.prefix.opening.get_or_insert(Opening { hash, first: true, blocks });
     }
 
     /// Notes that something in the text is an answer.
