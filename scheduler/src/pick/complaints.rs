@@ -60,6 +60,16 @@ fn unique(number: u64, blocks: u64) -> Vec<BlockHash> {
     (0..blocks).map(|block| BlockHash(mix((number + 1) << 20 | block))).collect()
 }
 
+/// A replica tells that it has stored this chain.
+fn stored(chain: &[BlockHash]) -> Vec<Stored> {
+    let one = |(at, hash): (usize, &BlockHash)| Stored {
+        hash: *hash,
+        tokens: 64 * (at as u32 + 1),
+        medium: Medium::Device,
+    };
+    chain.iter().enumerate().map(one).collect()
+}
+
 /// Three prompts: one was sent to the first replica, one to the second, and now the second's with the
 /// first's behind it. A router that looks its blocks up one by one finds as many at the first.
 #[test]
@@ -170,14 +180,6 @@ proptest! {
 #[test]
 fn dynamo_10774_an_index_shrinks_when_replicas_go() {
     let index = BlockIndex::default();
-    let stored = |chain: &[BlockHash]| -> Vec<Stored> {
-        let one = |(at, hash): (usize, &BlockHash)| Stored {
-            hash: *hash,
-            tokens: 64 * (at as u32 + 1),
-            medium: Medium::Device,
-        };
-        chain.iter().enumerate().map(one).collect()
-    };
     let base = unique(0, 1024);
     let stays = index.open();
     index.store(&stays, &stored(&base));
@@ -196,4 +198,43 @@ fn dynamo_10774_an_index_shrinks_when_replicas_go() {
     assert!(most < 80_000, "{most} entries");
     assert_eq!(index.find(&base).blocks(&stays), base.len());
     assert!(index.open().number() < 600, "numbers come back");
+}
+
+/// A hundred replicas that hold all but the end of a prompt of 100,000 tokens, and of one of 1,000: a choice
+/// that walks along the prompt for each replica looks up a hundred times as many blocks for the longer.
+#[test]
+fn llm_d_router_1290_a_choice_among_a_hundred_costs_little_more_for_a_long_prompt() {
+    let looks = |blocks: u64| {
+        let chain = unique(0, blocks);
+        let held = &chain[..chain.len() - 1];
+        let mut indexes: Vec<_> = (0..100).map(|_| PrefixIndex::default()).collect();
+        for index in &mut indexes {
+            index.record(held);
+        }
+        let told = BlockIndex::default();
+        let lanes: Vec<_> = (0..100).map(|_| told.open()).collect();
+        for lane in &lanes {
+            told.store(lane, &stored(held));
+        }
+        let ask = Ask { blocks: chain.len(), bytes: 256 * chain.len(), ..ASK };
+        let idle = gauges(0.0, 0.0, 0.0);
+        let chosen = |of: &mut dyn FnMut() -> Vec<usize>| {
+            index::LOOKS.set(0);
+            let candidates: Vec<_> =
+                of().into_iter().map(|had| candidate(&idle, Own::default(), had)).collect();
+            let outcome = pick(Policy::Prefix, &ask, &candidates, &Weights::default(), 0, 0);
+            assert!(matches!(outcome, Outcome::Picked(_, decision) if decision.cached_blocks == held.len()));
+            index::LOOKS.get()
+        };
+        let guessed = chosen(&mut || indexes.iter().map(|index| index.matched(&chain)).collect());
+        let known = chosen(&mut || {
+            let found = told.find(&chain);
+            lanes.iter().map(|lane| found.blocks(lane)).collect()
+        });
+        (guessed, known)
+    };
+    let ((guessed, known), (long_guessed, long_known)) = (looks(16), looks(1600));
+    assert!(guessed >= 400 && long_guessed <= 100 * 12, "{long_guessed} for each of a hundred, {guessed}");
+    // Of those that tell, each block is looked up once for all.
+    assert!(known > 0 && long_known <= 2 * 1600, "{long_known} for all of them, {known}");
 }

@@ -22,8 +22,16 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Identity(u64);
 
+#[cfg(test)]
+thread_local! {
+    /// How often a block was looked up by this thread.
+    pub(crate) static LOOKS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 impl Hasher for Identity {
     fn finish(&self) -> u64 {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {

@@ -6,13 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::extract::State;
-use strata_scheduler::pick::{
-    Ask, Cached, Candidate, Forecast, Load, Objectives, Outcome, Patience, Policy, PrefixIndex, Weights, pick,
-};
-use strata_scheduler::scheduler::mix;
 use strata_scheduler::{SchedulerOptions, proxy};
-use strata_wire::prefix::BlockHash;
-use strata_wire::replicas::Track;
 
 use super::passes;
 use crate::support::{Does, Engine, PATIENCE, Rig, eventually, quick};
@@ -113,39 +107,4 @@ async fn aibrix_916_a_choice_waits_for_no_replica() {
     for n in 0..20 {
         assert_eq!(rig.chat(&format!("{n}")).await.status, 200);
     }
-}
-
-/// A hundred replicas that hold all but the end of a prompt of 100,000 tokens, and of one of 1,000: a choice
-/// that walks along the prompt for each replica takes a hundred times as long for the longer.
-#[test]
-fn llm_d_router_1290_a_choice_among_a_hundred_costs_little_more_for_a_long_prompt() {
-    let quickest = |blocks: usize| {
-        let chain: Vec<_> = (0..blocks as u64).map(|block| BlockHash(mix(block))).collect();
-        let mut indexes: Vec<_> = (0..100).map(|_| PrefixIndex::default()).collect();
-        for index in &mut indexes {
-            index.record(&chain[..blocks - 1]);
-        }
-        let patience = Patience::default();
-        let aims = Objectives { first_token: 1.0, inter_token: 0.1 };
-        let ask = Ask { blocks, bytes: blocks * 256, aims, patience };
-        let choose = || {
-            let began = Instant::now();
-            let candidate = |index: &PrefixIndex| Candidate {
-                name: "m",
-                track: Track::Stable,
-                eligible: true,
-                load: Load::default(),
-                cached: Cached::guessed(index.matched(&chain), 4.0),
-                bytes_per_token: 4.0,
-                forecast: Forecast::default(),
-            };
-            let candidates: Vec<_> = indexes.iter().map(candidate).collect();
-            let outcome = pick(Policy::Prefix, &ask, &candidates, &Weights::default(), 0, 0);
-            assert!(matches!(outcome, Outcome::Picked(_, decision) if decision.cached_blocks == blocks - 1));
-            began.elapsed()
-        };
-        (0..50).map(|_| choose()).min().unwrap_or_default()
-    };
-    let (short, long) = (quickest(16), quickest(1600));
-    assert!(long < 20 * short, "{long:?} and {short:?}");
 }
