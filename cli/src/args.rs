@@ -487,6 +487,14 @@ pub(crate) struct Scheduler {
     /// Where Envoy, Istio or kgateway ask over gRPC which replica a request should go to
     #[arg(long, value_name = "ADDR", env = "STRATA_EXTPROC_LISTEN")]
     pub(crate) extproc_listen: Option<String>,
+    /// Replicas that it is told for each request, those after the first to fall back to (1 to 3); more than
+    /// one only where Envoy's cluster has the load balancing policy override_host
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3), requires = "extproc_listen")]
+    pub(crate) extproc_endpoints: u8,
+    /// Tell it which replica is to compute a long prompt, in x-prefiller-host-port, for llm-d's routing
+    /// sidecar beside each replica that answers
+    #[arg(long, requires = "extproc_listen")]
+    pub(crate) extproc_prefill: bool,
     /// How replicas are picked where the model does not say
     #[arg(long, value_enum, default_value_t)]
     pub(crate) policy: Policy,

@@ -284,6 +284,16 @@ pub(crate) enum NoRoom {
     NoneReady,
 }
 
+impl NoRoom {
+    /// Why, in one word.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::NoneReady => "none_ready",
+        }
+    }
+}
+
 /// Chooses among the replicas as they are now, and books the choice.
 fn place_at_once(
     scheduler: &Scheduler,
@@ -394,7 +404,7 @@ fn lease(scheduler: &Scheduler, replica: &Arc<Replica>, wanted: &Wanted, decisio
     replica.lease(decision, &wanted.prefix, wanted.bytes, &scheduler.registry.changed, scheduler.now())
 }
 
-fn ask(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, patience: Patience) -> Ask {
+pub(crate) fn ask(scheduler: &Scheduler, pool: &Pool, wanted: &Wanted, patience: Patience) -> Ask {
     let aims = pool.rules.load().objectives;
     let or = |ms: Option<u64>, otherwise: Duration| ms.map_or(otherwise, Duration::from_millis).as_secs_f64();
     Ask {

@@ -11,6 +11,9 @@ use strata_wire::replicas::KvEvents;
 use crate::pick::Policy;
 use crate::pick::budget::BURST;
 
+/// Most endpoints that a proxy is told.
+const MAX_ENDPOINTS: usize = 3;
+
 /// The options of a scheduler. Times are in milliseconds when written as text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,6 +23,14 @@ pub struct SchedulerOptions {
     /// Where to listen for proxies that ask which replica a request should go to, over gRPC
     /// ([`crate::extproc`]); nowhere when absent.
     pub extproc_listen: Option<String>,
+    /// Endpoints that such a proxy is told for each request, 1 to 3: the replica that was picked, then those
+    /// that it may try if that fails. Only for proxies that read a list: a plain `ORIGINAL_DST` cluster of
+    /// Envoy's does not.
+    pub extproc_endpoints: usize,
+    /// Whether such a proxy is told which replica is to compute a long prompt, in the header
+    /// [`crate::extproc::PREFILLER`]. Only where beside each replica that answers there is a sidecar that
+    /// reads it, as llm-d's does.
+    pub extproc_prefill: bool,
     /// Base URLs of replicas that are always there. Each is asked which models it serves. Either this,
     /// or [`SchedulerOptions::endpoints`], or [`SchedulerOptions::kubernetes`].
     pub replicas: Vec<String>,
@@ -96,6 +107,8 @@ impl Default for SchedulerOptions {
         Self {
             listen: "127.0.0.1:0".to_owned(),
             extproc_listen: None,
+            extproc_endpoints: 1,
+            extproc_prefill: false,
             replicas: Vec::new(),
             vllm_events_port: None,
             vllm_replay_port: None,
@@ -192,6 +205,12 @@ impl SchedulerOptions {
             }
             _ => {}
         }
+        if !(1..=MAX_ENDPOINTS).contains(&self.extproc_endpoints) {
+            return refuse(format!(
+                "--extproc-endpoints is {}; a proxy is told 1 to {MAX_ENDPOINTS} endpoints",
+                self.extproc_endpoints
+            ));
+        }
         if self.scrape_interval.is_zero() {
             return refuse("the scrape interval must be longer than zero".to_owned());
         }
@@ -276,6 +295,8 @@ mod tests {
         insta::assert_snapshot!(message(with(&["ftp://a"])), @"`ftp://a` is no replica's address: replicas are reached by http or https; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["http://a/v1"])), @"`http://a/v1` is no replica's address: it has a path; write http://HOST:PORT");
         insta::assert_snapshot!(message(with(&["http://a:1", "http://a:1/"])), @"--replicas names http://a:1 twice; name it once");
+        let many = SchedulerOptions { extproc_endpoints: 4, ..with(&["http://a"]) };
+        insta::assert_snapshot!(message(many), @"--extproc-endpoints is 4; a proxy is told 1 to 3 endpoints");
         let both = SchedulerOptions { endpoints: Some("x".into()), ..with(&["http://a"]) };
         insta::assert_snapshot!(message(both), @"give one of --replicas, --endpoints and --kubernetes, not more");
     }

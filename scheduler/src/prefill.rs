@@ -91,6 +91,27 @@ fn holds_any(ids: &Value) -> bool {
     }
 }
 
+/// The lease of the replica that is to compute a prompt before the one of `lease` answers, where a proxy only
+/// names it and a sidecar beside that one goes the first leg. `None` where there is no such leg.
+pub(crate) fn named(scheduler: &Scheduler, call: &Call, pool: &Pool, lease: &mut Lease) -> Option<Lease> {
+    let listed = !pool.prefill.load().is_empty();
+    if !call.divisible || !listed || !is_worth_it(&call.wanted.prefix, lease.decision.cached_blocks) {
+        return None;
+    }
+    let placed = place_prompt(scheduler, pool, &call.wanted, &lease.replica);
+    let (outcome, prompt) = match &placed {
+        Ok(by) => ("named", Prompt::By(by.replica.name().to_owned())),
+        Err(no_room) => (no_room.reason(), Prompt::Here(no_room.reason())),
+    };
+    scheduler.metrics.prefilled(&pool.name, outcome);
+    lease.decision.prompt = Some(prompt);
+    let placed = placed.ok();
+    if placed.is_some() {
+        lease.spare();
+    }
+    placed
+}
+
 /// What is known of a request's first leg.
 pub(crate) struct Prefill<'c> {
     call: &'c Call,
@@ -162,11 +183,7 @@ async fn compute(
     pool: &Pool,
     answers: &Replica,
 ) -> Result<(String, String), &'static str> {
-    let mut lease =
-        place_prompt(scheduler, pool, &call.wanted, answers).map_err(|no_room| match no_room {
-            NoRoom::Full => "full",
-            NoRoom::NoneReady => "none_ready",
-        })?;
+    let mut lease = place_prompt(scheduler, pool, &call.wanted, answers).map_err(NoRoom::reason)?;
     let left = call.wanted.deadline.saturating_duration_since(Instant::now());
     // Half of what is left, so that the other leg has a chance when this one takes too long.
     let limit = scheduler.options.first_byte_timeout.min(left / 2);

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::choose::{Tried, Wanted};
+use crate::choose::{Tried, Wanted, ask};
 use crate::journal::Row;
-use crate::pick::{Ask, Candidate, Parts, Standing, admit, table};
-use crate::replica::{Replica, View};
+use crate::pick::{Ask, Candidate, Parts, Patience, Standing, admit, table};
+use crate::registry::Pool;
+use crate::replica::{Lease, Replica, View};
 use crate::scheduler::Scheduler;
 
 /// Replicas, and how they stood.
@@ -82,4 +83,34 @@ impl<'s> Views<'s> {
         let standings: Vec<Standing> = self.at_a_glance.iter().map(|view| view.standing).collect();
         admit(candidates, &standings, self.scheduler.options.slow_start);
     }
+}
+
+/// Where a request may go next that was sent to the replica of this lease, if that fails it: so many at most,
+/// the best first, of the same track.
+pub(crate) fn next_best(
+    scheduler: &Scheduler,
+    pool: &Pool,
+    wanted: &Wanted,
+    first: &Lease,
+    count: usize,
+) -> Vec<Arc<Replica>> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let views = Views::of(scheduler, pool.replicas.load_full());
+    let mut candidates = views.candidates(wanted, &Tried::default());
+    let track = first.decision.track;
+    for (candidate, replica) in candidates.iter_mut().zip(&*views.replicas) {
+        let other = !Arc::ptr_eq(replica, &first.replica);
+        candidate.eligible &= other && track.is_none_or(|track| replica.track() == track);
+    }
+    let weights = pool.rules.load().weights;
+    let asked = ask(scheduler, pool, wanted, Patience::default());
+    let scored = table(&asked, &candidates).zip(&*views.replicas);
+    let mut open: Vec<(f64, &Arc<Replica>)> = scored
+        .filter(|((_, open), _)| *open)
+        .map(|((parts, _), replica)| (parts.score(&weights), replica))
+        .collect();
+    open.sort_by(|a, b| b.0.total_cmp(&a.0));
+    open.into_iter().take(count).map(|(_, replica)| Arc::clone(replica)).collect()
 }

@@ -134,6 +134,8 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
     let options = SchedulerOptions {
         listen: args.listen,
         extproc_listen: args.extproc_listen,
+        extproc_endpoints: usize::from(args.extproc_endpoints),
+        extproc_prefill: args.extproc_prefill,
         replicas: args.replicas,
         vllm_events_port: args.vllm_events_port,
         vllm_replay_port: args.vllm_replay_port,

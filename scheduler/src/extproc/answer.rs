@@ -19,7 +19,7 @@ pub(crate) const NAMESPACE: &str = "envoy.lb";
 /// Where a request goes, and as what.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Chosen {
-    /// The replica's `ip:port`.
+    /// The replica's `ip:port`, then those of others to fall back to, with commas between them.
     pub(crate) endpoint: String,
     /// Headers that it gets beside those that it has.
     pub(crate) set: HeaderMap,

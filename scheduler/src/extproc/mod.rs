@@ -40,6 +40,9 @@ pub const PROCESS: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 /// The path of the health check.
 pub const CHECK: &str = "/grpc.health.v1.Health/Check";
 
+/// Where llm-d's routing sidecar reads which replica, `ip:port`, computes the prompt before its own answers.
+pub const PREFILLER: &str = "x-prefiller-host-port";
+
 /// Largest message: a whole body, and what is around it.
 const MAX_MESSAGE: usize = defaults::MAX_BODY_BYTES + defaults::MAX_HEADER_BYTES + 1024 * 1024;
 

@@ -5,23 +5,26 @@ use std::sync::Arc;
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::Method;
+use http::{HeaderValue, Method};
 use http_body_util::BodyExt;
 use strata_hop::{Fault, fault};
 use strata_wire::toplevel::TopLevel;
 use strata_wire::{ErrorKind, headers};
 use tokio::time::Instant;
 
+use super::PREFILLER;
 use super::answer::{Chosen, Reply};
 use super::exchange::{Asked, Body};
 use super::head::Head;
 use crate::call::{self, Call, Terms};
 use crate::choose::{Tried, choose};
+use crate::prefill;
 use crate::proxy::{Running, note};
 use crate::replica::{Lease, Replica};
 use crate::report;
 use crate::scheduler::Scheduler;
 use crate::subset::{Subset, authority};
+use crate::views::next_best;
 
 /// Where a client or a filter before this one names the model, so that the body need not be seen.
 const MODEL_NAME: &str = "x-gateway-model-name";
@@ -30,6 +33,8 @@ const MODEL_NAME: &str = "x-gateway-model-name";
 pub(crate) struct Placed {
     pub(crate) chosen: Chosen,
     pub(crate) lease: Lease,
+    /// That of the replica which computes its prompt, until the response begins.
+    pub(crate) prompt: Option<Lease>,
     /// Its entry in the books, as long as it is under way.
     _running: Running,
     pub(crate) model: String,
@@ -139,9 +144,27 @@ async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box
     let began = Instant::now();
     let mut lease = choose(scheduler, pool, &request.wanted, &Tried::default()).await?;
     note(scheduler, (&request.id, &request.model), &mut lease, began);
-    let endpoint = address(&lease.replica).await?.to_string();
+    let mut endpoint = address(&lease.replica).await?.to_string();
+    let asks = scheduler.options.extproc_prefill;
+    let mut prompt = asks.then(|| prefill::named(scheduler, &request, pool, &mut lease)).flatten();
+    let others = scheduler.options.extproc_endpoints.saturating_sub(1);
+    for replica in next_best(scheduler, pool, &request.wanted, &lease, others) {
+        // One whose address is not known is none to fall back to.
+        if let Ok(address) = address(&replica).await {
+            endpoint = format!("{endpoint},{address}");
+        }
+    }
     let left = request.wanted.deadline.saturating_duration_since(Instant::now());
-    let set = request.headers(scheduler, left);
+    let mut set = request.headers(scheduler, left);
+    if let Some(by) = &prompt {
+        let at = address(&by.replica).await.ok().and_then(|at| HeaderValue::from_str(&at.to_string()).ok());
+        if let Some(at) = at {
+            set.insert(PREFILLER, at);
+        } else {
+            lease.burden();
+            prompt = None;
+        }
+    }
     tracing::debug!(request = ?request.id, decision = %lease.decision, %endpoint, "a proxy is told where to send a request");
     let body = sent.map(|sent| {
         let body = request.wanted.class.told(&request.path, &request.body, &request.top, &lease.replica);
@@ -151,7 +174,7 @@ async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box
     });
     let chosen = Chosen { endpoint, set, remove, body };
     let (model, deadline) = (request.model, request.wanted.deadline);
-    Ok(Box::new(Placed { chosen, lease, _running: running, model, deadline }))
+    Ok(Box::new(Placed { chosen, lease, prompt, _running: running, model, deadline }))
 }
 
 /// 503: those that are ready are not among those that the proxy allows.

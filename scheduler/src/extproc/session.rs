@@ -151,6 +151,9 @@ impl Session {
         };
         let answered = (200..300).contains(&status).then(|| self.scheduler.now());
         placed.lease.begun(answered);
+        if let Some(mut prompt) = placed.prompt.take() {
+            prompt.begun(answered);
+        }
         if let Ok(status) = StatusCode::from_u16(status) {
             if is_failure(status) {
                 failed(&self.scheduler, &placed.lease, "a proxy got an error from it");

@@ -199,3 +199,39 @@ async fn envoys_subset_is_kept_to() {
         assert_eq!((a.got().len(), b.got().len()), (0, 3 * (n + 1)), "{}", filter.name);
     }
 }
+
+/// Of three replicas the one that is picked refuses: Envoy goes on to the next that the scheduler named.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_falls_back_to_the_next_that_was_named() {
+    const HEADER: Filter = Filter { falls_back: true, ..Filter::new("falls-back", "FULL_DUPLEX_STREAMED") };
+    const METADATA: Filter = Filter { name: "falls-back-metadata", by_metadata: true, ..HEADER };
+    let engines: Vec<Engine> = (0..3).map(|n| Engine::start(&format!("m-{n}"))).collect();
+    let ports: Vec<u16> =
+        engines.iter().map(|e| e.url().rsplit(':').next().unwrap().parse().unwrap()).collect();
+    let options = SchedulerOptions { extproc_endpoints: 3, ..quick() };
+    let rig = Rig::before(&engines.iter().collect::<Vec<_>>(), options).await;
+    let picker = Picker::of(&rig.scheduler).await;
+    let filters = [HEADER, METADATA];
+    let Some(envoy) = Envoy::knowing(&ports, &picker, &filters, None).await else { return };
+    let path = "/v1/chat/completions";
+    for filter in filters {
+        let got = || engines.iter().map(|engine| engine.got().len()).collect::<Vec<_>>();
+        let before = got();
+        let prompt = 4000 + filter.name.len();
+        assert_eq!(rig.send(envoy.request(filter.name, &rig, path, chat(prompt, false))).await.status, 200);
+        let after = got();
+        let first = (0..3).find(|at| after[*at] > before[*at]).unwrap();
+        engines[first].does(Does::Refuse);
+        let reply = rig.send(envoy.request(filter.name, &rig, path, chat(prompt, false))).await;
+        assert_eq!(reply.status, 200, "{}: {:?}", filter.name, reply.body);
+        assert_eq!(
+            got()[first],
+            after[first] + 1,
+            "{}: the one with the prompt was asked first",
+            filter.name
+        );
+        assert_eq!(got().iter().sum::<usize>(), after.iter().sum::<usize>() + 2, "{}", filter.name);
+        engines[first].does(Does::Answer);
+        eventually("the place is given back", || in_flight(&rig) == 0).await;
+    }
+}

@@ -10,12 +10,13 @@ use strata_scheduler::extproc::SERVICE;
 use strata_scheduler::extproc::proto::{
     Answer, HttpBody, HttpTrailers, Mutation, NOT_SERVING, Part, SERVING,
 };
+use strata_wire::replicas::Endpoints;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::picker::{
     Ask, BUFFERED, DUPLEX, NONE, PARTIAL, Picker, STREAMED, message, refused, said,
 };
-use crate::support::{Engine, Rig, eventually, quick};
+use crate::support::{EndpointsFile, Engine, Rig, eventually, listed_with, quick};
 
 /// A chat of this many bytes and a few.
 fn chat(bytes: usize) -> Vec<u8> {
@@ -240,6 +241,69 @@ async fn the_subset_is_kept_to() {
         let asking = picker.ask(&Ask { subset: Some(subset), ..Ask::new(DUPLEX) }).await;
         asking.send_body(&body, 2000);
         assert_eq!(refused(&asking.refusal().await).0, 503);
+    }
+}
+
+#[tokio::test]
+async fn others_are_named_to_fall_back_to_where_the_proxy_can() {
+    let engines: Vec<Engine> = (0..4).map(|n| Engine::start(&format!("m-{n}"))).collect();
+    let options = SchedulerOptions { extproc_endpoints: 3, ..quick() };
+    let rig = Rig::before(&engines.iter().collect::<Vec<_>>(), options).await;
+    let picker = Picker::of(&rig.scheduler).await;
+    let named = async |ask: &Ask<'_>| {
+        let mut asking = picker.ask(ask).await;
+        asking.send_body(&chat(5000), 6000);
+        let named = said(&asking.answer().await);
+        let list = named.metadata.unwrap();
+        assert_eq!(named.set["x-gateway-destination-endpoint"], list.as_str());
+        list.split(',').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let list = named(&Ask::new(DUPLEX)).await;
+    let all: Vec<String> = engines.iter().map(endpoint).collect();
+    let distinct: std::collections::BTreeSet<_> = list.iter().collect();
+    assert!(list.len() == 3 && distinct.len() == 3 && list.iter().all(|one| all.contains(one)), "{list:?}");
+    assert_eq!(named(&Ask::new(DUPLEX)).await[0], list[0], "who has the prompt comes first");
+    // Neither one that is full nor one that is not allowed.
+    let full = engines.iter().position(|engine| endpoint(engine) == list[1]).unwrap();
+    engines[full].load(|load| load.waiting = 50.0);
+    let states = || rig.states("m").into_iter().filter(|state| state.waiting > 40.0).count();
+    eventually("the metrics are read", || states() == 1).await;
+    let allowed = [list[0].as_str(), list[1].as_str(), list[2].as_str()];
+    assert_eq!(named(&Ask { subset: Some(&allowed), ..Ask::new(DUPLEX) }).await, [&*list[0], &*list[2]]);
+}
+
+/// A sidecar beside the replica that answers lets another compute the prompt, and needs to know which.
+#[tokio::test]
+async fn who_computes_a_long_prompt_is_named_where_a_sidecar_asks_for_it() {
+    let (answers, computes) = (Engine::start("m-0"), Engine::start("m-p"));
+    let file = EndpointsFile::new();
+    file.write(&Endpoints { models: [("m".to_owned(), listed_with(&[&answers], &[&computes]))].into() });
+    for asked in [true, false] {
+        let endpoints = Some(file.path());
+        let rig = Rig::start(SchedulerOptions { endpoints, extproc_prefill: asked, ..quick() }).await;
+        rig.ready("m", 2).await;
+        let picker = Picker::of(&rig.scheduler).await;
+        let headers = [("x-prefiller-host-port", "10.9.9.9:1")];
+        let ask = Ask { headers: &headers, ..Ask::new(DUPLEX) };
+        let mut long = picker.ask(&ask).await;
+        long.send_body(&chat(20_000), 30_000);
+        let named = said(&long.answer().await);
+        assert_eq!(named.metadata, Some(endpoint(&answers)));
+        let by = named.set.get("x-prefiller-host-port").map(|at| at.to_str().unwrap().to_owned());
+        assert_eq!(by, asked.then(|| endpoint(&computes)));
+        assert_eq!(named.removed.contains(&"x-prefiller-host-port".to_owned()), !asked, "never a client's");
+        let under_way = |name: &str| rig.states("m").iter().find(|s| s.name == name).unwrap().in_flight;
+        assert_eq!((under_way("m-0"), under_way("m-p")), (1, u64::from(asked)));
+        long.send_response("200");
+        eventually("the prompt is done", || under_way("m-p") == 0).await;
+        assert_eq!(under_way("m-0"), 1);
+        let mut short = picker.ask(&ask).await;
+        short.send_body(&chat(100), 1000);
+        assert!(!said(&short.answer().await).set.contains_key("x-prefiller-host-port"));
+        if asked {
+            let outcome = "strata_scheduler_prefills_total{model_name=\"m\",outcome=\"named\"}";
+            assert!((rig.metric(outcome).await - 1.0).abs() < 1e-9);
+        }
     }
 }
 

@@ -23,11 +23,20 @@ pub(crate) struct Filter {
     pub(crate) early: bool,
     /// Whether Envoy reads the endpoint in the metadata, and not in the header.
     pub(crate) by_metadata: bool,
+    /// Whether it reads a list of them, among those that it knows, and tries the next where one fails.
+    pub(crate) falls_back: bool,
 }
 
 impl Filter {
     pub(crate) const fn new(name: &'static str, request_body_mode: &'static str) -> Self {
-        Self { name, request_body_mode, response_body_mode: "NONE", early: false, by_metadata: false }
+        Self {
+            name,
+            request_body_mode,
+            response_body_mode: "NONE",
+            early: false,
+            by_metadata: false,
+            falls_back: false,
+        }
     }
 }
 
@@ -50,6 +59,16 @@ impl Envoy {
     /// Starts it before this picker. `None`, and it says so, where there is no Envoy. `subset` are the
     /// endpoints that it allows.
     pub(crate) async fn before(picker: &Picker, filters: &[Filter], subset: Option<&[&str]>) -> Option<Self> {
+        Self::knowing(&[], picker, filters, subset).await
+    }
+
+    /// The same, which knows that there are engines at these ports.
+    pub(crate) async fn knowing(
+        engines: &[u16],
+        picker: &Picker,
+        filters: &[Filter],
+        subset: Option<&[&str]>,
+    ) -> Option<Self> {
         let binary = std::env::var("STRATA_TEST_ENVOY").unwrap_or_default();
         if !std::path::Path::new(&binary).is_file() {
             eprintln!("skipped: STRATA_TEST_ENVOY names no Envoy");
@@ -75,6 +94,11 @@ impl Envoy {
                     "http_header_name": "x-gateway-destination-endpoint",
                 })),
                 replicas("by-metadata", &json!({"metadata_key": {
+                    "key": "envoy.lb",
+                    "path": [{"key": "x-gateway-destination-endpoint"}],
+                }})),
+                known("listed-by-header", engines, &json!({"header": "x-gateway-destination-endpoint"})),
+                known("listed-by-metadata", engines, &json!({"metadata": {
                     "key": "envoy.lb",
                     "path": [{"key": "x-gateway-destination-endpoint"}],
                 }})),
@@ -153,6 +177,29 @@ fn replicas(name: &str, read: &Value) -> Value {
     })
 }
 
+/// A cluster of these, of which each request names those that it may go to.
+fn known(name: &str, engines: &[u16], read: &Value) -> Value {
+    let policy = |name: &str, config: Value| {
+        json!({"policies": [{"typed_extension_config": {
+            "name": format!("envoy.load_balancing_policies.{name}"),
+            "typed_config": config,
+        }}]})
+    };
+    let of = "type.googleapis.com/envoy.extensions.load_balancing_policies";
+    let otherwise = policy("round_robin", json!({"@type": format!("{of}.round_robin.v3.RoundRobin")}));
+    let endpoints: Vec<Value> =
+        engines.iter().map(|port| json!({"endpoint": {"address": address(*port)}})).collect();
+    json!({
+        "name": name, "type": "STATIC", "connect_timeout": "5s",
+        "load_balancing_policy": policy("override_host", json!({
+            "@type": format!("{of}.override_host.v3.OverrideHost"),
+            "override_host_sources": [read],
+            "fallback_policy": otherwise,
+        })),
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+    })
+}
+
 fn listener(filter: &Filter, subset: Option<&[&str]>) -> Value {
     let duplex = filter.request_body_mode == "FULL_DUPLEX_STREAMED";
     let picks = json!({
@@ -194,7 +241,20 @@ fn listener(filter: &Filter, subset: Option<&[&str]>) -> Value {
         })
     });
     let filters: Vec<Value> = hint.into_iter().chain([picks, router]).collect();
-    let cluster = if filter.by_metadata { "by-metadata" } else { "by-header" };
+    let cluster = match (filter.falls_back, filter.by_metadata) {
+        (false, false) => "by-header",
+        (false, true) => "by-metadata",
+        (true, false) => "listed-by-header",
+        (true, true) => "listed-by-metadata",
+    };
+    let mut route = json!({"cluster": cluster, "timeout": "0s"});
+    if filter.falls_back {
+        route["retry_policy"] = json!({
+            "retry_on": "connect-failure,retriable-status-codes",
+            "retriable_status_codes": [503],
+            "num_retries": 2,
+        });
+    }
     json!({
         "name": filter.name,
         "address": address(0),
@@ -206,7 +266,7 @@ fn listener(filter: &Filter, subset: Option<&[&str]>) -> Value {
                 "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
                 "stat_prefix": filter.name,
                 "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
-                    {"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}},
+                    {"match": {"prefix": "/"}, "route": route},
                 ]}]},
                 "http_filters": filters,
             },
