@@ -106,6 +106,7 @@ async fn post(chain: &Chain, path: &str, body: &str) -> (http::StatusCode, Heade
         .header("content-type", "application/json")
         .header("authorization", format!("Bearer {}", chain.key))
         .header("x-request-id", "from-the-application")
+        .header("x-session-id", "from-the-application")
         .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     for forged in [
         "cookie",

@@ -48,6 +48,11 @@ impl Opaque {
         if shared { self.id("scope-shared", &[]) } else { self.id("scope", &[tenant]) }
     }
 
+    /// What a tenant's clients call a session, for the scheduler to tell it from others.
+    pub fn session(&self, tenant: &str, session: &str) -> String {
+        self.id("session", &[tenant, session])
+    }
+
     /// A tenant's user, in counters and the ledger.
     pub fn user(&self, tenant: &str, user: &str) -> String {
         self.id("user", &[tenant, user])
@@ -68,6 +73,8 @@ mod tests {
             opaque.cache_scope("acme", true),
             opaque.user("acme", "zoe"),
             opaque.user("acm", "ezoe"),
+            opaque.session("acme", "zoe"),
+            opaque.session("zeta", "zoe"),
             Opaque::new([8; 32]).owner("acme"),
         ];
         for (i, id) in ids.iter().enumerate() {

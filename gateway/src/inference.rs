@@ -132,6 +132,11 @@ fn upstream_headers(inner: &Inner, session: &Session, received: &HeaderMap) -> H
             out.insert(HeaderName::from_static(name), value);
         }
     }
+    let said = received.get(headers::SESSION_ID).and_then(|value| value.to_str().ok());
+    let session_id = said.filter(|id| !id.is_empty()).map(|id| inner.opaque.session(&tenant.name, id));
+    if let Some(value) = session_id.and_then(|id| HeaderValue::try_from(id).ok()) {
+        out.insert(HeaderName::from_static(headers::SESSION_ID), value);
+    }
     if let Some(token) = &inner.hop_token {
         token.attach(&mut out);
     }

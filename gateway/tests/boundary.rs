@@ -24,6 +24,7 @@ async fn only_the_table_crosses() {
         .header("x-api-key", "other")
         .header("openai-organization", "org")
         .header("x-request-id", "theirs")
+        .header("x-session-id", "theirs")
         .header("x-forwarded-for", "10.0.0.9")
         .header("x-gateway-inference-fairness-id", "forged")
         .header("x-gateway-inference-objective", "priority-1000")

@@ -28,11 +28,17 @@ impl Hop {
     /// Headers that may cross beside the plain ones of HTTP itself.
     pub fn added(self) -> &'static [&'static str] {
         match self {
-            Self::PlatformToGateway => &[h::AUTHORIZATION, h::REQUEST_ID, h::HOP_TOKEN],
-            Self::GatewayToScheduler => {
-                &[h::FAIRNESS_ID, h::OBJECTIVE, h::CACHE_SCOPE, h::MINTED_ID, h::DEADLINE_MS, h::HOP_TOKEN]
-            }
-            Self::PlatformToUngoverned => &[h::REQUEST_ID, h::HOP_TOKEN],
+            Self::PlatformToGateway => &[h::AUTHORIZATION, h::REQUEST_ID, h::SESSION_ID, h::HOP_TOKEN],
+            Self::GatewayToScheduler => &[
+                h::FAIRNESS_ID,
+                h::OBJECTIVE,
+                h::CACHE_SCOPE,
+                h::MINTED_ID,
+                h::DEADLINE_MS,
+                h::SESSION_ID,
+                h::HOP_TOKEN,
+            ],
+            Self::PlatformToUngoverned => &[h::REQUEST_ID, h::SESSION_ID, h::HOP_TOKEN],
             Self::SchedulerToEngine | Self::SchedulerToPrefill => {
                 &[h::MINTED_ID, h::DEADLINE_MS, h::HOP_TOKEN]
             }
@@ -50,8 +56,8 @@ impl Hop {
         let plain = ["content-type", "accept", h::TRACEPARENT].contains(&name);
         plain
             || match self {
-                Self::PlatformToGateway => [h::AUTHORIZATION, h::REQUEST_ID].contains(&name),
-                Self::PlatformToUngoverned => name == h::REQUEST_ID,
+                Self::PlatformToGateway => [h::AUTHORIZATION, h::REQUEST_ID, h::SESSION_ID].contains(&name),
+                Self::PlatformToUngoverned => [h::REQUEST_ID, h::SESSION_ID].contains(&name),
                 Self::SchedulerToEngine | Self::SchedulerToPrefill => name == h::DEADLINE_MS,
                 Self::GatewayToScheduler => false,
             }
@@ -100,6 +106,8 @@ mod tests {
             }
         }
         assert!(!Hop::SchedulerToEngine.allows(h::FAIRNESS_ID));
+        assert!(!Hop::SchedulerToEngine.allows(h::SESSION_ID));
+        assert!(!Hop::GatewayToScheduler.copies(h::SESSION_ID), "it goes on under another name");
     }
 
     #[test]
