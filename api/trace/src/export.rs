@@ -50,6 +50,15 @@ impl Tracer {
         Some(ActiveSpan::new(self.clone(), name, context, parent.map(|parent| parent.span)))
     }
 
+    /// What those who are called are told of a trace that is not recorded here, so that they record no part of
+    /// it by themselves; `None` where the caller's own `traceparent` says so already.
+    pub fn decline(&self, traceparent: Option<&str>) -> Option<TraceContext> {
+        match traceparent.and_then(TraceContext::parse) {
+            Some(parent) => parent.sampled.then_some(TraceContext { sampled: false, ..parent }),
+            None => Some(TraceContext { trace: TraceId::random()?, span: SpanId::random()?, sampled: false }),
+        }
+    }
+
     /// Queues a finished span, or drops it where too many wait. Never waits.
     pub(crate) fn record(&self, span: Span) {
         if self.0.queue.try_send(span).is_err() {

@@ -7,7 +7,7 @@ use axum::routing::post;
 use http::{HeaderMap, StatusCode};
 
 use super::*;
-use crate::span::{Status, Value};
+use crate::span::{Kind, Status, Value};
 
 /// A collector of the test: it keeps what it gets and answers as it is told.
 struct Receiver {
@@ -164,4 +164,47 @@ async fn a_callers_decision_and_trace_are_taken_over() {
     assert_ne!(span.context().span, TraceContext::parse(parent).unwrap().span);
     assert!(tracer.answer("s", Some(&parent.replace("-01", "-00"))).is_none());
     assert!(tracer.answer("s", Some("nonsense")).is_some(), "a trace of its own");
+}
+
+#[tokio::test]
+async fn a_part_of_a_span_lies_in_its_trace_and_its_time() {
+    let (queue, mut spans) = mpsc::channel(8);
+    let shared = |queue| Shared {
+        sampler: Sampler::default(),
+        queue,
+        exported: AtomicU64::new(0),
+        dropped: AtomicU64::new(0),
+    };
+    let tracer = Tracer(Arc::new(shared(queue)));
+    let arrived = std::time::Instant::now();
+    let whole = tracer.answer("whole", None).unwrap();
+    let part = whole.child("part", Kind::Client).unwrap().since(arrived);
+    let over = std::time::Instant::now();
+    part.end_at(over, Status::Unset);
+    let again = whole.child("again", Kind::Internal).unwrap();
+    let context = whole.context();
+    again.end(Status::Error);
+    whole.since(arrived).end(Status::Unset);
+    let mut next = || spans.try_recv().unwrap();
+    let (part, again, whole) = (next(), next(), next());
+    assert_eq!((part.name, part.kind, part.parent), ("part", Kind::Client, Some(context.span)));
+    assert_eq!((again.name, again.kind, again.parent), ("again", Kind::Internal, Some(context.span)));
+    assert!([&part, &again].iter().all(|span| span.context.trace == context.trace && span.context.sampled));
+    assert!(part.context.span != again.context.span && part.context.span != context.span);
+    assert_eq!(part.end.duration_since(part.start).unwrap(), over - arrived, "by the clock that never jumps");
+    assert!(whole.end >= part.end && whole.end >= again.end);
+}
+
+#[tokio::test]
+async fn who_does_not_record_says_so_to_those_that_it_calls() {
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let receiver = Receiver::start().await;
+    let exporter = Exporter::start(config(&receiver.url, &[("OTEL_TRACES_SAMPLER", "always_off")])).unwrap();
+    let tracer = exporter.tracer();
+    assert!(tracer.answer("a", Some(PARENT)).is_none());
+    let told = |parent| tracer.decline(parent).map(|context| context.header());
+    assert_eq!(told(Some(PARENT)), Some(PARENT.replace("-01", "-00")));
+    assert_eq!(told(Some(&PARENT.replace("-01", "-00"))), None, "it has said so itself");
+    assert!(told(None).unwrap().ends_with("-00"));
+    assert_ne!(told(None), told(Some("nonsense")));
 }

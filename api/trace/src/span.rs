@@ -43,7 +43,7 @@ pub enum Status {
 pub struct Span {
     /// The span itself.
     pub context: TraceContext,
-    /// The caller's, in another process.
+    /// The caller's, in another process, or the one that it is a part of.
     pub parent: Option<SpanId>,
     /// What it is called.
     pub name: &'static str,
@@ -88,9 +88,31 @@ impl ActiveSpan {
         Self { span, begun: Instant::now(), tracer }
     }
 
+    /// A part of this span that begins now; `None` where the system gives no random numbers.
+    pub fn child(&self, name: &'static str, kind: Kind) -> Option<Self> {
+        let context = TraceContext { span: SpanId::random()?, ..self.span.context };
+        let mut child = Self::new(self.tracer.clone(), name, context, Some(self.span.context.span));
+        child.span.kind = kind;
+        Some(child)
+    }
+
+    /// The same span, begun at an earlier time.
+    #[must_use]
+    pub fn since(mut self, begun: Instant) -> Self {
+        let earlier = self.begun.saturating_duration_since(begun);
+        self.span.start = self.span.start.checked_sub(earlier).unwrap_or(self.span.start);
+        self.begun = begun.min(self.begun);
+        self
+    }
+
     /// For what this span calls.
     pub fn context(&self) -> TraceContext {
         self.span.context
+    }
+
+    /// Whether it answers a caller that has a span of its own, or is a part of another.
+    pub fn has_parent(&self) -> bool {
+        self.span.parent.is_some()
     }
 
     /// Says something of it; never a text that somebody wrote, nor a secret.
@@ -99,9 +121,14 @@ impl ActiveSpan {
     }
 
     /// Ends it now and hands it to the exporter, which never waits.
-    pub fn end(mut self, status: Status) {
+    pub fn end(self, status: Status) {
+        self.end_at(Instant::now(), status);
+    }
+
+    /// The same of one that has ended at an earlier time.
+    pub fn end_at(mut self, ended: Instant, status: Status) {
         // By the clock that never jumps, so that no span ends before it began.
-        self.span.end = self.span.start + self.begun.elapsed();
+        self.span.end = self.span.start + ended.saturating_duration_since(self.begun);
         self.span.status = status;
         self.tracer.record(self.span);
     }

@@ -6,6 +6,8 @@ pub const AUTHORIZATION: &str = "authorization";
 pub const REQUEST_ID: &str = "x-request-id";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
+/// What tracing systems tell each other beside it.
+pub const TRACESTATE: &str = "tracestate";
 /// Seconds, or a date, after which a refused request may be sent again.
 pub const RETRY_AFTER: &str = "retry-after";
 

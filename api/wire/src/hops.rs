@@ -22,7 +22,7 @@ pub enum Hop {
 
 /// Headers that HTTP itself needs and that name nobody.
 const PLAIN: &[&str] =
-    &["host", "content-type", "content-length", "transfer-encoding", "accept", h::TRACEPARENT];
+    &["host", "content-type", "content-length", "transfer-encoding", "accept", h::TRACEPARENT, h::TRACESTATE];
 
 impl Hop {
     /// Headers that may cross beside the plain ones of HTTP itself.
@@ -53,7 +53,7 @@ impl Hop {
     /// Whether the layer copies this header from the request that it received. What it does not copy
     /// and still [allows](Self::allows), it writes itself.
     pub fn copies(self, name: &str) -> bool {
-        let plain = ["content-type", "accept", h::TRACEPARENT].contains(&name);
+        let plain = ["content-type", "accept", h::TRACEPARENT, h::TRACESTATE].contains(&name);
         plain
             || match self {
                 Self::PlatformToGateway => [h::AUTHORIZATION, h::REQUEST_ID, h::SESSION_ID].contains(&name),
