@@ -495,9 +495,17 @@ pub(crate) struct Scheduler {
     /// sidecar beside each replica that answers
     #[arg(long, requires = "extproc_listen")]
     pub(crate) extproc_prefill: bool,
+    /// Base URLs of other schedulers of the same replicas, which share the bounds of the queue; with
+    /// --kubernetes they are found without
+    #[arg(long, value_name = "URL,URL", value_delimiter = ',', conflicts_with = "kubernetes")]
+    pub(crate) peers: Vec<String>,
     /// How replicas are picked where the model does not say
     #[arg(long, value_enum, default_value_t)]
     pub(crate) policy: Policy,
+    /// A collector for OpenTelemetry spans of requests, by OTLP over HTTP: http://HOST:4318. The
+    /// variables OTEL_EXPORTER_OTLP_…, OTEL_SERVICE_NAME and OTEL_TRACES_SAMPLER count too
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_traces_endpoint: Option<String>,
     /// Seconds for open requests to finish after SIGTERM
     #[arg(long, value_name = "N", env = "STRATA_DRAIN_SECONDS", default_value_t = defaults::DRAIN_GRACE.as_secs())]
     pub(crate) drain_seconds: u64,

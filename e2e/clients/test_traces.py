@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import re
@@ -64,39 +65,70 @@ def ask(base: str, traceparent: str | None) -> dict:
         return json.load(response)
 
 
-def test_a_span_for_each_request_that_is_sampled(strata, uri, collector):
-    url, requests = collector
-    process = subprocess.Popen(
-        [strata, "engine", "--model", uri, "--served-model-name", "m", "--listen", "127.0.0.1:0",
-         "--kv-cache-blocks", "256", "--otlp-traces-endpoint", url],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"OTEL_SERVICE_NAME": "engine-of-a-test", "OTEL_EXPORTER_OTLP_HEADERS": "x-key=k",
-             "OTEL_BSP_SCHEDULE_DELAY": "100"},
-    )
+@contextlib.contextmanager
+def serving(ready: str, command: list, env: dict):
+    """A component at the address that it logs in its `ready` line, ended as by SIGTERM."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     try:
-        base = None
         for line in process.stderr:
-            found = re.search(r"http://127\.0\.0\.1:\d+", line)
-            if "engine ready" in line and found:
-                base = found.group()
+            found = re.search(r"127\.0\.0\.1:\d+", line)
+            if ready in line and found:
                 break
-        assert base
+        else:
+            raise AssertionError(f"{command} ended before it was ready")
         threading.Thread(target=process.stderr.read, daemon=True).start()
-        usage = ask(base, f"00-{TRACE}-{PARENT}-01")["usage"]
-        wait_for("the first span", lambda: requests)
-        ask(base, f"00-{TRACE}-{PARENT}-00")
-        ask(base, None)
+        yield f"http://{found.group()}"
     finally:
         process.terminate()
         assert process.wait(30) == 0
-    spans = [
+
+
+def engine(strata, uri, url: str, **env: str):
+    command = [strata, "engine", "--model", uri, "--served-model-name", "m", "--listen", "127.0.0.1:0",
+               "--kv-cache-blocks", "256", "--otlp-traces-endpoint", url]
+    return serving("engine ready", command, {"OTEL_BSP_SCHEDULE_DELAY": "100"} | env)
+
+
+def spans_of(requests) -> list:
+    """Each span with its resource's attributes."""
+    return [
         (attributes(resource.resource.attributes), span)
         for _, _, _, request in requests
         for resource in request.resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
     ]
+
+
+def is_ready(base: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{base}/ready", timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def streamed(base: str, content: str) -> dict:
+    """Asks for a stream, and returns the usage that its last event but one has."""
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 4, "temperature": 0,
+            "stream": True, "stream_options": {"include_usage": True}}
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{base}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=120) as response:
+        events = [line[6:] for line in response.read().decode().splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    return json.loads(events[-2])["usage"]
+
+
+def test_a_span_for_each_request_that_is_sampled(strata, uri, collector):
+    url, requests = collector
+    headers = {"OTEL_SERVICE_NAME": "engine-of-a-test", "OTEL_EXPORTER_OTLP_HEADERS": "x-key=k"}
+    with engine(strata, uri, url, **headers) as base:
+        usage = ask(base, f"00-{TRACE}-{PARENT}-01")["usage"]
+        wait_for("the first span", lambda: requests)
+        ask(base, f"00-{TRACE}-{PARENT}-00")
+        ask(base, None)
+    spans = spans_of(requests)
     assert len(spans) == 2, "one is not sampled, and the last is sent at the end"
     assert all(path == "/v1/traces" and headers["x-key"] == "k" for path, headers, _, _ in requests)
     resource, span = spans[0]
@@ -113,3 +145,64 @@ def test_a_span_for_each_request_that_is_sampled(strata, uri, collector):
     assert not any(SECRET.encode() in body for _, _, body, _ in requests)
     # No field that the decoder does not know.
     assert all(request.SerializeToString() == body for _, _, body, request in requests)
+
+
+def test_one_trace_from_the_scheduler_to_the_engine(strata, uri, collector):
+    url, requests = collector
+    with engine(strata, uri, url) as replica:
+        command = [strata, "scheduler", "--replicas", replica, "--listen", "127.0.0.1:0",
+                   "--otlp-traces-endpoint", url]
+        with serving("scheduler listens", command, {"OTEL_BSP_SCHEDULE_DELAY": "100"}) as base:
+            wait_for("a ready replica", lambda: is_ready(base))
+            usage = ask(base, f"00-{TRACE}-{PARENT}-01")["usage"]
+            ask(base, f"00-{TRACE}-{PARENT}-00")
+            wait_for("both sides' spans", lambda: len(spans_of(requests)) >= 4)
+    spans = {span.name: (resource, span) for resource, span in spans_of(requests)}
+    assert sorted(spans) == ["ask_replica", "choose_replica", "llm_request", "route_request"]
+    assert len(spans_of(requests)) == 4, "the other request is not sampled"
+    for name, (_, span) in sorted(spans.items(), key=lambda item: item[1][1].start_time_unix_nano):
+        milliseconds = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+        print(f"{spans[name][0]['service.name']} {name} {span.span_id.hex()} < {span.parent_span_id.hex()} "
+              f"{milliseconds:.2f} ms {attributes(span.attributes)}")
+    whole, choice, attempt, answer = (
+        spans[name][1] for name in ("route_request", "choose_replica", "ask_replica", "llm_request")
+    )
+    assert all(span.trace_id.hex() == TRACE for _, span in spans.values())
+    assert whole.parent_span_id.hex() == PARENT
+    assert choice.parent_span_id == attempt.parent_span_id == whole.span_id
+    assert answer.parent_span_id == attempt.span_id
+    assert (spans["llm_request"][0]["service.name"], spans["route_request"][0]["service.name"]) == (
+        "strata-engine", "strata-scheduler")
+    assert (whole.kind, attempt.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CLIENT)
+    told = attributes(whole.attributes)
+    assert told["gen_ai.usage.prompt_tokens"] == usage["prompt_tokens"]
+    assert told["gen_ai.usage.completion_tokens"] == usage["completion_tokens"]
+    assert told["gen_ai.request.id"] == attributes(answer.attributes)["gen_ai.request.id"]
+    # One clock: the engine's part lies within the attempt's.
+    assert attempt.start_time_unix_nano <= answer.start_time_unix_nano
+    assert answer.end_time_unix_nano <= attempt.end_time_unix_nano + 1_000_000
+    assert not any(SECRET.encode() in body for _, _, body, _ in requests)
+
+
+def test_what_was_thought_of_the_cache_is_what_the_engine_had(strata, uri, collector):
+    url, _ = collector
+    with engine(strata, uri, url) as replica:
+        command = [strata, "scheduler", "--replicas", replica, "--listen", "127.0.0.1:0"]
+        with serving("scheduler listens", command, {}) as base:
+            wait_for("a ready replica", lambda: is_ready(base))
+            openings = [f"Conversation {n} is about rivers, towns, and what was built there. " * 12 for n in range(3)]
+            cached = 0
+            for turn in range(5):
+                for opening in openings:
+                    content = opening + " ".join(f"Question {n} was asked." for n in range(turn + 1))
+                    cached += streamed(base, content)["prompt_tokens_details"]["cached_tokens"]
+            text = urllib.request.urlopen(f"{base}/metrics", timeout=10).read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("strata_scheduler_cache_")]
+    print("\n".join(lines))
+    values = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines}
+    tokens = lambda what: values[f'strata_scheduler_cache_{what}_tokens_total{{model_name="m"}}']
+    assert tokens("actual") == cached > 0
+    within = values['strata_scheduler_cache_predictions_total{model_name="m",outcome="within_block"}']
+    assert sum(v for name, v in values.items() if "predictions_total" in name) == 15
+    assert within >= 13, values
+    assert 0.9 < tokens("predicted") / tokens("actual") < 1.1, values

@@ -99,7 +99,7 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// Reads them, of a request that arrived then.
-    pub(crate) fn read(received: &HeaderMap, arrived: Instant) -> Result<Self, Fault> {
+    pub(crate) fn read(scheduler: &Scheduler, received: &HeaderMap, arrived: Instant) -> Result<Self, Fault> {
         let given = text(received, headers::DEADLINE_MS)?
             .map(|ms| {
                 ms.parse::<u64>().map_err(|_| bad_header(headers::DEADLINE_MS, "a number of milliseconds"))
@@ -108,7 +108,7 @@ impl Terms {
             .map(Duration::from_millis);
         let deadline = arrived + given.unwrap_or(defaults::STREAM_TIMEOUT).min(defaults::STREAM_TIMEOUT);
         let scope = text(received, headers::CACHE_SCOPE)?.unwrap_or_default().to_owned();
-        Ok(Self { given, deadline, scope, class: Class::of(received)? })
+        Ok(Self { given, deadline, scope, class: Class::of(received, &scheduler.priorities.load())? })
     }
 
     /// Whether its prompt may only be shared within a scope.
@@ -120,7 +120,7 @@ impl Terms {
 /// Reads a request and says what to send and where it may go.
 pub(crate) async fn read(scheduler: &Scheduler, request: Request, arrived: Instant) -> Result<Call, Fault> {
     let (parts, body) = request.into_parts();
-    let terms = Terms::read(&parts.headers, arrived)?;
+    let terms = Terms::read(scheduler, &parts.headers, arrived)?;
     let (deadline, mut refused) = (terms.deadline, None);
     let mut reading = Reading::new(scheduler, parts.uri.path(), &parts.headers, terms);
     // A body at fault is taken to its end, unread: a client that is still sending sees no answer.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use strata_hop::Fault;
+use strata_wire::defaults;
 use strata_wire::prefix::Prefix;
 use strata_wire::replicas::Track;
 use tokio::sync::oneshot;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::class::Class;
 use crate::journal::Table;
+use crate::peers::share;
 use crate::pick::{Ask, Decision, Objectives, Outcome, Patience, Policy, Split, pick};
 use crate::queue::{Offer, Rank, patience};
 use crate::refusal::{Refused, past_deadline, unknown_model};
@@ -150,7 +152,10 @@ pub async fn choose(
         None => "EvictedTTL",
     };
     match waited {
-        Some(Ok(lease)) => Ok(lease),
+        Some(Ok(mut lease)) => {
+            lease.held = Some(arrived.elapsed());
+            Ok(lease)
+        }
         Some(Err(why)) => Err(refused(why)),
         None if Instant::now() >= wanted.deadline && !pool.is_asleep() => Err(past_deadline()),
         None if sheddable && !pool.is_asleep() => Err(refused(Refused::Shed)),
@@ -198,14 +203,15 @@ impl Drop for Ticket<'_> {
 
 /// Refuses those that have the least right to wait, as long as more wait than may, beside so many guests.
 fn bound(scheduler: &Scheduler, pool: &Pool, guests: usize) {
-    let options = &scheduler.options;
-    let most = options.queue_per_replica * pool.replicas.load().len().max(1) + guests;
+    let (options, live) = (&scheduler.options, scheduler.live());
+    let most = share(options.queue_per_replica * pool.replicas.load().len().max(1), live, 1) + guests;
+    // Room for the largest body there can be.
+    let bytes = |all| share(all, live, defaults::MAX_BODY_BYTES);
+    let (most_bytes, most_bytes_all) = (bytes(options.queue_bytes), bytes(options.queue_bytes_all));
     let of_all = &scheduler.registry.held_bytes;
     let mut refused = Vec::new();
     let mut queue = pool.queue();
-    while queue.len() > most
-        || queue.bytes() > options.queue_bytes
-        || of_all.load(Ordering::Acquire) > options.queue_bytes_all
+    while queue.len() > most || queue.bytes() > most_bytes || of_all.load(Ordering::Acquire) > most_bytes_all
     {
         let Some((waiting, newest)) = queue.evict() else { break };
         of_all.fetch_sub(waiting.wanted.body_bytes, Ordering::AcqRel);
@@ -329,8 +335,10 @@ fn place(
         if let Some(track) = track.filter(|_| tried.last().is_none()) {
             split.chosen(wanted.prefix.opening, track);
         }
-        scheduler.metrics.picked(&pool.name, began.elapsed(), &decision);
+        let took = began.elapsed();
+        scheduler.metrics.picked(&pool.name, took, &decision);
         let mut lease = lease(scheduler, &views.replicas[at], wanted, decision);
+        lease.chosen = Some((began, took));
         lease.table = Some(table);
         views.again(at);
         return Ok(lease);

@@ -1,6 +1,7 @@
 //! What a request is to the queue: how important, and one of whose.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use http::HeaderMap;
@@ -30,16 +31,16 @@ pub struct Class {
 }
 
 impl Class {
-    /// What the layer above says of a request. An objective is `priority-N`, or N; one of another name has
-    /// priority 0, as in the Gateway API Inference Extension.
-    pub fn of(received: &HeaderMap) -> Result<Self, Fault> {
+    /// What the layer above says of a request. An objective is one of these that have names, or `priority-N`,
+    /// or N; one of another name has priority 0, as in the Gateway API Inference Extension.
+    pub fn of(received: &HeaderMap, named: &BTreeMap<String, i32>) -> Result<Self, Fault> {
         let text = |name: &str| {
             let value = received.get(name).map(|value| value.to_str());
             value.transpose().map_err(|_| Fault::invalid(format!("the header {name} must be plain text")))
         };
         let priority = text(headers::OBJECTIVE)?.map(str::trim).map_or(0, |name| {
-            let number = name.strip_prefix(NAMED).unwrap_or(name);
-            number.parse().unwrap_or_else(|_| {
+            let number = || name.strip_prefix(NAMED).unwrap_or(name).parse().ok();
+            named.get(name).copied().or_else(number).unwrap_or_else(|| {
                 tracing::debug!(objective = name, "an objective of this name has no priority here");
                 0
             })
@@ -80,18 +81,20 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(headers::OBJECTIVE, HeaderValue::from_str(objective).unwrap());
         headers.insert(headers::FAIRNESS_ID, HeaderValue::from_str(flow).unwrap());
-        Class::of(&headers).unwrap()
+        Class::of(&headers, &[("gold", 9), ("batch", -1), ("7", 8)].map(|(n, p)| (n.to_owned(), p)).into())
+            .unwrap()
     }
 
     #[test]
-    fn an_objective_is_a_number_or_named_by_one() {
+    fn an_objective_has_a_name_or_is_a_number_or_named_by_one() {
         let priority = |objective| of(objective, "").priority;
-        assert_eq!((priority("priority-10"), priority("priority--5"), priority(" 7 ")), (10, -5, 7));
-        assert_eq!((priority("gold"), priority("priority-"), priority("99999999999")), (0, 0, 0));
-        assert_eq!(Class::of(&HeaderMap::new()).unwrap(), Class::default());
+        assert_eq!((priority("priority-10"), priority("priority--5"), priority(" 6 ")), (10, -5, 6));
+        assert_eq!((priority("silver"), priority("priority-"), priority("99999999999")), (0, 0, 0));
+        assert_eq!((priority("gold"), priority("batch"), priority("7")), (9, -1, 8));
+        assert_eq!(Class::of(&HeaderMap::new(), &BTreeMap::new()).unwrap(), Class::default());
         let mut wrong = HeaderMap::new();
         wrong.insert(headers::FAIRNESS_ID, HeaderValue::from_bytes(b"\xff").unwrap());
-        assert!(Class::of(&wrong).is_err());
+        assert!(Class::of(&wrong, &BTreeMap::new()).is_err());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! From an InferencePool of the Gateway API and the pods of its namespace to replicas. Pure.
+//! From an InferencePool of the Gateway API, what refers to it, and the pods of its namespace to replicas,
+//! priorities and other schedulers. Pure.
 
 use std::collections::BTreeMap;
 
@@ -27,6 +28,17 @@ pub struct AnyPod {
     /// Whether it has been up: then it may only be unready for a moment.
     pub started: bool,
     /// Whether it is being deleted.
+    pub leaving: bool,
+}
+
+/// An InferenceObjective: a priority by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Objective {
+    /// The InferencePool whose requests may name it.
+    pub pool: String,
+    /// Higher is served first; below zero is sheddable.
+    pub priority: i32,
+    /// Whether the object is being deleted.
     pub leaving: bool,
 }
 
@@ -62,6 +74,37 @@ pub fn members(pool: Option<&InferencePool>, pods: &BTreeMap<String, AnyPod>) ->
         }
     }
     members
+}
+
+/// The priorities that requests may name: those of this pool, or all where none is followed.
+pub fn priorities(objectives: &BTreeMap<String, Objective>, pool: Option<&str>) -> BTreeMap<String, i32> {
+    let counts =
+        |objective: &&Objective| !objective.leaving && pool.is_none_or(|pool| pool == objective.pool);
+    let named = |(name, objective): (&String, &Objective)| (name.clone(), objective.priority);
+    objectives.iter().filter(|(_, objective)| counts(objective)).map(named).collect()
+}
+
+/// Labels by which the pods of one Deployment or StatefulSet differ, or those of two versions of it.
+const OWN: &[&str] = &[
+    "pod-template-hash",
+    "controller-revision-hash",
+    "statefulset.kubernetes.io/pod-name",
+    "apps.kubernetes.io/pod-index",
+    "app.kubernetes.io/version",
+    "helm.sh/chart",
+];
+
+/// The schedulers among these pods that serve beside the pod of this name. Where `alike`, the pods are not
+/// only schedulers: then they are those with its labels, and none when it is not known.
+pub fn peers(pods: &BTreeMap<String, AnyPod>, own: Option<&str>, alike: bool) -> Vec<String> {
+    fn labels(pod: &AnyPod) -> impl Iterator<Item = (&String, &String)> {
+        pod.labels.iter().filter(|(name, _)| !OWN.contains(&name.as_str()))
+    }
+    let this = own.and_then(|own| pods.get(own)).filter(|pod| labels(pod).next().is_some());
+    let is_scheduler = |pod: &AnyPod| !alike || this.is_some_and(|this| labels(this).eq(labels(pod)));
+    let serves = |name: &str, pod: &AnyPod| pod.ready && !pod.leaving && Some(name) != own;
+    let others = pods.iter().filter(|(name, pod)| serves(name, pod) && is_scheduler(pod));
+    others.map(|(name, _)| name.clone()).collect()
 }
 
 #[cfg(test)]
@@ -112,5 +155,45 @@ mod tests {
         for none in [None, Some(&all), Some(&leaving)] {
             assert_eq!(members(none, &pods), Members::default());
         }
+    }
+
+    #[test]
+    fn only_a_pools_own_priorities_are_its_requests() {
+        let objective = |pool: &str, priority| Objective { pool: pool.to_owned(), priority, leaving: false };
+        let all: BTreeMap<String, Objective> = [
+            ("batch", objective("llama", -1)),
+            ("gold", objective("other", 7)),
+            ("gone", Objective { leaving: true, ..objective("llama", 3) }),
+        ]
+        .map(|(name, objective)| (name.to_owned(), objective))
+        .into();
+        let named = |pool| priorities(&all, pool).into_iter().collect::<Vec<_>>();
+        assert_eq!(named(Some("llama")), [("batch".to_owned(), -1)]);
+        assert_eq!(named(None), [("batch".to_owned(), -1), ("gold".to_owned(), 7)]);
+    }
+
+    #[test]
+    fn schedulers_are_those_that_are_labelled_as_this_one() {
+        let picker = |hash: &str| AnyPod {
+            labels: labels(&[("app", "picker"), ("pod-template-hash", hash)]),
+            ..pod("10.0.0.1")
+        };
+        let pods: BTreeMap<String, AnyPod> = [
+            ("p-0", picker("a")),
+            ("p-1", picker("a")),
+            ("p-2-of-another-version", picker("b")),
+            ("p-3-starts", AnyPod { ready: false, ..picker("a") }),
+            ("p-4-leaves", AnyPod { leaving: true, ..picker("a") }),
+            ("vllm", pod("10.0.0.2")),
+        ]
+        .map(|(name, pod)| (name.to_owned(), pod))
+        .into();
+        assert_eq!(peers(&pods, Some("p-0"), true), ["p-1", "p-2-of-another-version"]);
+        assert_eq!(peers(&pods, Some("p-3-starts"), true).len(), 3);
+        assert!(peers(&pods, Some("elsewhere"), true).is_empty() && peers(&pods, None, true).is_empty());
+        assert_eq!(peers(&pods, Some("p-0"), false), ["p-1", "p-2-of-another-version", "vllm"]);
+        let bare: BTreeMap<String, AnyPod> =
+            ["a", "b"].map(|name| (name.to_owned(), AnyPod { labels: BTreeMap::new(), ..pod("::1") })).into();
+        assert!(peers(&bare, Some("a"), true).is_empty(), "what has no labels is like anything");
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod adapters;
 pub mod answers;
+mod ask_peers;
 pub mod call;
 pub mod choose;
 pub mod class;
@@ -23,7 +24,9 @@ pub mod journal;
 pub mod metrics;
 pub mod options;
 mod order;
+pub mod peers;
 pub mod pick;
+pub mod prediction;
 pub mod prefill;
 pub mod proxy;
 pub mod queue;
@@ -36,14 +39,18 @@ pub mod scrape;
 pub mod stream;
 pub mod subset;
 pub mod telemetry;
+mod traces;
 mod views;
 pub mod vllm;
 pub mod watch;
 pub mod wishes;
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::routing::{get, post};
 use strata_hop::{Above, Bound, Component, ListenError, caller, fault};
+use strata_trace::Exporter;
 use tokio_util::sync::CancellationToken;
 
 pub use options::{Kubernetes, SchedulerError, SchedulerOptions};
@@ -54,6 +61,9 @@ pub use scheduler::Scheduler;
 /// which asks how the replicas are; and other schedulers of the namespace.
 pub const CALLERS: &[Component] =
     &[Component::Gateway, Component::Platform, Component::Operator, Component::Scheduler];
+
+/// Longest time that the last spans may take at a stop.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// The scheduler's routes.
 pub fn router(scheduler: Scheduler) -> Router {
@@ -106,7 +116,11 @@ pub async fn run_on(
         Some(address) => Some(bind_picker(address, &options).await?),
         None => None,
     };
+    let exporter = options.traces.clone().map(Exporter::start).transpose()?;
     let scheduler = Scheduler::start(options, stop).await?;
+    if let Some(exporter) = &exporter {
+        scheduler.trace(exporter.tracer().clone());
+    }
     let closed = CancellationToken::new();
     let leaving = async {
         shutdown.cancelled().await;
@@ -121,6 +135,9 @@ pub async fn run_on(
         }
     };
     tokio::join!(bound.serve(router(scheduler.clone()), closed.clone(), grace), picks, leaving);
+    if let Some(exporter) = exporter {
+        exporter.close(LAST_SPANS).await;
+    }
     Ok(())
 }
 

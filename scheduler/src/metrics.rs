@@ -1,6 +1,9 @@
 //! What the scheduler counts. Where the Gateway API Inference Extension has a name, it is that name,
 //! so that its dashboards work.
 
+mod predictions;
+mod spans;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -13,11 +16,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use strata_trace::Tracer;
 use strata_wire::prefix::Prefix;
 
 use crate::index::Found;
 use crate::pick::{Decision, Gate};
+use crate::prediction::{Prediction, Usage};
 use crate::scheduler::Shared;
+use predictions::Predictions;
+use spans::Spans;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfModel {
@@ -125,10 +132,13 @@ pub struct Metrics {
     watch_failures: Family<OfKind, Counter>,
     malformed: Family<OfKind, Counter>,
     discovered: Gauge,
+    schedulers: Gauge,
     telling: Family<OfPool, Gauge>,
     told_blocks: Gauge,
     events_ended: Family<OfReason, Counter>,
     tokenised: Family<OfResult, Counter>,
+    predictions: Predictions,
+    spans: Spans,
 }
 
 fn seconds() -> Histogram {
@@ -177,10 +187,13 @@ impl Metrics {
             watch_failures: Family::default(),
             malformed: Family::default(),
             discovered: Gauge::default(),
+            schedulers: Gauge::default(),
             telling: Family::default(),
             told_blocks: Gauge::default(),
             events_ended: Family::default(),
             tokenised: Family::default(),
+            predictions: Predictions::default(),
+            spans: Spans::default(),
         };
         metrics.register();
         metrics
@@ -327,6 +340,13 @@ impl Metrics {
             "1 when every source of models and replicas has been read whole",
             self.discovered.clone(),
         );
+        r.register(
+            "strata_scheduler_live_schedulers",
+            "Schedulers that share the bounds of what is held back, this one among them",
+            self.schedulers.clone(),
+        );
+        self.predictions.register(&mut r);
+        r.register_collector(Box::new(self.spans.clone()));
         self.registry = r;
     }
 
@@ -410,6 +430,16 @@ impl Metrics {
         self.malformed.get_or_create(&OfKind { kind }).inc();
     }
 
+    /// A prompt was answered of which this was thought, and its engine said that of it.
+    pub fn predicted(&self, model: &str, prediction: Prediction, usage: Option<&Usage>) {
+        self.predictions.count(model, prediction, usage);
+    }
+
+    /// Shows what becomes of this tracer's spans from now on.
+    pub fn follow_spans(&self, tracer: &Tracer) {
+        self.spans.follow(tracer);
+    }
+
     /// A replica was chosen.
     pub fn picked(&self, model: &str, took: Duration, decision: &Decision) {
         self.scheduling.observe(took.as_secs_f64());
@@ -445,6 +475,7 @@ impl Metrics {
         self.prefill_requests.clear();
         self.retry_budget.set(shared.budget().left());
         self.discovered.set(i64::from(shared.is_discovered()));
+        self.schedulers.set(shared.live() as i64);
         self.telling.clear();
         self.told_blocks.set(shared.registry.blocks.entries() as i64);
         let (now, stale, nothing) = (shared.now(), shared.options.stale_after(), Prefix::default());

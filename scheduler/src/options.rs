@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use strata_hop::{HopToken, ListenError, Mtls};
+use strata_trace::{ConfigError, TraceConfig};
 use strata_wire::defaults;
 use strata_wire::replicas::KvEvents;
 
@@ -44,6 +45,9 @@ pub struct SchedulerOptions {
     pub endpoints: Option<PathBuf>,
     /// The cluster whose pods are the replicas.
     pub kubernetes: Option<Kubernetes>,
+    /// Base URLs of other schedulers of the same replicas: the bounds of what waits are divided by those that
+    /// are there. On Kubernetes they are found without.
+    pub peers: Vec<String>,
     /// How to choose among replicas of a model that says nothing of it.
     pub policy: Policy,
     /// Callers must show this token, and engines are shown it. Never written or shown.
@@ -54,13 +58,17 @@ pub struct SchedulerOptions {
     /// not ours) is called plainly.
     #[serde(skip)]
     pub mtls: Option<Mtls>,
+    /// Where spans of requests are sent; they are not recorded when absent.
+    #[serde(skip)]
+    pub traces: Option<TraceConfig>,
     /// How often to read a replica's metrics.
     #[serde(with = "millis")]
     pub scrape_interval: Duration,
     /// Longest time to wait for a replica's metrics.
     #[serde(with = "millis")]
     pub scrape_timeout: Duration,
-    /// Requests held back for each replica of a model while all are full or unready.
+    /// Requests held back for each replica of a model while all are full or unready. This bound and those of
+    /// bytes are of all schedulers together: each holds its share.
     pub queue_per_replica: usize,
     /// Bytes of the bodies of a model's requests that are held back, all together.
     pub queue_bytes: usize,
@@ -114,9 +122,11 @@ impl Default for SchedulerOptions {
             vllm_replay_port: None,
             endpoints: None,
             kubernetes: None,
+            peers: Vec::new(),
             policy: Policy::default(),
             hop_token: None,
             mtls: None,
+            traces: None,
             scrape_interval: defaults::SCRAPE_INTERVAL,
             scrape_timeout: Duration::from_secs(1),
             queue_per_replica: defaults::QUEUE_PER_REPLICA,
@@ -149,6 +159,8 @@ pub struct Kubernetes {
     /// The InferencePool of the Gateway API whose pods are the replicas, each of the models that it says
     /// it serves. When absent, the replicas are the engine pods of the namespace's ModelDeployments.
     pub inference_pool: Option<String>,
+    /// The pod that this process is in, if it is in one: the other schedulers' pods are told from it.
+    pub pod: Option<String>,
     /// How long one watch lasts, in whole seconds. It bounds how long a connection that broke without a
     /// sign goes unnoticed.
     #[serde(with = "millis")]
@@ -157,7 +169,8 @@ pub struct Kubernetes {
 
 impl Default for Kubernetes {
     fn default() -> Self {
-        Self { namespace: None, server: None, inference_pool: None, watch: Duration::from_secs(60) }
+        let watch = Duration::from_secs(60);
+        Self { namespace: None, server: None, inference_pool: None, pod: None, watch }
     }
 }
 
@@ -167,6 +180,9 @@ pub enum SchedulerError {
     /// The options contradict each other or name something that cannot be.
     #[error("{0}")]
     Options(String),
+    /// Its certificate authorities for a collector of spans cannot be read.
+    #[error(transparent)]
+    Traces(#[from] ConfigError),
     /// Its address cannot be had.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -210,6 +226,12 @@ impl SchedulerOptions {
                 "--extproc-endpoints is {}; a proxy is told 1 to {MAX_ENDPOINTS} endpoints",
                 self.extproc_endpoints
             ));
+        }
+        for url in &self.peers {
+            base_url(url).map_err(|error| SchedulerError::Options(format!("--peers: {error}")))?;
+        }
+        if !self.peers.is_empty() && self.kubernetes.is_some() {
+            return refuse("--peers is of no use with --kubernetes: there the pods tell".to_owned());
         }
         if self.scrape_interval.is_zero() {
             return refuse("the scrape interval must be longer than zero".to_owned());

@@ -27,6 +27,7 @@ use crate::proxy::is_failure;
 use crate::registry::Pool;
 use crate::replica::{Lease, Replica, Verdict};
 use crate::scheduler::Scheduler;
+use crate::traces::Trace;
 
 /// Routes whose requests have a prompt and an answer.
 const GENERATES: &[&str] = &["/v1/chat/completions", "/v1/completions"];
@@ -133,12 +134,13 @@ impl<'c> Prefill<'c> {
         scheduler: &Scheduler,
         pool: &Pool,
         lease: &mut Lease,
+        trace: &mut Trace,
     ) -> Option<(Rope, TopLevel)> {
         let mut body = None;
         let listed = !pool.prefill.load().is_empty();
         if self.open && listed && is_worth_it(&self.call.wanted.prefix, lease.decision.cached_blocks) {
             lease.spare();
-            let came = compute(scheduler, self.call, pool, &lease.replica).await;
+            let came = compute(scheduler, self.call, pool, &lease.replica, trace).await;
             let came = came.and_then(|(by, words)| {
                 let patched = for_decode(&self.call.body, &self.call.top, words).map_err(|_| "error")?;
                 Ok((by, patched))
@@ -182,20 +184,24 @@ async fn compute(
     call: &Call,
     pool: &Pool,
     answers: &Replica,
+    trace: &mut Trace,
 ) -> Result<(String, String), &'static str> {
     let mut lease = place_prompt(scheduler, pool, &call.wanted, answers).map_err(NoRoom::reason)?;
     let left = call.wanted.deadline.saturating_duration_since(Instant::now());
     // Half of what is left, so that the other leg has a chance when this one takes too long.
     let limit = scheduler.options.first_byte_timeout.min(left / 2);
-    let asked = tokio::time::timeout(limit, ask(scheduler, call, &lease, limit)).await;
+    trace.first_leg(&lease);
+    let asked = tokio::time::timeout(limit, ask(scheduler, call, &lease, limit, trace)).await;
     let failure = match asked.unwrap_or(Err(Failure::told("timeout", "it took too long".to_owned()))) {
         Ok(words) => {
+            trace.attempt_ended();
             lease.begun(Some(scheduler.now()));
             lease.says(Verdict::Worked, scheduler.now());
             return Ok((lease.replica.name().to_owned(), words));
         }
         Err(failure) => failure,
     };
+    trace.attempt_failed(failure.reason);
     let name = lease.replica.name();
     if failure.is_its_own && lease.says(Verdict::Failed(scheduler.chance()), scheduler.now()) {
         scheduler.metrics.breaker_opened();
@@ -234,12 +240,19 @@ impl Failure {
     }
 }
 
-async fn ask(scheduler: &Scheduler, call: &Call, lease: &Lease, limit: Duration) -> Result<String, Failure> {
+async fn ask(
+    scheduler: &Scheduler,
+    call: &Call,
+    lease: &Lease,
+    limit: Duration,
+    trace: &Trace,
+) -> Result<String, Failure> {
     let body =
         for_prefill(&call.body, &call.top).map_err(|error| Failure::told("error", error.to_string()))?;
-    let request = call
+    let mut request = call
         .request(scheduler, &lease.replica, &body, limit)
         .map_err(|fault| Failure::told("error", fault.body.error.message))?;
+    trace.tell(request.headers_mut());
     let response =
         scheduler.upstream.send(request, limit).await.map_err(|error| Failure::not_sent(&error))?;
     let (head, body) = response.into_parts();

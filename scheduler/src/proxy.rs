@@ -16,12 +16,14 @@ use tokio::time::Instant;
 use crate::answers::Lesson;
 use crate::call::{Call, read};
 use crate::choose::{Tried, choose};
+use crate::prediction::{Prediction, Tail};
 use crate::prefill::Prefill;
 use crate::refusal::{past_deadline, unknown_model};
 use crate::registry::Pool;
 use crate::replica::{Lease, Verdict};
 use crate::scheduler::{Scheduler, unix_millis};
 use crate::stream::{self, Chunks, Passage};
+use crate::traces::Trace;
 use crate::vllm::{Note, Sent};
 
 /// Why a request goes elsewhere after a 503.
@@ -34,14 +36,15 @@ pub(crate) struct Running {
     scheduler: Scheduler,
     pool: Arc<Pool>,
     since: Instant,
+    pub(crate) trace: Trace,
 }
 
 impl Running {
-    pub(crate) fn begin(scheduler: &Scheduler, pool: Arc<Pool>) -> Self {
+    pub(crate) fn begin(scheduler: &Scheduler, pool: Arc<Pool>, trace: Trace) -> Self {
         scheduler.metrics.received(&pool.name);
         scheduler.budget().deposit();
         pool.asked.begin();
-        Self { scheduler: scheduler.clone(), pool, since: Instant::now() }
+        Self { scheduler: scheduler.clone(), pool, since: Instant::now(), trace }
     }
 }
 
@@ -55,17 +58,46 @@ impl Drop for Running {
 /// Handles one request to one of [`crate::call::ROUTES`].
 pub async fn handle(State(scheduler): State<Scheduler>, request: Request) -> Response {
     let arrived = Instant::now();
+    let (tracer, path, headers) = (scheduler.tracer(), request.uri().path(), request.headers());
+    let mut trace = Trace::begin(tracer, path, headers, arrived.into_std());
     let call = match read(&scheduler, request, arrived).await {
         Ok(call) => call,
-        Err(fault) => return fault.into_response(),
+        Err(fault) => {
+            let response = fault.into_response();
+            trace.replied(response.status());
+            return response;
+        }
     };
-    let running = Running::begin(&scheduler, call.pool.clone());
-    let model = call.model.clone();
-    let response = serve(&scheduler, call, running).await.unwrap_or_else(IntoResponse::into_response);
+    trace.read(&call);
+    let mut running = Running::begin(&scheduler, call.pool.clone(), trace);
+    let served = serve(&scheduler, &call, &mut running).await;
+    let response = match served {
+        Ok(Served::Begun(begun, lease)) => {
+            running.trace.answered(begun.head.status, &lease);
+            respond(&call, begun, *lease, running)
+        }
+        Ok(Served::Refused(response)) => {
+            running.trace.replied(response.status());
+            *response
+        }
+        Err(fault) => {
+            let response = fault.into_response();
+            running.trace.replied(response.status());
+            response
+        }
+    };
     if response.status().as_u16() >= 400 {
-        scheduler.metrics.failed(&model, response.status().as_u16());
+        scheduler.metrics.failed(&call.model, response.status().as_u16());
     }
     response
+}
+
+/// What the replicas made of a request.
+enum Served {
+    /// The answer of this lease's has begun.
+    Begun(Begun, Box<Lease>),
+    /// None took it, and this is what the last one said.
+    Refused(Box<Response>),
 }
 
 /// A response of which the first bytes are here.
@@ -100,21 +132,25 @@ pub(crate) fn failed(scheduler: &Scheduler, lease: &Lease, why: &str) {
     }
 }
 
-async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Response, Fault> {
+async fn serve(scheduler: &Scheduler, call: &Call, running: &mut Running) -> Result<Served, Fault> {
     let mut tried = Tried::default();
-    let mut prefill = Prefill::new(&call);
+    let mut prefill = Prefill::new(call);
     loop {
         // Looked up anew each time: the model may have gone while the request waited.
         let pool = scheduler.registry.pool(&call.model).ok_or_else(|| unknown_model(&call.model))?;
         let began = Instant::now();
-        let mut lease = choose(scheduler, &pool, &call.wanted, &tried).await?;
+        let chosen = choose(scheduler, &pool, &call.wanted, &tried).await;
+        let mut lease = chosen.inspect_err(|_| running.trace.not_placed(began.into_std()))?;
+        running.trace.placed(&lease, began.into_std());
         note(scheduler, (&call.id, &call.model), &mut lease, began);
-        let handed = prefill.before(scheduler, &pool, &mut lease).await;
+        let handed = prefill.before(scheduler, &pool, &mut lease, &mut running.trace).await;
         let (body, top) = handed.as_ref().map_or((&call.body, &call.top), |(body, top)| (body, top));
         let body = call.wanted.class.told(&call.path, body, top, &lease.replica);
-        match attempt(scheduler, &call, &body, &lease).await {
+        running.trace.attempt(&lease);
+        match attempt(scheduler, call, &body, &lease, &running.trace).await {
             Ok(begun) if prefill.is_cause(begun.head.status) && may_retry(scheduler) => {
                 scheduler.metrics.retried("transfer");
+                running.trace.attempt_failed("transfer");
                 tracing::info!(request = ?call.id, replica = lease.replica.name(), "a prompt that was computed elsewhere is computed anew");
                 prefill.give_up("transfer");
             }
@@ -128,9 +164,9 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                         lease.first_token(scheduler.now());
                     }
                     lease.says(Verdict::Worked, scheduler.now());
-                    told(scheduler, &call, &lease);
+                    told(scheduler, call, &lease);
                 }
-                return Ok(respond(&call, begun, lease, running));
+                return Ok(Served::Begun(begun, Box::new(lease)));
             }
             Err(Failure::Final(fault)) => return Err(fault),
             Err(Failure::Late(fault)) => {
@@ -145,10 +181,11 @@ async fn serve(scheduler: &Scheduler, call: Call, running: Running) -> Result<Re
                 if lease.replica.failed(&detail, lease.epoch) {
                     tracing::warn!(replica = name, why = %detail, "replica is not ready");
                 }
+                running.trace.attempt_failed(reason);
                 tried.push(&lease);
                 let most = pool.replicas.load().len().max(2);
                 if tried.times() >= most || !may_retry(scheduler) {
-                    return Ok(*answer);
+                    return Ok(Served::Refused(answer));
                 }
                 prefill.give_up("retry");
                 scheduler.metrics.retried(reason);
@@ -187,10 +224,16 @@ fn may_retry(scheduler: &Scheduler) -> bool {
 
 /// Sends a request to the replica of this lease, and waits for the first bytes of its answer, as long as
 /// the replica does not freeze meanwhile.
-async fn attempt(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease) -> Result<Begun, Failure> {
+async fn attempt(
+    scheduler: &Scheduler,
+    call: &Call,
+    body: &Rope,
+    lease: &Lease,
+    trace: &Trace,
+) -> Result<Begun, Failure> {
     tokio::select! {
         biased;
-        begun = begin(scheduler, call, body, lease) => begun,
+        begun = begin(scheduler, call, body, lease, trace) => begun,
         () = lease.replica.freezes() => {
             let message = "it says nothing any more, of its load either".to_owned();
             let fault = SendError::Broken { to: lease.replica.name().to_owned(), message };
@@ -201,14 +244,21 @@ async fn attempt(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease)
 }
 
 /// A stream's head comes long before its prompt is done, so the head alone does not count.
-async fn begin(scheduler: &Scheduler, call: &Call, body: &Rope, lease: &Lease) -> Result<Begun, Failure> {
+async fn begin(
+    scheduler: &Scheduler,
+    call: &Call,
+    body: &Rope,
+    lease: &Lease,
+    trace: &Trace,
+) -> Result<Begun, Failure> {
     let began = Instant::now();
     let left = call.wanted.deadline.saturating_duration_since(began);
     if left.is_zero() {
         return Err(Failure::Final(past_deadline()));
     }
     let limit = scheduler.options.first_byte_timeout.min(left);
-    let request = call.request(scheduler, &lease.replica, body, left).map_err(Failure::Final)?;
+    let mut request = call.request(scheduler, &lease.replica, body, left).map_err(Failure::Final)?;
+    trace.tell(request.headers_mut());
     // A time-out of its own says something of the replica, and the end of the request's time does not.
     let not_sent = |error: &SendError| match not_sent(error) {
         Failure::Final(fault) if limit < left => Failure::Late(fault),
@@ -292,6 +342,41 @@ fn said_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// What a request holds until the last of its answer has passed.
+struct Answering {
+    lease: Lease,
+    running: Running,
+    /// What was thought of its replica's cache, where that was asked.
+    prediction: Option<Prediction>,
+}
+
+impl Answering {
+    fn new(call: &Call, status: StatusCode, lease: Lease, running: Running) -> Self {
+        let decision = &lease.decision;
+        // What was computed elsewhere was not to be cached here.
+        let is_asked = status.is_success() && decision.blocks > 0 && decision.prompt.is_none();
+        let prediction = Prediction { tokens: decision.cached.tokens, bytes: call.wanted.prefix.bytes };
+        Self { prediction: is_asked.then_some(prediction), lease, running }
+    }
+
+    fn over(&mut self, tail: &Tail) {
+        let usage = tail.usage();
+        if let Some(prediction) = self.prediction {
+            self.running.scheduler.metrics.predicted(&self.running.pool.name, prediction, usage.as_ref());
+        }
+        self.running.trace.over(usage.as_ref());
+    }
+
+    fn broke(&mut self, by_replica: bool) {
+        let scheduler = &self.running.scheduler;
+        scheduler.metrics.broke(&self.running.pool.name);
+        if by_replica {
+            failed(scheduler, &self.lease, "its answer broke off");
+        }
+        self.running.trace.broke();
+    }
+}
+
 fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Response {
     let Begun { head, first, rest } = begun;
     let mut headers = forward::response_headers(&head.headers, false);
@@ -311,12 +396,16 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
     if let (Some(lesson), Some(first)) = (&mut lesson, &first) {
         lesson.see(first);
     }
+    let mut guard = Answering::new(call, head.status, lease, running);
     let body = match first {
         // It ends here, and passes as one piece of a length that is known.
         Some(whole) if said_length(&head.headers) == Some(whole.len()) => {
             if let Some(lesson) = lesson {
                 lesson.learn();
             }
+            let mut tail = Tail::default();
+            tail.push(&whole);
+            guard.over(&tail);
             Body::from(whole)
         }
         first => stream::body(Passage {
@@ -327,13 +416,9 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
             },
             events,
             deadline: call.wanted.deadline,
-            guard: (lease, running),
-            broke: |(lease, running): &(Lease, Running), by_replica| {
-                running.scheduler.metrics.broke(&running.pool.name);
-                if by_replica {
-                    failed(&running.scheduler, lease, "its answer broke off");
-                }
-            },
+            guard,
+            broke: Answering::broke,
+            over: Answering::over,
         }),
     };
     let mut response = Response::new(body);

@@ -495,6 +495,8 @@ impl Replica {
             brief,
             spared: 0.0,
             ahead,
+            chosen: None,
+            held: None,
             table: None,
             id,
             bytes: prefix.bytes,

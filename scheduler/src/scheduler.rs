@@ -1,23 +1,26 @@
 //! What the parts of a running scheduler share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use strata_hop::{Component, Upstream};
+use strata_trace::Tracer;
 use strata_wire::replicas::{Endpoint, Endpoints, ModelEndpoints};
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::options::{SchedulerError, SchedulerOptions};
+use crate::options::{SchedulerError, SchedulerOptions, base_url};
 use crate::order::Order;
+use crate::peers::Peers;
 use crate::pick::RetryBudget;
 use crate::registry::Registry;
 use crate::replica::Replica;
 use crate::watch::{self, Cluster};
-use crate::{endpoints, scrape};
+use crate::{ask_peers, endpoints, scrape};
 
 /// A running scheduler. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -48,8 +51,14 @@ pub struct Shared {
     /// Replicas that take no requests. Held while a list is made and taken over, so that an older one
     /// never replaces a newer.
     listing: Mutex<BTreeSet<Endpoint>>,
+    /// Other schedulers of the same replicas.
+    peers: Mutex<Peers>,
+    /// Priorities that requests may name.
+    pub(crate) priorities: ArcSwap<BTreeMap<String, i32>>,
     started: Instant,
     random: AtomicU64,
+    /// What begins spans, where requests are traced.
+    tracer: OnceLock<Tracer>,
 }
 
 impl std::ops::Deref for Scheduler {
@@ -80,10 +89,18 @@ impl Scheduler {
             leaving: AtomicBool::new(false),
             budget: Mutex::new(budget),
             listing: Mutex::default(),
+            peers: Mutex::default(),
+            priorities: ArcSwap::default(),
             started: Instant::now(),
             random: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0),
+            tracer: OnceLock::new(),
             options,
         }));
+        let peers: Vec<String> =
+            scheduler.options.peers.iter().filter_map(|url| base_url(url).ok()).collect();
+        if !peers.is_empty() {
+            ask_peers::follow(&scheduler, peers);
+        }
         if let Some(cluster) = cluster {
             watch::follow(&scheduler, cluster);
         } else if scheduler.learns() {
@@ -190,6 +207,36 @@ impl Shared {
     /// The same from 0 to 1.
     pub fn chance(&self) -> f64 {
         (self.random() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// These other schedulers are there. One that is new counts when what waits has gone.
+    pub(crate) fn beside(&self, others: impl IntoIterator<Item = String>) {
+        let (now, settles) = (self.now(), self.options.queue_timeout);
+        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        if peers.see(others, now, settles) {
+            let schedulers = peers.live(now + settles);
+            tracing::info!(schedulers, "the bounds of what waits are divided by this many schedulers");
+        }
+    }
+
+    /// How many schedulers share the bounds of what waits, this one among them.
+    pub(crate) fn live(&self) -> usize {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).live(self.now())
+    }
+
+    /// Takes over the priorities that requests may name.
+    pub(crate) fn name_priorities(&self, named: BTreeMap<String, i32>) {
+        self.priorities.store(Arc::new(named));
+    }
+
+    /// Records spans of requests from now on. Only the first tracer counts.
+    pub fn trace(&self, tracer: Tracer) {
+        self.metrics.follow_spans(self.tracer.get_or_init(|| tracer));
+    }
+
+    /// What begins spans, where requests are traced.
+    pub(crate) fn tracer(&self) -> Option<&Tracer> {
+        self.tracer.get()
     }
 
     /// The retries that are left.

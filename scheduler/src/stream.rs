@@ -11,6 +11,8 @@ use strata_hop::Body;
 use strata_wire::{ErrorBody, ErrorKind, sse};
 use tokio::time::Instant;
 
+use crate::prediction::Tail;
+
 /// A response's chunks as they come from an engine.
 pub type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
@@ -30,12 +32,14 @@ pub struct Passage<G> {
     /// What the request holds, dropped with the last chunk or when the client leaves.
     pub guard: G,
     /// Called when the response breaks off, with whether that says something of the replica.
-    pub broke: fn(&G, bool),
+    pub broke: fn(&mut G, bool),
+    /// Called when it has ended as it should, with the last of it.
+    pub over: fn(&mut G, &Tail),
 }
 
 /// The body that the client gets.
 pub fn body<G: Send + 'static>(passage: Passage<G>) -> Body {
-    let Passage { first, rest, events, deadline, guard, broke } = passage;
+    let Passage { first, rest, events, deadline, guard, broke, over } = passage;
     let state = State {
         first,
         rest,
@@ -43,6 +47,8 @@ pub fn body<G: Send + 'static>(passage: Passage<G>) -> Body {
         deadline,
         guard: Some(guard),
         broke,
+        over,
+        tail: Tail::default(),
         ended: false,
     };
     Body::from_stream(futures::stream::unfold(state, |mut state| async move {
@@ -57,7 +63,9 @@ struct State<G> {
     whole: Option<WholeEvents>,
     deadline: Instant,
     guard: Option<G>,
-    broke: fn(&G, bool),
+    broke: fn(&mut G, bool),
+    over: fn(&mut G, &Tail),
+    tail: Tail,
     ended: bool,
 }
 
@@ -77,21 +85,29 @@ impl<G> State<G> {
                 next.unwrap_or_else(|_| Some(Err(passed())))
             };
             match (next, &mut self.whole) {
-                (Some(Ok(chunk)), None) => return Some(Ok(chunk)),
+                (Some(Ok(chunk)), None) => {
+                    self.tail.push(&chunk);
+                    return Some(Ok(chunk));
+                }
                 (Some(Ok(chunk)), Some(whole)) => {
                     let chunk = whole.take(chunk);
                     if !chunk.is_empty() {
+                        self.tail.push(&chunk);
                         return Some(Ok(chunk));
                     }
                 }
                 (None, whole) => {
                     let rest = whole.as_mut().map(WholeEvents::rest).unwrap_or_default();
+                    self.tail.push(&rest);
+                    if let Some(guard) = &mut self.guard {
+                        (self.over)(guard, &self.tail);
+                    }
                     self.end();
                     return (!rest.is_empty()).then_some(Ok(rest));
                 }
                 (Some(Err(error)), whole) => {
                     let events = whole.is_some();
-                    if let Some(guard) = &self.guard {
+                    if let Some(guard) = &mut self.guard {
                         (self.broke)(guard, !late);
                     }
                     self.end();

@@ -4,6 +4,7 @@
 //! Nothing that happens to the API server or to one object stops it. While there is no answer the last
 //! state stays in force; replicas that die meanwhile are noticed by their scrapes.
 
+mod beside;
 mod object;
 mod pool;
 mod stream;
@@ -29,6 +30,8 @@ pub struct Cluster {
     watch: Duration,
     /// The InferencePool whose pods are the replicas; when absent, the ModelDeployments say.
     pool: Option<String>,
+    /// The pod of this process, if it is in one.
+    pod: Option<String>,
 }
 
 impl Cluster {
@@ -53,7 +56,7 @@ impl Cluster {
         let namespace = which.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         let client =
             Client::try_from(config).map_err(|error| SchedulerError::NoCluster(error.to_string()))?;
-        Ok(Self { client, namespace, watch, pool: which.inference_pool.clone() })
+        Ok(Self { client, namespace, watch, pool: which.inference_pool.clone(), pod: which.pod.clone() })
     }
 
     fn changes<K: Readable>(
@@ -65,7 +68,7 @@ impl Cluster {
         if let Some(labels) = K::LABELS {
             config = config.labels(labels);
         }
-        stream::changes::<K>(api, config, scheduler.clone())
+        stream::changes::<K>(api, config, self.watch, scheduler.clone())
     }
 }
 
@@ -93,6 +96,7 @@ pub fn follow(scheduler: &Scheduler, cluster: Cluster) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = follow => {}
+            () = beside::take_over(&scheduler, &cluster) => {}
         }
     });
 }

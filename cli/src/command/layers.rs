@@ -113,9 +113,14 @@ pub(super) fn engine_options(args: args::Engine) -> EngineOptions {
     }
 }
 
+/// Where spans go, by the flag and by OpenTelemetry's variables.
+fn traces(flag: Option<&str>, service: &str) -> anyhow::Result<Option<TraceConfig>> {
+    let flag = flag.map(|url| ("--otlp-traces-endpoint", url));
+    Ok(TraceConfig::read(flag, service, |name| std::env::var(name).ok())?)
+}
+
 pub(super) fn engine(args: args::Engine) -> anyhow::Result<()> {
-    let flag = args.otlp_traces_endpoint.as_deref().map(|url| ("--otlp-traces-endpoint", url));
-    let traces = TraceConfig::read(flag, "strata-engine", |name| std::env::var(name).ok())?;
+    let traces = traces(args.otlp_traces_endpoint.as_deref(), "strata-engine")?;
     let options = EngineOptions {
         mtls: mtls(Component::Engine)?,
         hop_token: HopToken::from_env(),
@@ -129,6 +134,8 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
     let kubernetes = args.kubernetes.then(|| Kubernetes {
         namespace: args.namespace,
         inference_pool: args.inference_pool,
+        // Kubernetes names a pod's host as the pod.
+        pod: std::env::var("HOSTNAME").ok(),
         ..Kubernetes::default()
     });
     let options = SchedulerOptions {
@@ -140,6 +147,8 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
         vllm_events_port: args.vllm_events_port,
         vllm_replay_port: args.vllm_replay_port,
         endpoints: args.endpoints,
+        peers: args.peers,
+        traces: traces(args.otlp_traces_endpoint.as_deref(), "strata-scheduler")?,
         leave_after: if kubernetes.is_some() { defaults::LEAVE_AFTER } else { Duration::ZERO },
         drain_grace: Duration::from_secs(args.drain_seconds),
         kubernetes,

@@ -85,7 +85,8 @@ fn deployment(revision: &Revision, meta: &ObjectMeta) -> Child {
     object
 }
 
-/// What a scheduler reads: the models of its namespace and their pods. It writes nothing.
+/// What a scheduler reads: the models of its namespace, their pods and its own, and priorities by name. It
+/// writes nothing.
 fn role(meta: &ObjectMeta) -> Role {
     let reads = |group: &str, resource: &str| PolicyRule {
         api_groups: Some(vec![group.to_owned()]),
@@ -95,7 +96,11 @@ fn role(meta: &ObjectMeta) -> Role {
     };
     Role {
         metadata: meta::named(meta, SCHEDULER),
-        rules: Some(vec![reads("", "pods"), reads(strata_kinds::GROUP, "modeldeployments")]),
+        rules: Some(vec![
+            reads("", "pods"),
+            reads(strata_kinds::GROUP, "modeldeployments"),
+            reads("inference.networking.x-k8s.io", "inferenceobjectives"),
+        ]),
     }
 }
 

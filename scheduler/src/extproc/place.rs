@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::response::IntoResponse;
 use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 use strata_hop::{Fault, fault};
 use strata_wire::toplevel::TopLevel;
@@ -24,6 +24,7 @@ use crate::replica::{Lease, Replica};
 use crate::report;
 use crate::scheduler::Scheduler;
 use crate::subset::{Subset, authority};
+use crate::traces::Trace;
 use crate::views::next_best;
 
 /// Where a client or a filter before this one names the model, so that the body need not be seen.
@@ -36,7 +37,7 @@ pub(crate) struct Placed {
     /// That of the replica which computes its prompt, until the response begins.
     pub(crate) prompt: Option<Lease>,
     /// Its entry in the books, as long as it is under way.
-    _running: Running,
+    pub(crate) running: Running,
     pub(crate) model: String,
     /// When it must have ended.
     pub(crate) deadline: Instant,
@@ -51,16 +52,28 @@ pub(crate) async fn place(
     if !asked.head.is_for_engine() {
         return Err(tell(scheduler, &asked.head).await);
     }
+    let Head { path, headers, .. } = &asked.head;
+    let mut trace = Trace::begin(scheduler.tracer(), path, headers, arrived.into_std());
+    let refuse = |trace: &mut Trace, fault: &Fault| {
+        trace.replied(StatusCode::from_u16(fault.kind.status()).unwrap_or_default());
+        Reply::from(fault)
+    };
     let call = match read(scheduler, asked, arrived) {
         Ok(call) => call,
-        Err(fault) => return Err(Reply::from(&fault)),
+        Err(fault) => return Err(refuse(&mut trace, &fault)),
     };
-    let running = Running::begin(scheduler, Arc::clone(&call.request.pool));
+    trace.read(&call.request);
+    let mut running = Running::begin(scheduler, Arc::clone(&call.request.pool), trace);
     let model = call.request.model.clone();
-    find(scheduler, call, running).await.map_err(|fault| {
-        scheduler.metrics.failed(&model, fault.kind.status());
-        Reply::from(&fault)
-    })
+    match find(scheduler, call, &mut running).await {
+        Ok(Found { chosen, lease, prompt, deadline }) => {
+            Ok(Box::new(Placed { chosen, lease, prompt, running, model, deadline }))
+        }
+        Err(fault) => {
+            scheduler.metrics.failed(&model, fault.kind.status());
+            Err(refuse(&mut running.trace, &fault))
+        }
+    }
 }
 
 /// A request, and what becomes of its headers.
@@ -84,7 +97,7 @@ fn read(scheduler: &Scheduler, asked: Asked, arrived: Instant) -> Result<Read, F
             head.headers.remove(name);
         }
     }
-    let terms = Terms::read(&head.headers, arrived)?;
+    let terms = Terms::read(scheduler, &head.headers, arrived)?;
     let sent = match &body {
         Body::Whole(body) | Body::Perhaps(body) => Some(body.clone()),
         Body::Unseen => None,
@@ -133,7 +146,16 @@ fn cut(body: &Bytes) -> Fault {
     Fault::new(ErrorKind::TooLarge, message)
 }
 
-async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box<Placed>, Fault> {
+/// Where a request goes.
+struct Found {
+    chosen: Chosen,
+    lease: Lease,
+    /// That of the replica which computes its prompt.
+    prompt: Option<Lease>,
+    deadline: Instant,
+}
+
+async fn find(scheduler: &Scheduler, read: Read, running: &mut Running) -> Result<Found, Fault> {
     let Read { request, remove, sent } = read;
     let pool = &request.pool;
     if let Some(subset) = &request.wanted.subset
@@ -142,7 +164,9 @@ async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box
         return Err(none_in_subset(&pool.name));
     }
     let began = Instant::now();
-    let mut lease = choose(scheduler, pool, &request.wanted, &Tried::default()).await?;
+    let chosen = choose(scheduler, pool, &request.wanted, &Tried::default()).await;
+    let mut lease = chosen.inspect_err(|_| running.trace.not_placed(began.into_std()))?;
+    running.trace.placed(&lease, began.into_std());
     note(scheduler, (&request.id, &request.model), &mut lease, began);
     let mut endpoint = address(&lease.replica).await?.to_string();
     let asks = scheduler.options.extproc_prefill;
@@ -165,6 +189,8 @@ async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box
             prompt = None;
         }
     }
+    running.trace.attempt(&lease);
+    running.trace.tell(&mut set);
     tracing::debug!(request = ?request.id, decision = %lease.decision, %endpoint, "a proxy is told where to send a request");
     let body = sent.map(|sent| {
         let body = request.wanted.class.told(&request.path, &request.body, &request.top, &lease.replica);
@@ -173,8 +199,7 @@ async fn find(scheduler: &Scheduler, read: Read, running: Running) -> Result<Box
         if *body == *sent { sent } else { Bytes::from(body.into_owned()) }
     });
     let chosen = Chosen { endpoint, set, remove, body };
-    let (model, deadline) = (request.model, request.wanted.deadline);
-    Ok(Box::new(Placed { chosen, lease, prompt, _running: running, model, deadline }))
+    Ok(Found { chosen, lease, prompt, deadline: request.wanted.deadline })
 }
 
 /// 503: those that are ready are not among those that the proxy allows.

@@ -103,7 +103,10 @@ impl Session {
                     self.act(actions);
                 }
                 // The request is over or its client has left, or it has lasted too long.
-                Event::Message(Ok(None)) | Event::Late => self.end = Some(Ok(())),
+                Event::Message(Ok(None)) | Event::Late => {
+                    self.ended();
+                    self.end = Some(Ok(()));
+                }
             }
         }
     }
@@ -138,9 +141,16 @@ impl Session {
                     self.placing = Some(Box::pin(async move { place(&scheduler, *asked, arrived).await }));
                 }
                 Action::Begun(status) => self.begun(status),
-                Action::Finished => self.placed = None,
+                Action::Finished => self.ended(),
                 Action::End(how) => self.end = Some(how),
             }
+        }
+    }
+
+    /// The request is over, as far as the proxy tells.
+    fn ended(&mut self) {
+        if let Some(mut placed) = self.placed.take() {
+            placed.running.trace.over(None);
         }
     }
 
@@ -155,6 +165,7 @@ impl Session {
             prompt.begun(answered);
         }
         if let Ok(status) = StatusCode::from_u16(status) {
+            placed.running.trace.answered(status, &placed.lease);
             if is_failure(status) {
                 failed(&self.scheduler, &placed.lease, "a proxy got an error from it");
             } else if status.is_success() {

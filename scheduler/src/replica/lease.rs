@@ -46,6 +46,10 @@ pub struct Lease {
     pub(super) sent: Duration,
     /// Prompt tokens that its replica had to compute before its first token.
     pub(super) ahead: f64,
+    /// When the choice was made, and how long it took; `None` of a prefill replica.
+    pub chosen: Option<(std::time::Instant, Duration)>,
+    /// How long the request was held until then, where it was.
+    pub held: Option<Duration>,
     /// What the choice was made from, until it is noted.
     pub table: Option<Table>,
     pub(super) changed: Arc<Notify>,

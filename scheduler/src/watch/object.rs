@@ -36,6 +36,8 @@ pub(super) trait Readable:
     const LABELS: Option<&str>;
     /// The kind, for logs and metrics.
     const KIND: &str;
+    /// Whether a cluster may lack it, or not let it be read.
+    const OPTIONAL: bool = false;
 
     /// What matters of it.
     fn plain(self) -> Self::Plain;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::object::{PodStatus, Readable};
 use super::{AT_ONCE, Cluster};
 use crate::discovery::{Change, Kept};
-use crate::inference_pool::{AnyPod, InferencePool, Members, members};
+use crate::inference_pool::{AnyPod, InferencePool, Members, members, peers};
 use crate::scheduler::Scheduler;
 
 /// `InferencePool` of `inference.networking.k8s.io/v1`.
@@ -97,13 +97,20 @@ impl Readable for AnyPodObject {
     const KIND: &str = "Pod";
 
     fn plain(self) -> AnyPod {
-        let status = self.status.unwrap_or_default();
-        AnyPod {
+        AnyPod::read(self.metadata, self.status)
+    }
+}
+
+impl AnyPod {
+    /// What matters of a pod with these parts.
+    pub(super) fn read(metadata: ObjectMeta, status: Option<PodStatus>) -> Self {
+        let status = status.unwrap_or_default();
+        Self {
             ip: status.ip().map(str::to_owned),
             ready: status.is_ready(),
             started: status.is_started(),
-            labels: self.metadata.labels.unwrap_or_default(),
-            leaving: self.metadata.deletion_timestamp.is_some(),
+            labels: metadata.labels.unwrap_or_default(),
+            leaving: metadata.deletion_timestamp.is_some(),
         }
     }
 }
@@ -139,6 +146,7 @@ pub(super) async fn take_over(scheduler: &Scheduler, cluster: &Cluster, name: &s
             );
         }
         was_there = pool.is_some();
+        scheduler.beside(peers(pods.objects(), cluster.pod.as_deref(), true));
         let found = members(pool, pods.objects());
         if found != known || !scheduler.is_discovered() {
             scheduler.members(&found.serving, &found.resting);

@@ -27,9 +27,18 @@ const GIVE_UP_RESUMING: u32 = 5;
 pub(super) fn changes<K: Readable>(
     api: Api<DeserializeGuard<K>>,
     config: watcher::Config,
+    missing_pause: Duration,
     scheduler: Scheduler,
 ) -> impl Stream<Item = Change<K::Plain>> + Send {
-    let following = Following { api, config, scheduler, events: None, failures: Failures::default() };
+    let following = Following {
+        api,
+        config,
+        missing_pause,
+        scheduler,
+        events: None,
+        failures: Failures::default(),
+        is_missing: false,
+    };
     futures::stream::unfold(following, |mut following| async move {
         let change = following.next().await;
         Some((change, following))
@@ -41,10 +50,14 @@ type Events<K> = Pin<Box<dyn Stream<Item = watcher::Result<Event<DeserializeGuar
 struct Following<K: Readable> {
     api: Api<DeserializeGuard<K>>,
     config: watcher::Config,
+    /// How long a kind that may be missing is not asked for again.
+    missing_pause: Duration,
     scheduler: Scheduler,
     /// The list and watch under way; `None` to begin with a new list.
     events: Option<Events<K>>,
     failures: Failures,
+    /// Whether the cluster has been found to lack the kind, which has been said.
+    is_missing: bool,
 }
 
 impl<K: Readable> Following<K> {
@@ -59,7 +72,21 @@ impl<K: Readable> Following<K> {
                     if !matches!(event, Event::Init) && self.failures.end() {
                         tracing::info!(kind = K::KIND, "the Kubernetes API answers again");
                     }
+                    if !matches!(event, Event::Init) && std::mem::take(&mut self.is_missing) {
+                        tracing::info!(kind = K::KIND, "the cluster has this kind now");
+                    }
                     return self.read(event);
+                }
+                Some(Err(error)) if K::OPTIONAL && is_missing(&error) => {
+                    if !std::mem::replace(&mut self.is_missing, true) {
+                        tracing::info!(
+                            kind = K::KIND,
+                            why = %reason(&error),
+                            "the cluster lacks this kind, or does not let it be read; it is done without"
+                        );
+                    }
+                    self.events = None;
+                    tokio::time::sleep(self.missing_pause).await;
                 }
                 Some(Err(error)) => self.failed(&error).await,
                 None => self.events = None,
@@ -155,6 +182,15 @@ fn pause(in_a_row: u32, random: u64) -> Duration {
 fn is_expired(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 410,
+        _ => false,
+    }
+}
+
+/// Whether the kind is not there, or may not be read.
+fn is_missing(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => [403, 404].contains(&status.code),
         _ => false,
     }
 }

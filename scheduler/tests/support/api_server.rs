@@ -25,6 +25,9 @@ pub(crate) const NAMESPACE: &str = "team";
 pub(crate) const PODS: &str = "pods";
 pub(crate) const MODELS: &str = "modeldeployments";
 pub(crate) const POOLS: &str = "inferencepools";
+pub(crate) const OBJECTIVES: &str = "inferenceobjectives";
+/// The pods that are asked for as those of schedulers; only of faults and counts.
+pub(crate) const SCHEDULERS: &str = "pods of schedulers";
 
 /// What goes wrong with the next request for a kind.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -224,6 +227,7 @@ fn serve(inner: &Arc<Inner>, addr: SocketAddr) -> (Runtime, SocketAddr) {
         .route("/api/v1/namespaces/{namespace}/{kind}", get(read))
         .route("/apis/strata.dev/v1alpha1/namespaces/{namespace}/{kind}", get(read))
         .route("/apis/inference.networking.k8s.io/v1/namespaces/{namespace}/{kind}", get(read))
+        .route("/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/{namespace}/{kind}", get(read))
         .with_state(Arc::clone(inner));
     runtime.spawn(async move {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
@@ -248,7 +252,8 @@ async fn read(
     Query(query): Query<BTreeMap<String, String>>,
 ) -> Response {
     assert_eq!(namespace, NAMESPACE);
-    let fault = inner.world.lock().unwrap().faults.get_mut(&kind).and_then(VecDeque::pop_front);
+    let fault =
+        inner.world.lock().unwrap().faults.get_mut(asked(&kind, &query)).and_then(VecDeque::pop_front);
     match fault {
         Some(Fault::Status(code)) => return answer(code, &status(code, "InternalError")),
         Some(Fault::Hang) => std::future::pending().await,
@@ -256,6 +261,13 @@ async fn read(
         None => {}
     }
     if query.contains_key("watch") { watch(&inner, kind, &query) } else { list(&inner, &kind, &query) }
+}
+
+/// The kind, for faults and counts.
+fn asked<'a>(kind: &'a str, query: &BTreeMap<String, String>) -> &'a str {
+    let of_schedulers =
+        query.get("labelSelector").is_some_and(|selector| selector.ends_with("component=scheduler"));
+    if of_schedulers { SCHEDULERS } else { kind }
 }
 
 /// Whether an object has the labels asked for, which are `key=value` with commas between.
@@ -268,7 +280,7 @@ fn is_selected(object: &Value, query: &BTreeMap<String, String>) -> bool {
 
 fn list(inner: &Inner, kind: &str, query: &BTreeMap<String, String>) -> Response {
     let mut world = inner.world.lock().unwrap();
-    *world.lists.entry(kind.to_owned()).or_default() += 1;
+    *world.lists.entry(asked(kind, query).to_owned()).or_default() += 1;
     let of_kind = world.objects.iter().filter(|((k, _), object)| k == kind && is_selected(object, query));
     let items: Vec<&Value> = of_kind.map(|(_, object)| object).collect();
     let metadata = json!({"resourceVersion": world.version.to_string()});
@@ -280,7 +292,7 @@ fn watch(inner: &Arc<Inner>, kind: String, query: &BTreeMap<String, String>) -> 
     let seconds: u64 = query["timeoutSeconds"].parse().unwrap();
     let until = tokio::time::Instant::now() + Duration::from_secs(seconds);
     let mut world = inner.world.lock().unwrap();
-    *world.watches.entry(kind.clone()).or_default() += 1;
+    *world.watches.entry(asked(&kind, query).to_owned()).or_default() += 1;
     let expired = status(410, "Expired");
     match from < world.oldest {
         true if world.refuses_by_status => return answer(410, &expired),

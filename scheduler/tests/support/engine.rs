@@ -104,6 +104,8 @@ pub(crate) struct Inner {
     pub(crate) adapts: AtomicBool,
     /// Tokens that it says its answers have.
     pub(crate) answer_tokens: AtomicU64,
+    /// What it says that it had cached of each prompt, of how many tokens; it says nothing when absent.
+    usage: Mutex<Option<(u64, u64)>>,
     script: watch::Sender<Script>,
     /// From where on it was asked to tell, each time that it was.
     followed: Mutex<Vec<String>>,
@@ -156,6 +158,7 @@ impl Engine {
             ours: AtomicBool::new(false),
             adapts: AtomicBool::new(false),
             answer_tokens: AtomicU64::new(1),
+            usage: Mutex::default(),
             script: watch::Sender::default(),
             followed: Mutex::default(),
             tokenises: AtomicBool::new(false),
@@ -180,6 +183,11 @@ impl Engine {
 
     pub(crate) fn load(&self, change: impl FnOnce(&mut Load)) {
         change(&mut self.inner.load.lock().unwrap());
+    }
+
+    /// Says from now on that so many tokens of each prompt were cached, of so many.
+    pub(crate) fn says_cached(&self, cached: u64, of: u64) {
+        *self.inner.usage.lock().unwrap() = Some((cached, of));
     }
 
     /// The requests that it got, scrapes aside.
@@ -424,13 +432,23 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response {
         }
         Does::Answer | Does::Forget if !stream => axum::Json(json!({"id": "chatcmpl-1", "object": "chat.completion", "model": "m",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": inner.answer_tokens.load(Ordering::SeqCst), "total_tokens": 101}}))
+            "usage": usage(&inner)}))
         .into_response(),
         Does::Answer | Does::Forget | Does::Late | Does::Slow(_) => pieces(open, 3, false, End::Done),
         Does::Held => pieces(open, usize::MAX, true, End::Done),
         Does::Break(after) => pieces(open, after, false, End::Break),
         Does::BreakWithin => pieces(open, 1, false, End::Half),
         Does::Flood => flood(open),
+    }
+}
+
+/// What it says of the tokens of an answer.
+fn usage(inner: &Inner) -> Value {
+    let answer = inner.answer_tokens.load(Ordering::SeqCst);
+    match *inner.usage.lock().unwrap() {
+        None => json!({"prompt_tokens": 100, "completion_tokens": answer, "total_tokens": 100 + answer}),
+        Some((cached, of)) => json!({"prompt_tokens": of, "completion_tokens": answer, "total_tokens": of + answer,
+            "prompt_tokens_details": {"cached_tokens": cached}}),
     }
 }
 
@@ -479,6 +497,10 @@ fn pieces(open: Open, count: usize, held: bool, end: End) -> Response {
             usize::MAX => return None,
             n if !ended => return Some((Ok(piece(n)), (n + 1, open))),
             n => match end {
+                End::Done if n == count && open.0.usage.lock().unwrap().is_some() => {
+                    let last = json!({"choices": [], "usage": usage(&open.0)});
+                    return Some((Ok(Bytes::from(format!("data: {last}\n\n"))), (n + 1, open)));
+                }
                 End::Done => Ok(Bytes::from_static(b"data: [DONE]\n\n")),
                 End::Half if n == count => {
                     return Some((Ok(Bytes::from_static(b"data: {\"choices\":[{\"ind")), (n + 1, open)));

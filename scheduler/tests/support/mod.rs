@@ -1,6 +1,7 @@
 //! A scheduler in this process, before engines that do as they are told.
 
 pub(crate) mod api_server;
+pub(crate) mod collector;
 pub(crate) mod engine;
 pub(crate) mod envoy;
 pub(crate) mod picker;
@@ -20,6 +21,7 @@ use strata_wire::sse::{Event, Splitter};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use api_server::ApiServer;
+pub(crate) use collector::Collector;
 pub(crate) use engine::{Does, Engine};
 pub(crate) use publisher::Publisher;
 
