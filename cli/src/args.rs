@@ -499,6 +499,9 @@ pub(crate) struct Scheduler {
     /// --kubernetes they are found without
     #[arg(long, value_name = "URL,URL", value_delimiter = ',', conflicts_with = "kubernetes")]
     pub(crate) peers: Vec<String>,
+    /// Go on at another replica with an answer that breaks off after its first words, where that is exact
+    #[arg(long)]
+    pub(crate) continuation: bool,
     /// How replicas are picked where the model does not say
     #[arg(long, value_enum, default_value_t)]
     pub(crate) policy: Policy,

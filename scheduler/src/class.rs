@@ -61,14 +61,18 @@ impl Class {
     /// The body with the priority in it, for an engine that knows it: Strata's. vLLM refuses one unless it
     /// was started for it. There, lower is served first.
     pub fn told<'b>(self, path: &str, body: &'b Rope, top: &TopLevel, replica: &Replica) -> Cow<'b, Rope> {
-        let knows = || replica.models().iter().any(|model| model.owned_by == OURS);
-        if self.priority == 0 || !ORDERED.contains(&path) || !knows() {
+        if self.priority == 0 || !ORDERED.contains(&path) || !is_ours(replica) {
             return Cow::Borrowed(body);
         }
         let patch = Patch::Set("priority", (-i64::from(self.priority)).to_string());
         debug_assert!(patch.is_allowed(&Hop::SchedulerToEngine.patches()));
         patch::splice(body, top, &[patch]).map_or(Cow::Borrowed(body), |(patched, _)| Cow::Owned(patched))
     }
+}
+
+/// Whether a replica is an engine of Strata's own.
+pub(crate) fn is_ours(replica: &Replica) -> bool {
+    replica.models().iter().any(|model| model.owned_by == OURS)
 }
 
 #[cfg(test)]

@@ -125,6 +125,7 @@ pub struct Metrics {
     replica_queue: Family<OfReplica, Level>,
     retries: Family<OfReason, Counter>,
     broken: Family<OfModel, Counter>,
+    continuations: Family<OfOutcome, Counter>,
     retry_budget: Level,
     tracks: Family<OfTrack, Counter>,
     prefills: Family<OfOutcome, Counter>,
@@ -180,6 +181,7 @@ impl Metrics {
             replica_queue: Family::default(),
             retries: Family::default(),
             broken: Family::default(),
+            continuations: Family::default(),
             retry_budget: Gauge::default(),
             tracks: Family::default(),
             prefills: Family::default(),
@@ -289,6 +291,11 @@ impl Metrics {
             "Responses that broke off after they had begun",
             self.broken.clone(),
         );
+        r.register(
+            "strata_scheduler_continuations",
+            "Answers that broke off and were to go on at another replica, by what came of it",
+            self.continuations.clone(),
+        );
         r.register("strata_scheduler_retry_budget", "Retries left", self.retry_budget.clone());
         r.register(
             "strata_scheduler_track_requests",
@@ -373,6 +380,11 @@ impl Metrics {
     /// A response broke off after it had begun.
     pub fn broke(&self, model: &str) {
         self.broken.get_or_create(&OfModel { model_name: model.to_owned() }).inc();
+    }
+
+    /// An answer that broke off goes on elsewhere, or does not, for this reason.
+    pub fn continued(&self, model: &str, outcome: &'static str) {
+        self.continuations.get_or_create(&OfOutcome { model_name: model.to_owned(), outcome }).inc();
     }
 
     /// A request goes to another replica.

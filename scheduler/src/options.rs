@@ -58,6 +58,9 @@ pub struct SchedulerOptions {
     /// not ours) is called plainly.
     #[serde(skip)]
     pub mtls: Option<Mtls>,
+    /// Whether an answer that breaks off after its first words is gone on with at another replica, where that is
+    /// exact.
+    pub continuation: bool,
     /// Where spans of requests are sent; they are not recorded when absent.
     #[serde(skip)]
     pub traces: Option<TraceConfig>,
@@ -126,6 +129,7 @@ impl Default for SchedulerOptions {
             policy: Policy::default(),
             hop_token: None,
             mtls: None,
+            continuation: false,
             traces: None,
             scrape_interval: defaults::SCRAPE_INTERVAL,
             scrape_timeout: Duration::from_secs(1),

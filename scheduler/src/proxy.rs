@@ -16,13 +16,15 @@ use tokio::time::Instant;
 use crate::answers::Lesson;
 use crate::call::{Call, read};
 use crate::choose::{Tried, choose};
+use crate::class::is_ours;
+use crate::go_on::go_on;
 use crate::prediction::{Prediction, Tail};
 use crate::prefill::Prefill;
 use crate::refusal::{past_deadline, unknown_model};
 use crate::registry::Pool;
 use crate::replica::{Lease, Verdict};
 use crate::scheduler::{Scheduler, unix_millis};
-use crate::stream::{self, Chunks, Passage};
+use crate::stream::{self, Chunks, Guard, Passage};
 use crate::traces::Trace;
 use crate::vllm::{Note, Sent};
 
@@ -70,11 +72,12 @@ pub async fn handle(State(scheduler): State<Scheduler>, request: Request) -> Res
     };
     trace.read(&call);
     let mut running = Running::begin(&scheduler, call.pool.clone(), trace);
+    let model = call.model.clone();
     let served = serve(&scheduler, &call, &mut running).await;
     let response = match served {
         Ok(Served::Begun(begun, lease)) => {
             running.trace.answered(begun.head.status, &lease);
-            respond(&call, begun, *lease, running)
+            respond(call, begun, *lease, running)
         }
         Ok(Served::Refused(response)) => {
             running.trace.replied(response.status());
@@ -87,7 +90,7 @@ pub async fn handle(State(scheduler): State<Scheduler>, request: Request) -> Res
         }
     };
     if response.status().as_u16() >= 400 {
-        scheduler.metrics.failed(&call.model, response.status().as_u16());
+        scheduler.metrics.failed(&model, response.status().as_u16());
     }
     response
 }
@@ -101,14 +104,14 @@ enum Served {
 }
 
 /// A response of which the first bytes are here.
-struct Begun {
-    head: response::Parts,
-    first: Option<Bytes>,
-    rest: Chunks,
+pub(crate) struct Begun {
+    pub(crate) head: response::Parts,
+    pub(crate) first: Option<Bytes>,
+    pub(crate) rest: Chunks,
 }
 
 /// Why a replica gave no first byte.
-enum Failure {
+pub(crate) enum Failure {
     /// It may be sent elsewhere: nothing of an answer has been seen.
     Elsewhere { reason: &'static str, detail: String, answer: Box<Response> },
     /// It is final.
@@ -218,13 +221,13 @@ fn told(scheduler: &Scheduler, call: &Call, lease: &Lease) {
 }
 
 /// Whether the budget has a retry left; it is taken.
-fn may_retry(scheduler: &Scheduler) -> bool {
+pub(crate) fn may_retry(scheduler: &Scheduler) -> bool {
     scheduler.budget().withdraw(scheduler.now())
 }
 
 /// Sends a request to the replica of this lease, and waits for the first bytes of its answer, as long as
 /// the replica does not freeze meanwhile.
-async fn attempt(
+pub(crate) async fn attempt(
     scheduler: &Scheduler,
     call: &Call,
     body: &Rope,
@@ -333,7 +336,7 @@ async fn refused(head: &response::Parts, rest: Chunks) -> Failure {
     }
 }
 
-fn is_events(headers: &HeaderMap) -> bool {
+pub(crate) fn is_events(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
 }
@@ -348,15 +351,51 @@ struct Answering {
     running: Running,
     /// What was thought of its replica's cache, where that was asked.
     prediction: Option<Prediction>,
+    /// The request, and where it has failed, where it may be gone on with.
+    again: Option<(Call, Tried)>,
+    /// Whether that came to nothing.
+    was_tried: bool,
 }
 
 impl Answering {
-    fn new(call: &Call, status: StatusCode, lease: Lease, running: Running) -> Self {
+    fn new(call: Call, status: StatusCode, lease: Lease, running: Running) -> Self {
         let decision = &lease.decision;
         // What was computed elsewhere was not to be cached here.
         let is_asked = status.is_success() && decision.blocks > 0 && decision.prompt.is_none();
         let prediction = Prediction { tokens: decision.cached.tokens, bytes: call.wanted.prefix.bytes };
-        Self { prediction: is_asked.then_some(prediction), lease, running }
+        let may_go_on = running.scheduler.options.continuation
+            && status.is_success()
+            && decision.prompt.is_none()
+            && is_ours(&lease.replica);
+        let again = may_go_on.then(|| (call, Tried::default()));
+        Self { prediction: is_asked.then_some(prediction), lease, running, again, was_tried: false }
+    }
+}
+
+impl Guard for Answering {
+    fn keeps(&self) -> bool {
+        self.again.is_some()
+    }
+
+    async fn go_on(&mut self, events: &[Bytes]) -> Option<Chunks> {
+        let scheduler = self.running.scheduler.clone();
+        let (call, tried) = self.again.as_mut()?;
+        failed(&scheduler, &self.lease, "its answer broke off");
+        tried.push(&self.lease);
+        self.running.trace.attempt_failed("broken");
+        let (lease, chunks) = match go_on(&scheduler, call, tried, events, &mut self.running.trace).await {
+            Ok(found) => found,
+            Err(why) => {
+                scheduler.metrics.continued(&self.running.pool.name, why);
+                (self.again, self.was_tried) = (None, true);
+                return None;
+            }
+        };
+        scheduler.metrics.continued(&self.running.pool.name, "continued");
+        // What the second had cached says nothing of what was thought of the first.
+        self.prediction = None;
+        self.lease = lease;
+        Some(chunks)
     }
 
     fn over(&mut self, tail: &Tail) {
@@ -369,15 +408,17 @@ impl Answering {
 
     fn broke(&mut self, by_replica: bool) {
         let scheduler = &self.running.scheduler;
+        // Where it was to be gone on with, its replica has been told of already.
+        let was_tried = self.was_tried;
         scheduler.metrics.broke(&self.running.pool.name);
-        if by_replica {
+        if by_replica && !was_tried {
             failed(scheduler, &self.lease, "its answer broke off");
         }
         self.running.trace.broke();
     }
 }
 
-fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Response {
+fn respond(call: Call, begun: Begun, lease: Lease, running: Running) -> Response {
     let Begun { head, first, rest } = begun;
     let mut headers = forward::response_headers(&head.headers, false);
     headers.entry(headers::REQUEST_ID).or_insert_with(|| call.id.clone());
@@ -396,6 +437,7 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
     if let (Some(lesson), Some(first)) = (&mut lesson, &first) {
         lesson.see(first);
     }
+    let deadline = call.wanted.deadline;
     let mut guard = Answering::new(call, head.status, lease, running);
     let body = match first {
         // It ends here, and passes as one piece of a length that is known.
@@ -408,18 +450,13 @@ fn respond(call: &Call, begun: Begun, lease: Lease, running: Running) -> Respons
             guard.over(&tail);
             Body::from(whole)
         }
-        first => stream::body(Passage {
-            first,
-            rest: match lesson {
+        first => {
+            let rest = match lesson {
                 Some(lesson) => lesson.attend(rest),
                 None => rest,
-            },
-            events,
-            deadline: call.wanted.deadline,
-            guard,
-            broke: Answering::broke,
-            over: Answering::over,
-        }),
+            };
+            stream::body(Passage { first, rest, events, deadline, guard })
+        }
     };
     let mut response = Response::new(body);
     *response.status_mut() = head.status;

@@ -2,6 +2,7 @@
 //! reads; event streams pass in whole events, so that one that breaks can be ended with an error that
 //! every SDK understands.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 
@@ -19,6 +20,24 @@ pub type Chunks = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 /// Longest event that is kept back until it is whole.
 const MAX_EVENT: usize = 1024 * 1024;
 
+/// Most of an answer that is kept so that it can be gone on with.
+const MAX_KEPT: usize = 4 * 1024 * 1024;
+
+/// What a request holds until the last of its response has passed, or its client has left.
+pub trait Guard: Send + 'static {
+    /// The response breaks off; `by_replica` where that says something of the replica.
+    fn broke(&mut self, by_replica: bool);
+
+    /// It has ended as it should, with this for its end.
+    fn over(&mut self, tail: &Tail);
+
+    /// Whether its events are kept for [`Guard::go_on`].
+    fn keeps(&self) -> bool;
+
+    /// What follows in the place of a response that broke off after these events; `None` when it ends here.
+    fn go_on(&mut self, events: &[Bytes]) -> impl Future<Output = Option<Chunks>> + Send;
+}
+
 /// What the stream of one response is made of.
 pub struct Passage<G> {
     /// The chunk that has already come.
@@ -31,23 +50,18 @@ pub struct Passage<G> {
     pub deadline: Instant,
     /// What the request holds, dropped with the last chunk or when the client leaves.
     pub guard: G,
-    /// Called when the response breaks off, with whether that says something of the replica.
-    pub broke: fn(&mut G, bool),
-    /// Called when it has ended as it should, with the last of it.
-    pub over: fn(&mut G, &Tail),
 }
 
 /// The body that the client gets.
-pub fn body<G: Send + 'static>(passage: Passage<G>) -> Body {
-    let Passage { first, rest, events, deadline, guard, broke, over } = passage;
+pub fn body<G: Guard>(passage: Passage<G>) -> Body {
+    let Passage { first, rest, events, deadline, guard } = passage;
     let state = State {
         first,
         rest,
         whole: events.then(WholeEvents::default),
         deadline,
+        kept: (events && guard.keeps()).then(Kept::default),
         guard: Some(guard),
-        broke,
-        over,
         tail: Tail::default(),
         ended: false,
     };
@@ -63,13 +77,19 @@ struct State<G> {
     whole: Option<WholeEvents>,
     deadline: Instant,
     guard: Option<G>,
-    broke: fn(&mut G, bool),
-    over: fn(&mut G, &Tail),
     tail: Tail,
+    kept: Option<Kept>,
     ended: bool,
 }
 
-impl<G> State<G> {
+/// The events that have passed.
+#[derive(Debug, Default)]
+struct Kept {
+    events: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl<G: Guard> State<G> {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             if self.ended {
@@ -93,6 +113,7 @@ impl<G> State<G> {
                     let chunk = whole.take(chunk);
                     if !chunk.is_empty() {
                         self.tail.push(&chunk);
+                        self.keep(&chunk);
                         return Some(Ok(chunk));
                     }
                 }
@@ -100,20 +121,38 @@ impl<G> State<G> {
                     let rest = whole.as_mut().map(WholeEvents::rest).unwrap_or_default();
                     self.tail.push(&rest);
                     if let Some(guard) = &mut self.guard {
-                        (self.over)(guard, &self.tail);
+                        guard.over(&self.tail);
                     }
                     self.end();
                     return (!rest.is_empty()).then_some(Ok(rest));
                 }
                 (Some(Err(error)), whole) => {
                     let events = whole.is_some();
+                    if let (false, Some(kept), Some(guard)) = (late, &self.kept, &mut self.guard)
+                        && let Some(rest) = guard.go_on(&kept.events).await
+                    {
+                        // The half of an event that was kept is part of what comes again.
+                        self.rest = rest;
+                        self.whole = Some(WholeEvents::default());
+                        continue;
+                    }
                     if let Some(guard) = &mut self.guard {
-                        (self.broke)(guard, !late);
+                        guard.broke(!late);
                     }
                     self.end();
                     tracing::warn!(%error, "a response broke off after it had begun");
                     return Some(if events { Ok(error_event(&error)) } else { Err(error) });
                 }
+            }
+        }
+    }
+
+    fn keep(&mut self, event: &Bytes) {
+        if let Some(kept) = &mut self.kept {
+            kept.events.push(event.clone());
+            kept.bytes += event.len();
+            if kept.bytes > MAX_KEPT {
+                self.kept = None;
             }
         }
     }

@@ -148,6 +148,7 @@ pub(super) fn scheduler(args: args::Scheduler) -> anyhow::Result<()> {
         vllm_replay_port: args.vllm_replay_port,
         endpoints: args.endpoints,
         peers: args.peers,
+        continuation: args.continuation,
         traces: traces(args.otlp_traces_endpoint.as_deref(), "strata-scheduler")?,
         leave_after: if kubernetes.is_some() { defaults::LEAVE_AFTER } else { Duration::ZERO },
         drain_grace: Duration::from_secs(args.drain_seconds),

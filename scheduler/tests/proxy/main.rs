@@ -11,6 +11,7 @@ mod boundary;
 mod breaker;
 mod canary;
 mod complaints;
+mod continuation;
 mod discovery;
 mod envoy;
 mod explain;

@@ -465,7 +465,10 @@ async fn tokenise(State(inner): State<Arc<Inner>>, request: Request) -> Response
     }
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let asked: Value = serde_json::from_slice(&body).unwrap();
-    let prompt = rendered(&asked);
+    let mut prompt = rendered(&asked);
+    if inner.ours.load(Ordering::SeqCst) && asked["add_generation_prompt"] != json!(false) {
+        prompt += "<|assistant|>";
+    }
     let tokens: Vec<u32> = prompt.chars().map(u32::from).collect();
     let texts = (asked["return_token_strs"] == json!(true))
         .then(|| prompt.chars().map(String::from).collect::<Vec<_>>());
