@@ -9,6 +9,7 @@ pub mod caller;
 pub mod client;
 pub mod fault;
 pub mod forward;
+mod head;
 pub mod line;
 pub mod listen;
 pub mod process;

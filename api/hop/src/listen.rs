@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::IntoResponse;
 use bytes::Bytes;
 use http::{HeaderValue, header};
 use http_body::{Frame, SizeHint};
@@ -22,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::head;
 use crate::threads::Threads;
 use crate::tls::{self, Mtls, PeerIdentity, Refused, Sparse};
 
@@ -219,9 +221,12 @@ impl Http {
         match speaks {
             Speaks::Http1 => {
                 let mut http = hyper::server::conn::http1::Builder::new();
+                // What it buffers bounds a head by what one read happens to bring: the rest of the bound is
+                // `head::check`. With room for more than a head may have, a refusal can say why; what is
+                // larger still gets the library's own, which is bare.
                 http.timer(TokioTimer::new())
                     .header_read_timeout(defaults::HEADER_READ_TIMEOUT)
-                    .max_buf_size(defaults::MAX_HEADER_BYTES);
+                    .max_buf_size(2 * defaults::MAX_HEADER_BYTES);
                 Self::One(http)
             }
             Speaks::Http2 => {
@@ -263,7 +268,10 @@ impl Served {
             async move {
                 let (mut request, upload) = watched(request);
                 request.extensions_mut().insert(upload.clone());
-                let Ok(mut response) = router.oneshot(request).await;
+                let mut response = match head::check(&request) {
+                    Ok(()) => router.oneshot(request).await.unwrap_or_else(|never| match never {}),
+                    Err(fault) => fault.into_response(),
+                };
                 if closes && !upload.is_whole() {
                     // The rest of it stands in the way of the next request: the connection ends
                     // here, and the client is told, so that it sends the next on another.

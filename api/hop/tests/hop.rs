@@ -170,3 +170,39 @@ fn headers_pass_by_the_table_only() {
     let passed = forward::request_headers(&received, strata_wire::hops::Hop::GatewayToScheduler);
     assert_eq!(passed.keys().map(http::HeaderName::as_str).collect::<Vec<_>>(), ["traceparent"]);
 }
+
+/// What a listener answers to a head with a field of so many bytes: the status line, and the body.
+async fn answer_to_head(url: &str, bytes: usize) -> (String, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(url.trim_start_matches("http://")).await.unwrap();
+    let head =
+        format!("GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\nx-large: {}\r\n\r\n", "x".repeat(bytes));
+    let (mut reads, mut writes) = stream.split();
+    let mut answer = Vec::new();
+    // One that is refused early may be cut off while it is still being sent.
+    let (_, _) = tokio::join!(writes.write_all(head.as_bytes()), reads.read_to_end(&mut answer));
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn a_head_is_bounded_and_the_refusal_says_so() {
+    let (url, _stop, _task) = start(Router::new().route("/", get(|| async { "taken" }))).await;
+    let (status, body) = answer_to_head(&url, 65_000).await;
+    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 200 OK", "taken"));
+    for bytes in [65_536, 80_000, 120_000] {
+        let (status, body) = answer_to_head(&url, bytes).await;
+        assert!(status.starts_with("HTTP/1.1 431"), "{bytes}: {status}");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["error"]["type"], "invalid_request_error");
+        assert_eq!(body["error"]["code"], "request_header_fields_too_large");
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("at most 65536"), "{message}");
+    }
+    for bytes in [200_000, 300_000, 1_000_000] {
+        let (status, _) = answer_to_head(&url, bytes).await;
+        // The connection of one that is far too large may be reset before its refusal is read.
+        assert!(status.is_empty() || status.starts_with("HTTP/1.1 431"), "{bytes}: {status}");
+    }
+}

@@ -46,6 +46,8 @@ pub enum ErrorKind {
     Conflict,
     /// 413: the body is larger than the limit.
     TooLarge,
+    /// 431: the header section is larger than the limit.
+    HeadTooLarge,
     /// 400: prompt and requested output exceed the model's context.
     ContextLengthExceeded,
     /// 429: a rate window is full; retry after `retry-after`.
@@ -76,6 +78,7 @@ impl ErrorKind {
             Self::RequestTimeout => 408,
             Self::Conflict => 409,
             Self::TooLarge => 413,
+            Self::HeadTooLarge => 431,
             Self::RateLimitExceeded | Self::InsufficientQuota => 429,
             Self::Internal => 500,
             Self::NotImplemented => 501,
@@ -107,6 +110,7 @@ impl ErrorKind {
             Self::RateLimitExceeded => "rate_limit_exceeded",
             Self::InsufficientQuota => "insufficient_quota",
             Self::TooLarge => "request_too_large",
+            Self::HeadTooLarge => "request_header_fields_too_large",
             Self::Overloaded => "overloaded",
             Self::NotImplemented => "not_implemented",
             Self::Timeout => "upstream_timeout",
