@@ -6,15 +6,14 @@ use serde_json::{Map, Value};
 
 use super::error::LoraError;
 use super::names::{MODULES, Module, known};
+use super::patterns::Patterns;
 
 /// How PEFT initialises an adapter without changing the base's weights, so that what was saved is a plain
 /// adapter.
 const PLAIN_INITS: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "lora_ga"];
 /// Members that PEFT's other kinds of adapters set, and what to do instead.
-const UNBUILT: [(&str, &str); 8] = [
+const UNBUILT: [(&str, &str); 6] = [
     ("modules_to_save", "train the adapter without them"),
-    ("rank_pattern", "train all modules with one rank"),
-    ("alpha_pattern", "train all modules with one alpha"),
     ("layer_replication", "use an adapter of the model's own layers"),
     ("alora_invocation_tokens", "use a plain LoRA adapter"),
     ("target_parameters", "use `target_modules`"),
@@ -25,10 +24,13 @@ const UNBUILT: [(&str, &str); 8] = [
 const SPENT: [&str; 3] = ["eva_config", "lora_ga_config", "runtime_config"];
 
 /// What is computed of a configuration.
-#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Config {
-    pub(super) rank: usize,
-    pub(super) scale: f32,
+    rank: usize,
+    alpha: f64,
+    /// Whether the scale goes by the root of the rank.
+    stabilised: bool,
+    ranks: Patterns,
+    alphas: Patterns,
     /// The modules that it names; none when it names them by a pattern.
     pub(super) modules: Option<Vec<Module>>,
 }
@@ -101,13 +103,36 @@ impl Config {
             Some(Value::Bool(stabilised)) => *stabilised,
             Some(_) => return Err(bad("use_rslora", "must be true or false".into())),
         };
-        let divisor = if stabilised { (rank as f64).sqrt() } else { rank as f64 };
-        let scale = (alpha / divisor) as f32;
-        if !scale.is_finite() {
-            return Err(bad("lora_alpha", "is too large".into()));
-        }
+        let is_alpha = |alpha: f64| {
+            // At the smallest rank.
+            if (alpha as f32).is_finite() { Ok(()) } else { Err("is too large".to_owned()) }
+        };
+        is_alpha(alpha).map_err(|problem| bad("lora_alpha", problem))?;
+        let is_rank = |rank: f64| {
+            if rank > most as f64 {
+                return Err(format!("is {rank} and at most {most} is taken; raise --max-lora-rank"));
+            }
+            let whole = rank >= 1.0 && rank.fract() == 0.0;
+            if whole {
+                Ok(())
+            } else {
+                Err(format!("is {rank} and must be a rank, a whole number from 1 on"))
+            }
+        };
+        let ranks =
+            Patterns::read(get("rank_pattern"), is_rank).map_err(|problem| bad("rank_pattern", problem))?;
+        let alphas = Patterns::read(get("alpha_pattern"), is_alpha)
+            .map_err(|problem| bad("alpha_pattern", problem))?;
         let modules = modules(get("target_modules")).map_err(|problem| bad("target_modules", problem))?;
-        Ok(Self { rank, scale, modules })
+        Ok(Self { rank, alpha, stabilised, ranks, alphas, modules })
+    }
+
+    /// The rank of a module of this name, and by what its product is multiplied.
+    pub(super) fn of(&self, module: &str) -> (usize, f32) {
+        let rank = self.ranks.get(module).map_or(self.rank, |rank| rank as usize);
+        let alpha = self.alphas.get(module).unwrap_or(self.alpha);
+        let divisor = if self.stabilised { (rank as f64).sqrt() } else { rank as f64 };
+        (rank, (alpha / divisor) as f32)
     }
 }
 
@@ -121,7 +146,7 @@ fn modules(value: Option<&Value>) -> Result<Option<Vec<Module>>, String> {
     let module = |name: &Value| {
         let name = name.as_str().ok_or("must be an array of modules' names")?;
         let short = name.rsplit('.').next().unwrap_or(name);
-        MODULES.into_iter().find(|module| module.short() == short).ok_or_else(|| {
+        MODULES.into_iter().find(|module| module.short == short).ok_or_else(|| {
             let name: String = name.chars().take(80).collect();
             format!("names `{name}`, which is not supported; supported are {}", known())
         })

@@ -11,6 +11,7 @@ mod key;
 mod modules;
 mod names;
 mod options;
+mod patterns;
 mod read;
 mod registry;
 #[cfg(test)]
@@ -23,4 +24,4 @@ pub use modules::LoraModule;
 pub use options::{LoraOptions, MAX_RANK, RuntimeLora};
 pub use read::{Confined, Read, read};
 pub use registry::{Adapter, Adapters, Refusal};
-pub use weights::{LayerLora, LoraWeights, LowRank, Target};
+pub use weights::{LayerLora, LoraWeights, LowRank, Part, Target};

@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::config::Config;
 use super::error::LoraError;
-use super::names::{self, Half, Module};
-use super::weights::{LayerLora, LoraWeights, LowRank, Target};
+use super::names::{self, Half, Module, Named};
+use super::weights::{LayerLora, LoraWeights, LowRank, Part, Target};
 use crate::model::load::LoadError;
 use crate::model::spec::{ModelSpec, RopeLayout};
 use crate::safetensors::Shards;
@@ -125,14 +125,19 @@ fn whole(path: &Path, most: u64) -> Result<Option<Vec<u8>>, LoraError> {
 
 /// What an adapter of the largest rank takes, in the widest form.
 fn most_bytes(how: Read<'_>) -> u64 {
-    let per_rank: u64 = Target::ALL
-        .into_iter()
-        .map(|target| {
-            let (rows, cols) = target.shape(how.spec);
+    let spec = how.spec;
+    let per_rank = |targets: &[Target], part| -> u64 {
+        let size = |target: &Target| {
+            let (rows, cols) = target.shape(spec, part);
             (rows + cols) as u64
-        })
-        .sum();
-    HEADER + 4 * per_rank * how.max_rank as u64 * how.spec.layers as u64
+        };
+        targets.iter().map(size).sum()
+    };
+    let experts = spec
+        .experts
+        .map_or(0, |experts| experts.count as u64 * per_rank(&Target::OF_EXPERT, Part::Expert(0)));
+    let layer = per_rank(&Target::ALL, Part::Shared) + experts;
+    HEADER + 4 * layer * how.max_rank as u64 * spec.layers as u64
 }
 
 /// The halves of one module of one layer.
@@ -140,6 +145,8 @@ fn most_bytes(how: Read<'_>) -> u64 {
 struct Halves {
     a: Option<String>,
     b: Option<String>,
+    /// What transformers calls the module.
+    path: String,
 }
 
 fn assemble(
@@ -153,9 +160,10 @@ fn assemble(
         let tensor = tensor.chars().take(200).collect();
         LoraError::Tensor { path: path.into(), tensor, problem }
     };
-    let mut found: BTreeMap<(usize, Module), Halves> = BTreeMap::new();
+    let mut found: BTreeMap<(usize, Part, Module), Halves> = BTreeMap::new();
     for name in shards.names() {
-        let (layer, module, half) = names::parse(name).map_err(|problem| bad(name, problem))?;
+        let named = names::parse(name).map_err(|problem| bad(name, problem))?;
+        let Named { layer, part, module, half, path } = named;
         if layer >= spec.layers {
             let problem =
                 format!("is of layer {layer}, and this model has {}; use an adapter of it", spec.layers);
@@ -163,24 +171,31 @@ fn assemble(
         }
         if config.modules.as_ref().is_some_and(|modules| !modules.contains(&module)) {
             let problem =
-                format!("is of `{}`, which `target_modules` in {CONFIG} does not name", module.short());
+                format!("is of `{}`, which `target_modules` in {CONFIG} does not name", module.short);
             return Err(bad(name, problem));
         }
-        if spec.per_layer[layer].experts && module.targets.iter().any(|target| target.is_feed_forward()) {
-            return Err(bad(name, "changes a mixture of experts, which is not supported".into()));
+        if !module.targets.iter().all(|target| target.is_in(spec, layer, part)) {
+            let has = match (spec.per_layer[layer].experts, spec.experts) {
+                (true, Some(experts)) => format!("a mixture of {} experts", experts.count),
+                _ => "no mixture of experts".to_owned(),
+            };
+            let problem =
+                format!("is not in this model, whose layer {layer} has {has}; use an adapter of it");
+            return Err(bad(name, problem));
         }
-        let halves = found.entry((layer, module)).or_default();
+        let halves = found.entry((layer, part, module)).or_default();
+        path.clone_into(&mut halves.path);
         *(if half == Half::A { &mut halves.a } else { &mut halves.b }) = Some(name.to_owned());
     }
     for module in config.modules.iter().flatten() {
-        if !found.keys().any(|(_, other)| other == module) {
-            let problem = format!("names `{}`, of which {WEIGHTS} has no weights", module.short());
+        if !found.keys().any(|(_, _, other)| other == module) {
+            let problem = format!("names `{}`, of which {WEIGHTS} has no weights", module.short);
             let field = "target_modules".into();
             return Err(LoraError::Field { path: config_path.into(), field, problem });
         }
     }
     let mut layers = vec![LayerLora::default(); spec.layers];
-    for ((layer, module), halves) in found {
+    for ((layer, part, module), halves) in found {
         let (a, b) = match (halves.a, halves.b) {
             (Some(a), Some(b)) => (a, b),
             (Some(alone), None) | (None, Some(alone)) => {
@@ -188,23 +203,22 @@ fn assemble(
             }
             (None, None) => continue,
         };
-        let outputs: usize = module.targets.iter().map(|target| target.shape(spec).0).sum();
-        let inputs = module.targets[0].shape(spec).1;
-        let whole_a =
-            finite(shards.tensor(&a, &[config.rank, inputs])?).map_err(|problem| bad(&a, problem))?;
-        let whole_b =
-            finite(shards.tensor(&b, &[outputs, config.rank])?).map_err(|problem| bad(&b, problem))?;
+        let (rank, scale) = config.of(&halves.path);
+        let outputs: usize = module.targets.iter().map(|target| target.shape(spec, part).0).sum();
+        let inputs = module.targets[0].shape(spec, part).1;
+        let whole_a = finite(shards.tensor(&a, &[rank, inputs])?).map_err(|problem| bad(&a, problem))?;
+        let whole_b = finite(shards.tensor(&b, &[outputs, rank])?).map_err(|problem| bad(&b, problem))?;
         let mut first = 0;
         for target in module.targets {
-            let rows = target.shape(spec).0;
+            let rows = target.shape(spec, part).0;
             let own = whole_b.rows_at(first..first + rows);
             first += rows;
             let pair = LowRank {
                 a: whole_a.clone(),
                 b: in_the_bases_order(own, *target, spec).map_err(|problem| bad(&b, problem))?,
-                scale: config.scale,
+                scale,
             };
-            if !layers[layer].set(*target, pair) {
+            if !layers[layer].set(part, *target, pair) {
                 return Err(bad(&b, "changes a projection that another tensor changes too".into()));
             }
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ::safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-use super::{Confined, LayerLora, LoraWeights, LowRank, Read, Target, read};
-use crate::model::spec::{ModelSpec, RopeLayout};
+use super::{Confined, LayerLora, LoraWeights, LowRank, Part, Read, Target, read};
+use crate::model::spec::{ExpertsSpec, LayerSpec, ModelSpec, RopeLayout};
 use crate::tensor::{Bytes, Tensor, TensorKind};
 
 /// Random numbers of a width, the same for the same seed.
@@ -33,13 +33,18 @@ pub(crate) fn random(spec: &ModelSpec, rank: usize, seed: u64) -> LoraWeights {
     let layer = |index: usize| {
         let mut layer = LayerLora::default();
         for target in Target::ALL {
-            if target.is_feed_forward() && spec.per_layer[index].experts {
-                continue;
+            let parts = (0..4).map(Part::Expert).chain([Part::Shared]);
+            for (place, part) in parts.enumerate().filter(|(_, part)| target.is_in(spec, index, *part)) {
+                // Of the experts only some.
+                if matches!(part, Part::Expert(expert) if (expert + index) % 3 == 1) {
+                    continue;
+                }
+                let (rows, cols) = target.shape(spec, part);
+                let place = (index * Target::ALL.len() + target as usize) * 5 + (place + 1) % 5;
+                let own = seed * 1000 + place as u64 * 2;
+                let (a, b) = (matrix(own, rank, cols), matrix(own + 1, rows, rank));
+                assert!(layer.set(part, target, LowRank { a, b, scale: 1.5 }));
             }
-            let (rows, cols) = target.shape(spec);
-            let own = seed * 1000 + (index * Target::ALL.len() + target as usize) as u64 * 2;
-            let (a, b) = (matrix(own, rank, cols), matrix(own + 1, rows, rank));
-            assert!(layer.set(target, LowRank { a, b, scale: 1.5 }));
         }
         layer
     };
@@ -55,7 +60,7 @@ fn tensors(spec: &ModelSpec, rank: usize) -> Vec<Named> {
     let mut all = Vec::new();
     for layer in 0..spec.layers {
         for (module, target) in [("self_attn.q_proj", Target::Query), ("mlp.down_proj", Target::Down)] {
-            let (rows, cols) = target.shape(spec);
+            let (rows, cols) = target.shape(spec, Part::Shared);
             for (half, rows, cols) in [("A", rank, cols), ("B", rows, rank)] {
                 let name = format!("base_model.model.model.layers.{layer}.{module}.lora_{half}.weight");
                 all.push((name, vec![rows, cols], numbers(all.len() as u64 + 7, rows * cols, 0.3)));
@@ -138,6 +143,97 @@ fn every_precision_is_read_and_only_what_changes_answers_is_another_adapter() {
 }
 
 #[test]
+fn ranks_and_alphas_of_single_modules_are_read() {
+    let (spec, folder) = (spec(), folder());
+    let mut all = tensors(&spec, 4);
+    // The down projection of the second layer has another rank.
+    for (name, shape, numbers) in &mut all {
+        if name.contains("layers.1.mlp.down_proj") {
+            for side in shape.iter_mut().filter(|side| **side == 4) {
+                *side = 9;
+            }
+            numbers.resize(shape.iter().product(), 0.25);
+        }
+    }
+    let mut said = config();
+    said["rank_pattern"] = json!({r"layers\.1\.mlp\.down_proj": 9});
+    said["alpha_pattern"] = json!({"down_proj": 18, "layers.0.self_attn.q_proj": 6});
+    let pair = |stabilised: bool, layer: usize, target| {
+        let mut said = said.clone();
+        said["use_rslora"] = json!(stabilised);
+        write(folder.path(), &said, &all, Dtype::F32);
+        let weights = read(folder.path(), reading(&spec)).unwrap();
+        let pair = weights.layers[layer].get(target).unwrap().clone();
+        (pair.a.rows(), pair.scale)
+    };
+    assert_eq!(pair(false, 0, Target::Query), (4, 6.0 / 4.0));
+    assert_eq!(pair(false, 1, Target::Query), (4, 8.0 / 4.0));
+    assert_eq!(pair(false, 0, Target::Down), (4, 18.0 / 4.0));
+    assert_eq!(pair(false, 1, Target::Down), (9, 18.0 / 9.0));
+    assert_eq!(pair(true, 1, Target::Down), (9, 18.0 / 3.0), "by the root of its own rank");
+    let error = read(folder.path(), Read { max_rank: 8, ..reading(&spec) }).unwrap_err().to_string();
+    assert!(
+        error.contains("`rank_pattern` for `layers\\.1\\.mlp\\.down_proj` is 9 and at most 8"),
+        "{error}"
+    );
+}
+
+/// A model whose second layer is a mixture of four experts.
+fn mixture() -> ModelSpec {
+    let experts = ExpertsSpec { count: 4, used: 2, intermediate: 32, normalise: true };
+    let mixed = LayerSpec { experts: true, ..LayerSpec::default() };
+    ModelSpec { experts: Some(experts), per_layer: vec![LayerSpec::default(), mixed], ..spec() }
+}
+
+#[test]
+fn experts_are_changed_under_either_family_s_names() {
+    let (spec, folder) = (mixture(), tempfile::tempdir().unwrap());
+    let read_with = |names: [&str; 4], modules: [&str; 4]| {
+        let mut all = Vec::new();
+        for (name, rows, cols) in
+            names.into_iter().zip([(32, 64), (32, 64), (64, 32), (4, 64)]).map(|(n, s)| (n, s.0, s.1))
+        {
+            for (half, shape) in [("A", vec![4, cols]), ("B", vec![rows, 4])] {
+                let name = format!("base_model.model.model.layers.1.{name}.lora_{half}.weight");
+                let numbers = numbers(all.len() as u64 + 3, shape.iter().product(), 0.3);
+                all.push((name, shape, numbers));
+            }
+        }
+        let mut said = config();
+        said["target_modules"] = json!(modules);
+        write(folder.path(), &said, &all, Dtype::F32);
+        read(folder.path(), reading(&spec))
+    };
+    let mixtral =
+        ["experts.3.w1", "experts.0.w3", "experts.3.w2", "gate"].map(|n| format!("block_sparse_moe.{n}"));
+    let mixtral = read_with(mixtral.each_ref().map(String::as_str), ["w1", "w2", "w3", "gate"]).unwrap();
+    let qwen = ["experts.3.gate_proj", "experts.0.up_proj", "experts.3.down_proj", "gate"]
+        .map(|n| format!("mlp.{n}"));
+    let qwen = qwen.each_ref().map(String::as_str);
+    let modules = ["gate_proj", "up_proj", "down_proj", "gate"];
+    assert_eq!(read_with(qwen, modules).unwrap().digest(), mixtral.digest(), "names change nothing");
+    let layer = &mixtral.layers[1];
+    let shape = |pair: &LowRank| (pair.b.rows(), pair.a.cols());
+    assert_eq!(layer.get_expert(3, Target::Gate).map(shape), Some((32, 64)));
+    assert_eq!(layer.get_expert(0, Target::Up).map(shape), Some((32, 64)));
+    assert_eq!(layer.get_expert(3, Target::Down).map(shape), Some((64, 32)));
+    assert_eq!(layer.get(Target::Router).map(shape), Some((4, 64)));
+    assert!(layer.get_expert(0, Target::Gate).is_none() && layer.get(Target::Gate).is_none());
+    assert_eq!(mixtral.check(&spec), Ok(()));
+    assert!(mixtral.check(&super::tests::spec()).is_err(), "of a model without experts it is none");
+    let mut messages = Vec::new();
+    for other in
+        ["mlp.experts.4.gate_proj", "mlp.gate_proj", "mlp.experts.x.gate_proj", "mlp.experts.gate_proj"]
+    {
+        let mut names = qwen;
+        names[0] = other;
+        let error = read_with(names, modules).unwrap_err().to_string();
+        messages.push(error.replace(&folder.path().display().to_string(), "DIR"));
+    }
+    insta::assert_snapshot!("bad_experts", messages.join("\n"));
+}
+
+#[test]
 fn rows_follow_the_base_where_it_interleaves_the_halves_of_a_head() {
     let (halves, folder) = (spec(), folder());
     let mut interleaved = halves.clone();
@@ -175,7 +271,12 @@ fn each_bad_configuration_says_what_is_wrong() {
         ("arrow_config", json!({"top_k": 3})),
         ("modules_to_save", json!(["lm_head"])),
         ("rank_pattern", json!({"q_proj": 8})),
-        ("alpha_pattern", json!({"q_proj": 8})),
+        ("rank_pattern", json!({"q_proj": 17})),
+        ("rank_pattern", json!({"q_proj": 0.5})),
+        ("rank_pattern", json!(["q_proj"])),
+        ("alpha_pattern", json!({"q_proj": "8"})),
+        ("alpha_pattern", json!({"q_proj": 1e300})),
+        ("alpha_pattern", json!({"(": 1})),
         ("layer_replication", json!([[0, 2]])),
         ("lora_bias", json!(true)),
         ("fan_in_fan_out", json!(true)),

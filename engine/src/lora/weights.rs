@@ -23,26 +23,54 @@ pub enum Target {
     Up,
     /// The feed-forward layer's down projection.
     Down,
+    /// Of a mixture's scores, which say which experts a token goes to.
+    Router,
+}
+
+/// What of a layer a projection is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// What all tokens go through.
+    Shared,
+    /// This expert of its mixture.
+    Expert(usize),
 }
 
 impl Target {
     /// All of them, in the order of [`LayerLora`].
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    pub const ALL: [Self; 8] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down, Self::Router];
+    /// Those of an expert.
+    pub const OF_EXPERT: [Self; 3] = [Self::Gate, Self::Up, Self::Down];
 
-    /// Its outputs and inputs in a model of this shape.
-    pub fn shape(self, spec: &ModelSpec) -> (usize, usize) {
+    /// Its outputs and inputs in this part of a layer of a model of this shape.
+    pub fn shape(self, spec: &ModelSpec, part: Part) -> (usize, usize) {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+        let experts = spec.experts.filter(|_| self == Self::Router || part != Part::Shared);
+        let width = experts.map_or(spec.intermediate, |experts| experts.intermediate);
         match self {
             Self::Query => (queries, spec.hidden),
             Self::Key | Self::Value => (keys, spec.hidden),
             Self::Output => (spec.hidden, queries),
-            Self::Gate | Self::Up => (spec.intermediate, spec.hidden),
-            Self::Down => (spec.hidden, spec.intermediate),
+            Self::Gate | Self::Up => (width, spec.hidden),
+            Self::Down => (spec.hidden, width),
+            Self::Router => (experts.map_or(0, |experts| experts.count), spec.hidden),
         }
     }
 
-    /// Whether it is in the feed-forward layer.
+    /// Whether a layer of a model of this shape has it in this part.
+    pub fn is_in(self, spec: &ModelSpec, layer: usize, part: Part) -> bool {
+        let experts = spec.experts.filter(|_| spec.per_layer[layer].experts);
+        match part {
+            Part::Expert(index) => {
+                self.is_feed_forward() && experts.is_some_and(|experts| index < experts.count)
+            }
+            Part::Shared if self == Self::Router => experts.is_some(),
+            Part::Shared => !self.is_feed_forward() || experts.is_none(),
+        }
+    }
+
+    /// Whether it is one of a gated feed-forward layer.
     pub fn is_feed_forward(self) -> bool {
         matches!(self, Self::Gate | Self::Up | Self::Down)
     }
@@ -59,21 +87,60 @@ pub struct LowRank {
     pub scale: f32,
 }
 
-/// What an adapter changes in one layer, by [`Target`].
+/// What an adapter changes in one layer.
 #[derive(Clone, Debug, Default)]
-pub struct LayerLora([Option<LowRank>; Target::ALL.len()]);
+pub struct LayerLora {
+    shared: [Option<LowRank>; Target::ALL.len()],
+    /// Of the experts up to the last that it changes.
+    experts: Vec<[Option<LowRank>; Target::OF_EXPERT.len()]>,
+}
 
 impl LayerLora {
     /// What is added to this projection.
     pub fn get(&self, target: Target) -> Option<&LowRank> {
-        self.0[target as usize].as_ref()
+        self.shared[target as usize].as_ref()
     }
 
-    /// Adds this to a projection; `false` when something was added to it before.
-    #[must_use]
-    pub fn set(&mut self, target: Target, pair: LowRank) -> bool {
-        self.0[target as usize].replace(pair).is_none()
+    /// What is added to this projection of an expert.
+    pub fn get_expert(&self, expert: usize, target: Target) -> Option<&LowRank> {
+        self.experts.get(expert)?[expert_place(target)?].as_ref()
     }
+
+    /// Experts up to the last that it changes.
+    pub fn experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    /// Adds this to a projection; `false` when something was added to it before, or there is no such one.
+    #[must_use]
+    pub fn set(&mut self, part: Part, target: Target, pair: LowRank) -> bool {
+        let place = match part {
+            Part::Shared => &mut self.shared[target as usize],
+            Part::Expert(index) => {
+                let Some(place) = expert_place(target) else { return false };
+                if self.experts.len() <= index {
+                    self.experts.resize_with(index + 1, Default::default);
+                }
+                &mut self.experts[index][place]
+            }
+        };
+        place.replace(pair).is_none()
+    }
+
+    /// All that it changes, in one order.
+    fn all(&self) -> impl Iterator<Item = (Part, Target, &LowRank)> {
+        let shared =
+            Target::ALL.into_iter().filter_map(|target| Some((Part::Shared, target, self.get(target)?)));
+        let experts = (0..self.experts.len()).flat_map(move |index| {
+            let of = move |target| Some((Part::Expert(index), target, self.get_expert(index, target)?));
+            Target::OF_EXPERT.into_iter().filter_map(of)
+        });
+        shared.chain(experts)
+    }
+}
+
+fn expert_place(target: Target) -> Option<usize> {
+    Target::OF_EXPERT.iter().position(|other| *other == target)
 }
 
 /// An adapter's weights.
@@ -89,17 +156,22 @@ impl LoraWeights {
         if self.layers.len() != spec.layers {
             return Err(format!("the adapter has {} layers, the model {}", self.layers.len(), spec.layers));
         }
-        for (layer, target) in self.layers.iter().flat_map(|layer| Target::ALL.map(|target| (layer, target)))
-        {
-            let Some(pair) = layer.get(target) else { continue };
-            let (rows, cols) = target.shape(spec);
-            let rank = pair.a.rows();
-            let shape = (pair.b.rows(), pair.a.cols());
-            if shape != (rows, cols) || pair.b.cols() != rank || !(1..=MAX_RANK).contains(&rank) {
-                return Err(format!(
-                    "the adapter changes {target:?} of {shape:?} by a rank of {rank}, expected ({rows}, {cols}) and 1 \
-                     to {MAX_RANK}"
-                ));
+        for (index, layer) in self.layers.iter().enumerate() {
+            for (part, target, pair) in layer.all() {
+                if !target.is_in(spec, index, part) {
+                    return Err(format!(
+                        "the adapter changes {target:?} of layer {index}, which has none ({part:?})"
+                    ));
+                }
+                let (rows, cols) = target.shape(spec, part);
+                let rank = pair.a.rows();
+                let shape = (pair.b.rows(), pair.a.cols());
+                if shape != (rows, cols) || pair.b.cols() != rank || !(1..=MAX_RANK).contains(&rank) {
+                    return Err(format!(
+                        "the adapter changes {target:?} of {shape:?} by a rank of {rank}, expected ({rows}, {cols}) \
+                         and 1 to {MAX_RANK}"
+                    ));
+                }
             }
         }
         Ok(())
@@ -110,10 +182,13 @@ impl LoraWeights {
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new_derive_key("strata engine adapter v1");
         for (index, layer) in self.layers.iter().enumerate() {
-            for target in Target::ALL {
-                let Some(pair) = layer.get(target) else { continue };
+            for (part, target, pair) in layer.all() {
+                let place = match part {
+                    Part::Shared => target as usize,
+                    Part::Expert(expert) => (1 + expert) * Target::ALL.len() + target as usize,
+                };
                 // Lengths before contents, so that no two adapters are written alike.
-                for number in [index, target as usize, pair.a.rows(), pair.a.byte_len(), pair.b.byte_len()] {
+                for number in [index, place, pair.a.rows(), pair.a.byte_len(), pair.b.byte_len()] {
                     hasher.update(&(number as u64).to_le_bytes());
                 }
                 hasher.update(&pair.scale.to_bits().to_le_bytes());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use strata_engine::backend::cpu::{CacheType, Precision};
-use strata_engine::lora::{LoraOptions, Target};
+use strata_engine::lora::{LoraOptions, Part, Target};
 use strata_engine::model::load::load;
 use strata_engine::runtime::Engine;
 use strata_engine::serve::router;
@@ -92,7 +92,7 @@ fn adapter(folder: &std::path::Path, model: &std::path::Path, rank: usize) {
     let mut tensors = Vec::new();
     for layer in 0..spec.layers {
         for (module, target) in modules.iter().zip(Target::ALL) {
-            let (rows, cols) = target.shape(&spec);
+            let (rows, cols) = target.shape(&spec, Part::Shared);
             let inside = if target.is_feed_forward() { "mlp" } else { "self_attn" };
             for (half, shape) in [("A", [rank, cols]), ("B", [rows, rank])] {
                 let name =

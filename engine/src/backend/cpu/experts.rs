@@ -7,11 +7,13 @@
 
 use super::layer::ExpertsLayer;
 use super::lines::{Line, Rows, flat, flat_mut};
+use super::lora::{LoraRuns, Loras};
 use super::pointwise::gate_rows;
 use super::product::multiply;
 use super::quantise::Quantised;
 use super::simd::{Kernel, Simd, exp};
 use super::team::Machine;
+use crate::lora::{Part, Target};
 use crate::model::spec::{Activation, ExpertsSpec};
 
 /// What a mixture works in, kept from step to step.
@@ -27,6 +29,16 @@ pub(super) struct Mixture {
     gate: Rows,
     up: Rows,
     down: Rows,
+    /// Which of the gathered rows run with which adapter.
+    runs: LoraRuns,
+}
+
+/// The adapters of a step's tokens, in one layer.
+#[derive(Clone, Copy)]
+pub(super) struct Adapted<'a> {
+    pub(super) loras: &'a Loras,
+    pub(super) runs: &'a LoraRuns,
+    pub(super) layer: usize,
 }
 
 impl Mixture {
@@ -36,10 +48,13 @@ impl Mixture {
         &mut self,
         machine: &mut Machine,
         (experts, spec, activation): (&ExpertsLayer, ExpertsSpec, Activation),
+        adapted: Adapted<'_>,
         x: &Rows,
         out: &mut Rows,
     ) -> u64 {
         multiply(machine, x, &mut self.quantised, [experts.router.to(&mut self.scores)]);
+        let Adapted { loras, runs, layer } = adapted;
+        loras.add(machine, runs, (layer, Part::Shared), x, [(Target::Router, &mut self.scores)]);
         self.choose(machine, spec);
         out.reshape(x.count(), x.width());
         out.lines_mut().fill(Line::ZERO);
@@ -57,10 +72,16 @@ impl Mixture {
             for (row, (token, _)) in self.tokens.iter().enumerate() {
                 self.gathered.row_mut(row).copy_from_slice(x.row(*token));
             }
+            self.runs.gather(runs, self.tokens.iter().map(|(token, _)| *token));
+            let part = (layer, Part::Expert(index));
             let projections = [expert.gate.to(&mut self.gate), expert.up.to(&mut self.up)];
             multiply(machine, &self.gathered, &mut self.quantised, projections);
+            let outputs = [(Target::Gate, &mut self.gate), (Target::Up, &mut self.up)];
+            loras.add(machine, &self.runs, part, &self.gathered, outputs);
             gate_rows(machine, activation, &mut self.gate, &self.up);
             multiply(machine, &self.gate, &mut self.quantised, [expert.down.to(&mut self.down)]);
+            let outputs = [(Target::Down, &mut self.down)];
+            loras.add(machine, &self.runs, part, &self.gate, outputs);
             for (row, (token, weight)) in self.tokens.iter().enumerate() {
                 for (sum, part) in out.row_mut(*token).iter_mut().zip(self.down.row(row)) {
                     *sum += part * weight;

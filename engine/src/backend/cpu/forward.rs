@@ -2,7 +2,7 @@
 
 use super::attention::{Attention, Shape, Tasks};
 use super::cache::Cache;
-use super::experts::Mixture;
+use super::experts::{Adapted, Mixture};
 use super::layer::{FeedForward, Layer, Projection};
 use super::lines::{Line, Rows};
 use super::lora::{LoraRuns, Loras};
@@ -13,7 +13,7 @@ use super::simd::{Kernel, Simd};
 use super::tanh::{cap_rows, scale_rows};
 use super::team::Machine;
 use crate::backend::{BLOCK_TOKENS, Logits, StepBatch};
-use crate::lora::{AdapterId, LoraWeights, Target};
+use crate::lora::{AdapterId, LoraWeights, Part, Target};
 use crate::model::spec::{self, ModelSpec};
 use crate::tensor::{Linear, Tensor, Weights, dequantise};
 
@@ -204,7 +204,7 @@ impl Model {
             multiply(machine, &a.normed, &mut a.quantised, projections);
             let outputs =
                 [(Target::Query, &mut a.queries), (Target::Key, &mut a.keys), (Target::Value, &mut a.values)];
-            loras.add(machine, &a.lora_runs, index, &a.normed, outputs);
+            loras.add(machine, &a.lora_runs, (index, Part::Shared), &a.normed, outputs);
             let rotation = match spec.per_layer[index].rotation {
                 spec::Rotation::Global => Some(&a.rotation),
                 spec::Rotation::Local => a.local_rotation.as_ref(),
@@ -223,7 +223,7 @@ impl Model {
             let projection = [layer.attention_output.to(&mut a.projected)];
             multiply(machine, &a.attended, &mut a.quantised, projection);
             let outputs = [(Target::Output, &mut a.projected)];
-            loras.add(machine, &a.lora_runs, index, &a.attended, outputs);
+            loras.add(machine, &a.lora_runs, (index, Part::Shared), &a.attended, outputs);
             a.add_projected(machine, layer.attention_post_norm.as_deref(), eps);
 
             norm_rows(machine, &a.stream, &layer.feed_forward_norm, eps, &mut a.normed);
@@ -236,7 +236,7 @@ impl Model {
                         let projections = [dense.gate.to(&mut a.gate), dense.up.to(&mut a.up)];
                         multiply(machine, &a.normed, quantised, projections);
                         let outputs = [(Target::Gate, &mut a.gate), (Target::Up, &mut a.up)];
-                        loras.add(machine, &a.lora_runs, index, &a.normed, outputs);
+                        loras.add(machine, &a.lora_runs, (index, Part::Shared), &a.normed, outputs);
                         gate_rows(machine, activation, &mut a.gate, &a.up);
                     } else {
                         let (gate, up) = (dense.gate.factor(), dense.up.factor());
@@ -244,13 +244,14 @@ impl Model {
                     }
                     multiply(machine, &a.gate, &mut a.quantised, [dense.down.to(&mut a.projected)]);
                     let outputs = [(Target::Down, &mut a.projected)];
-                    loras.add(machine, &a.lora_runs, index, &a.gate, outputs);
+                    loras.add(machine, &a.lora_runs, (index, Part::Shared), &a.gate, outputs);
                     3
                 }
                 (FeedForward::Experts(experts), shape) => {
                     let shape = shape.expect("a shape with experts where its weights have them");
                     let mixture = (experts, shape, spec.activation);
-                    a.mixture.run(machine, mixture, &a.normed, &mut a.projected)
+                    let adapters = Adapted { loras, runs: &a.lora_runs, layer: index };
+                    a.mixture.run(machine, mixture, adapters, &a.normed, &mut a.projected)
                 }
             };
             a.add_projected(machine, layer.feed_forward_post_norm.as_deref(), eps);

@@ -12,7 +12,7 @@ use super::lines::{LANES, Line, Rows, SharedRows, flat_mut};
 use super::simd::{Kernel, Simd};
 use super::team::Machine;
 use crate::backend::SequenceSpan;
-use crate::lora::{AdapterId, LoraWeights, LowRank, MAX_RANK, Target};
+use crate::lora::{AdapterId, LayerLora, LoraWeights, LowRank, MAX_RANK, Part, Target};
 
 /// Tokens of a task: enough to read the weights seldom, few enough for all threads to have some.
 const TOKENS: usize = 8;
@@ -23,7 +23,34 @@ const SIDE_BY_SIDE: usize = 4;
 
 /// The adapters that were loaded.
 #[derive(Default)]
-pub(super) struct Loras(HashMap<AdapterId, Vec<[Option<Pair>; Target::ALL.len()]>>);
+pub(super) struct Loras(HashMap<AdapterId, Vec<LayerPairs>>);
+
+/// What an adapter adds in one layer.
+struct LayerPairs {
+    shared: [Option<Pair>; Target::ALL.len()],
+    /// By expert, in the order of [`Target::OF_EXPERT`].
+    experts: Vec<[Option<Pair>; Target::OF_EXPERT.len()]>,
+}
+
+impl LayerPairs {
+    fn new(layer: &LayerLora) -> Self {
+        let expert = |index| Target::OF_EXPERT.map(|target| layer.get_expert(index, target).map(Pair::new));
+        Self {
+            shared: Target::ALL.map(|target| layer.get(target).map(Pair::new)),
+            experts: (0..layer.experts()).map(expert).collect(),
+        }
+    }
+
+    fn get(&self, part: Part, target: Target) -> Option<&Pair> {
+        match part {
+            Part::Shared => self.shared[target as usize].as_ref(),
+            Part::Expert(index) => {
+                let place = Target::OF_EXPERT.iter().position(|other| *other == target)?;
+                self.experts.get(index)?[place].as_ref()
+            }
+        }
+    }
+}
 
 /// What is added to one projection, as the kernels read it.
 struct Pair {
@@ -77,16 +104,30 @@ impl LoraRuns {
         self.0.clear();
         for span in spans {
             let Some(adapter) = span.adapter else { continue };
-            for first in span.start..span.start + span.len {
-                match self.0.last_mut() {
-                    Some(run)
-                        if run.adapter == adapter && run.first + run.count == first && run.count < TOKENS =>
-                    {
-                        run.count += 1;
-                    }
-                    _ => self.0.push(Run { adapter, first, count: 1 }),
-                }
+            for token in span.start..span.start + span.len {
+                self.push(adapter, token);
             }
+        }
+    }
+
+    /// Notes some tokens of a step, in their order, that lie side by side elsewhere.
+    pub(super) fn gather(&mut self, of: &Self, tokens: impl Iterator<Item = usize>) {
+        self.0.clear();
+        let mut runs = of.0.iter().copied().peekable();
+        for (row, token) in tokens.enumerate() {
+            while runs.next_if(|run| run.first + run.count <= token).is_some() {}
+            if let Some(run) = runs.peek().filter(|run| run.first <= token) {
+                self.push(run.adapter, row);
+            }
+        }
+    }
+
+    fn push(&mut self, adapter: AdapterId, token: usize) {
+        match self.0.last_mut() {
+            Some(run) if run.adapter == adapter && run.first + run.count == token && run.count < TOKENS => {
+                run.count += 1;
+            }
+            _ => self.0.push(Run { adapter, first: token, count: 1 }),
         }
     }
 }
@@ -94,9 +135,7 @@ impl LoraRuns {
 impl Loras {
     /// Takes an adapter over.
     pub(super) fn load(&mut self, id: AdapterId, weights: &LoraWeights) {
-        let layer =
-            |layer: &crate::lora::LayerLora| Target::ALL.map(|target| layer.get(target).map(Pair::new));
-        self.0.insert(id, weights.layers.iter().map(layer).collect());
+        self.0.insert(id, weights.layers.iter().map(LayerPairs::new).collect());
     }
 
     /// Lets go of an adapter.
@@ -109,12 +148,13 @@ impl Loras {
         self.0.contains_key(&id)
     }
 
-    /// Adds what the adapters of a step's tokens add to projections of the same activations in one layer.
+    /// Adds what the adapters of a step's tokens add to projections of the same activations in one part of a
+    /// layer.
     pub(super) fn add<const N: usize>(
         &self,
         machine: &mut Machine,
         runs: &LoraRuns,
-        layer: usize,
+        (layer, part): (usize, Part),
         x: &Rows,
         outputs: [(Target, &mut Rows); N],
     ) {
@@ -127,7 +167,7 @@ impl Loras {
             // Absent in a layer that the adapter does not change, and never for want of the adapter.
             let Some(layer) = self.0.get(&run.adapter).and_then(|layers| layers.get(layer)) else { return };
             for (target, stride, width, out) in &outputs {
-                if let Some(pair) = &layer[*target as usize] {
+                if let Some(pair) = layer.get(part, *target) {
                     level.run_floats(Delta { pair, x, out: *out, stride: *stride, width: *width, run });
                 }
             }

@@ -6,7 +6,6 @@ use super::*;
 use crate::backend::LogitRows;
 use crate::backend::cpu::lines::flat;
 use crate::backend::cpu::simd::Level;
-use crate::lora::LayerLora;
 use crate::tensor::{Bytes, Tensor, TensorKind};
 
 fn matrix(rows: usize, cols: usize, mut next: impl FnMut() -> f32) -> Tensor {
@@ -56,6 +55,9 @@ fn tokens_of_one_adapter_are_read_together() {
     runs.place(&spans(&[(1, Some(1)), (9, Some(1)), (2, None), (1, Some(1)), (1, Some(2))]));
     let run = |adapter, first, count| Run { adapter: AdapterId(adapter), first, count };
     assert_eq!(runs.0, [run(1, 0, 8), run(1, 8, 2), run(1, 12, 1), run(2, 13, 1)]);
+    let mut some = LoraRuns::default();
+    some.gather(&runs, [0, 3, 9, 10, 12, 13].into_iter());
+    assert_eq!(some.0, [run(1, 0, 3), run(1, 4, 1), run(2, 5, 1)], "the tenth has none, and takes a row");
     runs.place(&spans(&[(3, None)]));
     assert!(runs.0.is_empty());
 }
@@ -75,7 +77,7 @@ proptest! {
             let (a, b) = (matrix(rank, inputs, &mut next), matrix(outputs, rank, &mut next));
             let pair = LowRank { a, b, scale: next() * 3.0 };
             let mut layer = LayerLora::default();
-            prop_assert!(layer.set(Target::Value, pair.clone()));
+            prop_assert!(layer.set(Part::Shared, Target::Value, pair.clone()));
             loras.load(AdapterId(id), &LoraWeights { layers: [LayerLora::default(), layer].into() });
             pairs.push((pair.a.to_f32(), pair.b.to_f32(), pair.scale, rank));
         }
@@ -88,7 +90,7 @@ proptest! {
             out.reshape(count, outputs);
             out.lines_mut().copy_from_slice(before.lines());
             runs.place(spans);
-            loras.add(&mut machine, &runs, 1, &x, [(Target::Value, &mut out)]);
+            loras.add(&mut machine, &runs, (1, Part::Shared), &x, [(Target::Value, &mut out)]);
             out
         };
         let bits = |rows: &Rows| flat(rows.lines()).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -130,12 +132,18 @@ fn what_overflows_stays_out_of_the_padding() {
     let huge = || 1e30;
     let pair = LowRank { a: matrix(3, 20, huge), b: matrix(20, 3, huge), scale: 1.0 };
     let mut layer = LayerLora::default();
-    assert!(layer.set(Target::Up, pair));
+    assert!(layer.set(Part::Shared, Target::Up, pair));
     loras.load(AdapterId(1), &LoraWeights { layers: [layer].into() });
     let (x, mut out) = (rows(2, 20, || 1e10), rows(2, 20, || 1.0));
     let mut runs = LoraRuns::default();
     runs.place(&spans(&[(1, Some(1)), (1, None)]));
-    loras.add(&mut Machine::new(Level::detect(), 1).unwrap(), &runs, 0, &x, [(Target::Up, &mut out)]);
+    loras.add(
+        &mut Machine::new(Level::detect(), 1).unwrap(),
+        &runs,
+        (0, Part::Shared),
+        &x,
+        [(Target::Up, &mut out)],
+    );
     assert!(out.row(0).iter().all(|x| !x.is_finite()));
     assert!(flat(out.lines())[20..32].iter().all(|x| *x == 0.0));
     assert!(out.row(1).iter().all(|x| x.to_bits() == 1f32.to_bits()));

@@ -20,6 +20,8 @@ mod integer;
 mod layer;
 mod lines;
 mod lora;
+#[cfg(test)]
+mod merged_tests;
 mod pack;
 mod pointwise;
 mod product;

@@ -16,7 +16,7 @@ const KV_BLOCKS: usize = 64;
 
 const CACHES: [CacheType; 4] = [CacheType::F32, CacheType::F16, CacheType::Bf16, CacheType::Int8];
 
-fn options(threads: usize, cache: CacheType) -> CpuOptions {
+pub(super) fn options(threads: usize, cache: CacheType) -> CpuOptions {
     CpuOptions { threads, kv_blocks: KV_BLOCKS, max_model_len: 512, precision: Precision::Exact, cache }
 }
 
@@ -38,7 +38,7 @@ fn shapes_and_caches() -> impl Iterator<Item = (ModelSpec, CacheType)> {
 }
 
 /// One part of a step: tokens of `sequence[from..to]`, with its blocks.
-fn span(step: &mut StepBatch, sequence: &[u32], from: usize, to: usize, blocks: &[u32]) {
+pub(super) fn span(step: &mut StepBatch, sequence: &[u32], from: usize, to: usize, blocks: &[u32]) {
     step.spans.push(SequenceSpan {
         start: step.tokens.len(),
         len: to - from,
@@ -66,13 +66,13 @@ fn to_bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
 
-fn blocks(first: u32, count: u32) -> Vec<u32> {
+pub(super) fn blocks(first: u32, count: u32) -> Vec<u32> {
     // Out of order, as they are after a while.
     (first..first + count).rev().collect()
 }
 
 /// Every flag that a shape has, and widths that fill no line.
-fn shapes() -> Vec<ModelSpec> {
+pub(super) fn shapes() -> Vec<ModelSpec> {
     let plain = ModelSpec::tiny(VOCAB);
     let interleaved = Rope { layout: RopeLayout::Interleaved, ..plain.rope.clone() };
     let experts = |normalise| Some(ExpertsSpec { count: 5, used: 2, intermediate: 40, normalise });
