@@ -20,6 +20,8 @@ pub enum Change {
         tokens: [u32; BLOCK_TOKENS],
         /// The adapter that they were computed with.
         adapter: Option<Arc<AdapterKey>>,
+        /// The cache salt that keeps the sequence apart from others; of a sequence's first block alone.
+        salt: Option<Arc<str>>,
     },
     /// A block was taken for something else. Its contents are in place until the next step runs.
     Removed {
@@ -28,15 +30,18 @@ pub enum Change {
         /// Its name.
         hash: BlockHash,
     },
+    /// All were forgotten at once; each that could be found was told as removed just before.
+    Cleared,
 }
 
 impl Change {
     pub(super) fn stored(block: u32, hash: BlockHash, full: Full<'_>) -> Self {
-        let Full { parent, tokens, adapter } = full;
+        let Full { parent, tokens, adapter, salt } = full;
         debug_assert_eq!(tokens.len(), BLOCK_TOKENS);
         let mut own = [0; BLOCK_TOKENS];
         own.iter_mut().zip(tokens).for_each(|(to, from)| *to = *from);
-        Self::Stored { block, hash, parent, tokens: own, adapter: adapter.cloned() }
+        let salt = salt.filter(|_| parent.is_none()).cloned();
+        Self::Stored { block, hash, parent, tokens: own, adapter: adapter.cloned(), salt }
     }
 }
 
@@ -49,6 +54,8 @@ pub struct Full<'a> {
     pub tokens: &'a [u32],
     /// The adapter that they were computed with.
     pub adapter: Option<&'a Arc<AdapterKey>>,
+    /// The cache salt of their sequence.
+    pub salt: Option<&'a Arc<str>>,
 }
 
 /// What becomes of a block, for those who count how long blocks are of use.

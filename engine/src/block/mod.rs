@@ -151,6 +151,7 @@ impl BlockPool {
             self.blocks[block as usize].hash = None;
             self.changes.push(Change::Removed { block, hash });
         }
+        self.changes.push(Change::Cleared);
     }
 
     /// Lets go of a block. With its last holder gone it is free.

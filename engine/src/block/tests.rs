@@ -16,7 +16,7 @@ fn take(pool: &mut BlockPool, hashes: &[BlockHash]) -> Option<Vec<u32>> {
     let mut blocks: Vec<u32> = hashes[..hit.blocks].iter().map(|h| pool.hold_cached(h).unwrap()).collect();
     for hash in &hashes[hit.blocks..] {
         let block = pool.allocate().unwrap();
-        pool.name(block, *hash, Full { parent: None, tokens: &[0; BLOCK_TOKENS], adapter: None });
+        pool.name(block, *hash, Full { parent: None, tokens: &[0; BLOCK_TOKENS], adapter: None, salt: None });
         blocks.push(block);
     }
     Some(blocks)
@@ -67,12 +67,21 @@ fn every_change_is_told_once_and_in_order() {
         let tell = |change| match change {
             Change::Stored { hash, .. } => (true, hash),
             Change::Removed { hash, .. } => (false, hash),
+            Change::Cleared => (false, BlockHash::root(None)),
         };
         pool.take_changes().into_iter().map(tell).collect()
     };
     assert_eq!(told(&mut pool), [(true, old[0]), (true, old[1])]);
     take(&mut pool, &new).unwrap();
     assert_eq!(told(&mut pool), [(false, old[1]), (true, new[0])]);
+    pool.forget();
+    let mut forgotten = told(&mut pool);
+    assert_eq!(
+        forgotten.pop(),
+        Some((false, BlockHash::root(None))),
+        "that all are gone, after each of them"
+    );
+    assert_eq!(forgotten.len(), 2);
     assert_eq!(told(&mut pool), []);
 }
 

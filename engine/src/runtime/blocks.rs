@@ -89,6 +89,7 @@ impl BlockKeeper {
             match change {
                 Change::Stored { block, hash, .. } => self.keep(*hash, *block, backend),
                 Change::Removed { block, hash } => self.evicted(*hash, *block, planner, backend),
+                Change::Cleared => {}
             }
         }
         self.log.change(|directory, told| {
@@ -96,6 +97,7 @@ impl BlockKeeper {
                 match change {
                     Change::Stored { hash, .. } => directory.stored(*hash, Medium::Device, told),
                     Change::Removed { hash, .. } => directory.removed(hash, Medium::Device, told),
+                    Change::Cleared => {}
                 }
             }
         });

@@ -212,6 +212,8 @@ impl Driver {
         if let Some(speculation) = &mut self.speculation {
             speculation.wake().map_err(|e| e.to_string())?;
         }
+        // Said again: who follows the blocks may have come since it fell asleep.
+        self.forget_cache();
         self.resume();
         tracing::info!("engine is awake");
         Ok(())

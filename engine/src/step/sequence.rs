@@ -34,6 +34,7 @@ pub(super) struct Sequence {
     pub(super) awaited: Awaited,
     /// The adapter that it runs with.
     pub(super) adapter: Option<Arc<AdapterKey>>,
+    salt: Option<Arc<str>>,
     chain: HashChain,
 }
 
@@ -54,6 +55,7 @@ impl Sequence {
             admitted: false,
             awaited: Awaited::default(),
             adapter,
+            salt: cache_salt.map(Arc::from),
             chain,
             tokens,
         }
@@ -148,7 +150,8 @@ impl Sequence {
             for i in self.named..full {
                 let parent = i.checked_sub(1).map(|before| hashes[before]);
                 let tokens = &self.tokens[i * BLOCK_TOKENS..(i + 1) * BLOCK_TOKENS];
-                let full = Full { parent, tokens, adapter: self.adapter.as_ref() };
+                let (adapter, salt) = (self.adapter.as_ref(), self.salt.as_ref());
+                let full = Full { parent, tokens, adapter, salt };
                 pool.name(self.blocks[i], hashes[i], full);
             }
             self.named = full;

@@ -9,6 +9,7 @@ mod control;
 mod events;
 mod extras;
 mod http;
+mod kv_events;
 mod metrics;
 mod process;
 mod real;

@@ -1,7 +1,8 @@
-//! The same blocks as vLLM tells of them: ZeroMQ, MessagePack, and **the prompts' token ids**. Whoever
-//! can read this socket can read what was asked, so it is off until somebody turns it on; our own
-//! stream ([`super::EventLog`]) carries hashes alone.
+//! The same blocks as vLLM tells of them: ZeroMQ, MessagePack, and **the prompts' token ids** and
+//! their cache salts. Whoever can read this socket can read what was asked, so it is off until somebody
+//! turns it on; our own stream ([`super::EventLog`]) carries hashes alone.
 
+mod outlet;
 mod payload;
 mod publisher;
 
@@ -19,7 +20,7 @@ pub struct KvEventsConfig {
     pub enable_kv_cache_events: bool,
     /// `zmq`, or `null` for nothing. Without one, `zmq` where events are enabled.
     pub publisher: Option<Publisher>,
-    /// Where to publish: bound where it holds a `*` or `::`, else connected to.
+    /// Where to publish: bound where it holds a `*` or `::`, else connected to, as often as it takes.
     pub endpoint: String,
     /// Where past batches can be asked for.
     pub replay_endpoint: Option<String>,

@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqError, ZmqMessage};
+use zeromq::{Endpoint, PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqError, ZmqMessage};
 
+use super::outlet::Outlet;
 use super::{KvEventsConfig, payload};
 use crate::block::Change;
 
@@ -18,7 +19,7 @@ const END: [u8; 8] = [0xff; 8];
 pub enum PublishError {
     /// The address is none.
     #[error(
-        "kv-events-config: `{name}` is `{endpoint}`; only tcp://HOST:PORT, with * for all interfaces, is built"
+        "kv-events-config: `{name}` is `{endpoint}` and must be tcp://HOST:PORT, with * for all interfaces"
     )]
     Endpoint {
         /// Which.
@@ -64,9 +65,11 @@ impl KvFeed {
     }
 }
 
-/// Bound sockets that nothing is published on yet.
+/// Sockets that nothing is published on yet: bound ones, or one that is connected once it has begun.
 pub struct KvPublisher {
     events: PubSocket,
+    /// Who is connected to; none for a socket that is bound.
+    peer: Option<String>,
     replay: Option<RouterSocket>,
     topic: Bytes,
     kept: usize,
@@ -81,14 +84,15 @@ impl std::fmt::Debug for KvPublisher {
 
 /// An address as the sockets take it.
 fn address(name: &'static str, endpoint: &str) -> Result<String, PublishError> {
-    if endpoint.starts_with("tcp://") {
-        return Ok(endpoint.replace('*', "0.0.0.0"));
+    let address = endpoint.replace('*', "0.0.0.0");
+    match address.parse() {
+        Ok(Endpoint::Tcp(..)) => Ok(address),
+        _ => Err(PublishError::Endpoint { name, endpoint: endpoint.to_owned() }),
     }
-    Err(PublishError::Endpoint { name, endpoint: endpoint.to_owned() })
 }
 
 impl KvPublisher {
-    /// Takes the addresses.
+    /// Takes the addresses that are bound. Nobody is connected to yet.
     pub async fn bind(config: &KvEventsConfig) -> Result<Self, PublishError> {
         let failed = |name, endpoint: &str, error: &ZmqError| PublishError::Socket {
             name,
@@ -98,8 +102,9 @@ impl KvPublisher {
         let mut events = PubSocket::new();
         let to = address("endpoint", &config.endpoint)?;
         let stays = config.endpoint.contains('*') || config.endpoint.contains("::");
-        let taken = if stays { events.bind(&to).await.map(drop) } else { events.connect(&to).await };
-        taken.map_err(|e| failed("endpoint", &config.endpoint, &e))?;
+        if stays {
+            events.bind(&to).await.map_err(|e| failed("endpoint", &config.endpoint, &e))?;
+        }
         let replay = match &config.replay_endpoint {
             None => None,
             Some(endpoint) => {
@@ -110,7 +115,8 @@ impl KvPublisher {
             }
         };
         let topic = Bytes::from(config.topic.clone());
-        Ok(Self { events, replay, topic, kept: config.buffer_steps, queue: config.max_queue_size.max(1) })
+        let (kept, queue) = (config.buffer_steps, config.max_queue_size.max(1));
+        Ok(Self { events, peer: (!stays).then_some(to), replay, topic, kept, queue })
     }
 
     /// Starts to publish on a task of its own, which ends with the feed.
@@ -120,11 +126,13 @@ impl KvPublisher {
         KvFeed { queue, next: 0 }
     }
 
-    async fn run(mut self, mut batches: mpsc::Receiver<Batch>) {
+    async fn run(self, mut batches: mpsc::Receiver<Batch>) {
+        let Self { events, peer, mut replay, topic, kept: most, queue: _ } = self;
+        let mut outlet = Outlet::new(events, peer);
         let mut kept: VecDeque<(u64, Bytes)> = VecDeque::new();
         loop {
             let request = async {
-                match &mut self.replay {
+                match &mut replay {
                     Some(replay) => replay.recv().await,
                     None => std::future::pending().await,
                 }
@@ -134,18 +142,19 @@ impl KvPublisher {
                     let Some(batch) = batch else { return };
                     let packed = Bytes::from(payload::batch(batch.seconds, &batch.changes));
                     let sequence = Bytes::copy_from_slice(&batch.sequence.to_be_bytes());
-                    let message = [self.topic.clone(), sequence, packed.clone()];
-                    if let Err(error) = self.events.send(frames(message)).await {
+                    let message = [topic.clone(), sequence, packed.clone()];
+                    if let Err(error) = outlet.send(frames(message)).await {
                         tracing::warn!(%error, "block events could not be published");
                     }
                     kept.push_back((batch.sequence, packed));
-                    if kept.len() > self.kept {
+                    if kept.len() > most {
                         kept.pop_front();
                     }
                 }
+                () = outlet.attend() => {}
                 request = request => {
-                    if let (Ok(request), Some(replay)) = (request, &mut self.replay)
-                        && let Err(error) = answer(replay, &self.topic, &request, &kept).await
+                    if let (Ok(request), Some(replay)) = (request, &mut replay)
+                        && let Err(error) = answer(replay, &topic, &request, &kept).await
                     {
                         tracing::warn!(%error, "a replay of block events broke off");
                     }

@@ -167,3 +167,24 @@ proptest! {
         let _ = read(&whole[..cut.min(whole.len())]);
     }
 }
+
+/// What Strata's own engine packs, as its tests have it, too.
+#[test]
+fn the_engine_s_own_batch_is_read() {
+    let text = include_str!("../../../../api/wire/tests/data/kv_events.hex").trim();
+    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..text.len()).step_by(2).map(byte).collect();
+    let batch = read(&bytes).unwrap();
+    let [Event::Stored(first), Event::Removed(removed), Event::Stored(last), Event::Cleared] =
+        batch.events.as_slice()
+    else {
+        panic!("{batch:?}")
+    };
+    let name = |n: u8| Name::Bytes([n; 32].into());
+    assert_eq!(first.names, [name(1), name(2)]);
+    assert_eq!(first.extra, Some(vec![vec!["scope".to_owned()], vec![]]));
+    assert_eq!((first.tokens.len(), first.block_size, first.group, first.whole), (32, 16, 0, true));
+    assert_eq!((&removed.names, removed.medium, removed.group), (&vec![name(2)], Medium::Device, 0));
+    assert_eq!((last.parent.as_ref(), &last.extra), (None, &Some(vec![vec![]])));
+    assert_eq!(batch.unknown, 0);
+}
