@@ -8,12 +8,14 @@
 mod compile;
 mod ebnf;
 mod form;
+mod tags;
 mod vocabulary;
 mod walk;
 
 pub(crate) use ebnf::literal as lark_literal;
-pub(crate) use form::bounded_space;
+pub(crate) use form::spaced;
 
 pub use compile::{Compiled, GrammarError, Grammars, MAX_GRAMMAR_BYTES};
-pub use form::Grammar;
+pub use form::{Grammar, Space, close, regex_problem};
+pub use tags::{Content, Group, Marked, Piece, Spelling, Tag};
 pub use walk::{DeadEnd, Next, Walk};

@@ -43,7 +43,7 @@ pub(super) async fn create(
     members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
     members.unbuilt("documents", |v| v.as_array().is_some_and(Vec::is_empty), "write them into a message")?;
     let add_special = members.boolean("add_special_tokens")?.unwrap_or(false);
-    let form = structured::read(&members)?;
+    let form = structured::read(&members, engine.tokenizer())?;
     let asked = output_limit(&members)?;
     let include_reasoning = members.boolean("include_reasoning")?.unwrap_or(true);
     let text = render(&engine, &members, &messages, tools.as_ref().map(|tools| tools.list.as_slice()))?;

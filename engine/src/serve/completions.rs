@@ -51,7 +51,7 @@ pub(super) async fn create(
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     options.rules.max_tokens =
         submit::output_limit(&engine, longest, asked, Some(DEFAULT_MAX_TOKENS), "prompt")?;
-    if let Some(form) = structured::read(&members)? {
+    if let Some(form) = structured::read(&members, engine.tokenizer())? {
         let grammar = structured::compile(&engine, form).await?;
         options.structure = Some(Structure { grammar, thinking: None });
     }

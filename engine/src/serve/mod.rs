@@ -19,6 +19,7 @@ mod next_turn;
 mod operate;
 mod options;
 mod speech;
+mod structural_tag;
 mod structured;
 mod submit;
 mod tokenize;

@@ -179,7 +179,6 @@ fn refuse_unbuilt(members: &Members) -> Result<(), Fault> {
         "audio",
         "prediction",
         "web_search_options",
-        "guided_whitespace_pattern",
         "repetition_detection",
         "logprob_token_ids",
         "thinking_token_budget",

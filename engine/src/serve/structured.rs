@@ -9,11 +9,15 @@ use strata_hop::Fault;
 use strata_wire::ErrorKind;
 
 use super::members::{Members, wrong};
-use crate::grammar::{Compiled, Grammar, GrammarError};
+use super::structural_tag;
+use crate::grammar::{self, Compiled, Grammar, GrammarError, Space};
 use crate::runtime::Engine;
+use crate::tokenizer::Tokenizer;
 
 /// Texts of one choice.
 const MAX_CHOICES: usize = 4096;
+/// Bytes of a regular expression for white space.
+const MAX_SPACE_BYTES: usize = 1024;
 
 /// A grammar, and the member that asks for it.
 #[derive(Clone, Debug)]
@@ -22,9 +26,67 @@ pub(super) struct Asked {
     pub(super) grammar: Grammar,
 }
 
+/// How JSON is to be written.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Manner {
+    pub(super) space: Space,
+    /// Whether objects hold nothing that their schema does not name.
+    closed: bool,
+    /// The member that says so.
+    member: Option<&'static str>,
+}
+
+impl Manner {
+    /// A schema as it is to be followed.
+    pub(super) fn schema(&self, mut schema: Value) -> Value {
+        if self.closed {
+            grammar::close(&mut schema);
+        }
+        schema
+    }
+
+    fn read(members: &Members) -> Result<Self, Fault> {
+        const ANY: &str = "structured_outputs.disable_any_whitespace";
+        const CLOSED: &str = "structured_outputs.disable_additional_properties";
+        const PATTERN: &str = "structured_outputs.whitespace_pattern";
+        const OLD_PATTERN: &str = "guided_whitespace_pattern";
+        let nothing = Map::new();
+        let map = members.object("structured_outputs")?.unwrap_or(&nothing);
+        let flag = |name: &str| match map.get(name.rsplit('.').next().unwrap_or(name)) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(wrong(name, "true or false", other)),
+        };
+        let mut manner = Self { closed: flag(CLOSED)?, ..Self::default() };
+        manner.member = manner.closed.then_some(CLOSED);
+        if flag(ANY)? {
+            (manner.space, manner.member) = (Space::None, Some(ANY));
+        }
+        let given = [(PATTERN, map.get("whitespace_pattern")), (OLD_PATTERN, members.get(OLD_PATTERN))];
+        for (name, value) in given {
+            let Some(value) = value.filter(|value| !value.is_null()) else { continue };
+            let wanted = format!("a regular expression of 1 to {MAX_SPACE_BYTES} bytes");
+            let pattern = value.as_str().filter(|text| (1..=MAX_SPACE_BYTES).contains(&text.len()));
+            let Some(pattern) = pattern else { return Err(wrong(name, &wanted, value)) };
+            if manner.space != Space::Bounded {
+                let message =
+                    format!("`{name}` and another member both say which white space there may be; send one");
+                return Err(Fault::invalid_param(name, message));
+            }
+            if let Some(problem) = grammar::regex_problem(pattern) {
+                let message = format!("`{name}` is no regular expression that can be followed: {problem}");
+                return Err(Fault::invalid_param(name, message));
+            }
+            (manner.space, manner.member) = (Space::Pattern(pattern.to_owned()), Some(name));
+        }
+        Ok(manner)
+    }
+}
+
 /// The one form that the request asks for, if any.
-pub(super) fn read(members: &Members) -> Result<Option<Asked>, Fault> {
-    let mut asked: Vec<Asked> = response_format(members)?.into_iter().collect();
+pub(super) fn read(members: &Members, tokenizer: &Tokenizer) -> Result<Option<Asked>, Fault> {
+    let manner = Manner::read(members)?;
+    let mut asked: Vec<Asked> = response_format(members, tokenizer, &manner)?.into_iter().collect();
     for (kind, name) in [
         ("json", "guided_json"),
         ("regex", "guided_regex"),
@@ -37,7 +99,7 @@ pub(super) fn read(members: &Members) -> Result<Option<Asked>, Fault> {
         }
     }
     if let Some(map) = members.object("structured_outputs")? {
-        asked.extend(structured_outputs(map)?);
+        asked.extend(structured_outputs(map, tokenizer, &manner)?);
     }
     if let [first, second, ..] = asked.as_slice() {
         let message = format!(
@@ -46,7 +108,21 @@ pub(super) fn read(members: &Members) -> Result<Option<Asked>, Fault> {
         );
         return Err(Fault::invalid_param(&second.member, message));
     }
-    Ok(asked.pop())
+    let mut asked = asked.pop();
+    match asked.as_mut().map(|asked| &mut asked.grammar) {
+        Some(Grammar::JsonSchema(schema, space)) => {
+            (*schema, *space) = (manner.schema(schema.take()), manner.space);
+        }
+        // It was read by them.
+        Some(Grammar::Lark(_)) => {}
+        _ => {
+            if let Some(member) = manner.member {
+                let message = format!("`{member}` is about JSON, and no JSON is asked for; remove it");
+                return Err(Fault::invalid_param(member, message));
+            }
+        }
+    }
+    Ok(asked)
 }
 
 /// Compiles a grammar, or says which member is at fault.
@@ -63,9 +139,16 @@ pub(super) async fn compile(engine: &Engine, asked: Asked) -> Result<Arc<Compile
     })
 }
 
-fn response_format(members: &Members) -> Result<Option<Asked>, Fault> {
+fn response_format(
+    members: &Members,
+    tokenizer: &Tokenizer,
+    manner: &Manner,
+) -> Result<Option<Asked>, Fault> {
     let name = "response_format";
     let Some(format) = members.object(name)? else { return Ok(None) };
+    if format.get("type").is_some_and(|kind| kind == "structural_tag") {
+        return tagged(name, &Value::Object(format.clone()), tokenizer, manner).map(Some);
+    }
     let kind = format.get("type").unwrap_or(&Value::Null);
     match kind.as_str() {
         Some("text") => Ok(None),
@@ -84,7 +167,8 @@ fn response_format(members: &Members) -> Result<Option<Asked>, Fault> {
         Some(other) => {
             let shown: String = other.chars().take(40).collect();
             let message = format!(
-                "`response_format.type` must be `text`, `json_object` or `json_schema`, and it is `{shown}`"
+                "`response_format.type` must be `text`, `json_object`, `json_schema` or `structural_tag`, and it is \
+                 `{shown}`"
             );
             Err(Fault::invalid_param(name, message))
         }
@@ -92,7 +176,16 @@ fn response_format(members: &Members) -> Result<Option<Asked>, Fault> {
     }
 }
 
-fn structured_outputs(map: &Map<String, Value>) -> Result<Vec<Asked>, Fault> {
+fn tagged(member: &str, value: &Value, tokenizer: &Tokenizer, manner: &Manner) -> Result<Asked, Fault> {
+    let content = structural_tag::read(member, value, tokenizer, manner)?;
+    Ok(Asked { member: member.to_owned(), grammar: Grammar::Lark(content.lark()) })
+}
+
+fn structured_outputs(
+    map: &Map<String, Value>,
+    tokenizer: &Tokenizer,
+    manner: &Manner,
+) -> Result<Vec<Asked>, Fault> {
     let mut asked = Vec::new();
     for (kind, value) in map.iter().filter(|(_, value)| !value.is_null()) {
         let member = format!("structured_outputs.{kind}");
@@ -100,14 +193,16 @@ fn structured_outputs(map: &Map<String, Value>) -> Result<Vec<Asked>, Fault> {
             "json" | "regex" | "choice" | "grammar" | "json_object" => {
                 asked.extend(form(kind, &member, value)?);
             }
-            // What vLLM's client sends with every request.
-            "disable_any_whitespace" | "disable_additional_properties" | "disable_fallback"
-                if value == &Value::Bool(false) => {}
+            "structural_tag" => asked.push(tagged(&member, value, tokenizer, manner)?),
+            // Of the whole, and read already.
+            "disable_any_whitespace" | "disable_additional_properties" | "whitespace_pattern" => {}
+            // What vLLM's older clients send with every request.
+            "disable_fallback" if value == &Value::Bool(false) => {}
             _ => {
                 let shown: String = kind.chars().take(40).collect();
                 let message = format!(
-                    "`structured_outputs` takes one of json, regex, choice, grammar and json_object; `{shown}` is \
-                     none of them"
+                    "`structured_outputs` takes one of json, regex, choice, grammar, json_object and structural_tag; \
+                     `{shown}` is none of them"
                 );
                 return Err(Fault::invalid_param("structured_outputs", message));
             }
@@ -123,7 +218,7 @@ fn form(kind: &str, member: &str, value: &Value) -> Result<Option<Asked>, Fault>
         None => Err(wrong(member, what, value)),
     };
     let grammar = match kind {
-        "json" => Grammar::JsonSchema(schema(member, value)?),
+        "json" => Grammar::JsonSchema(schema(member, value)?, Space::default()),
         "regex" => Grammar::Regex(text("a regular expression")?),
         "grammar" => Grammar::Text(text("a grammar as text")?),
         "choice" => Grammar::Choice(choices(member, value)?),
@@ -137,7 +232,7 @@ fn form(kind: &str, member: &str, value: &Value) -> Result<Option<Asked>, Fault>
 }
 
 /// A schema, as an object or as JSON text.
-fn schema(member: &str, value: &Value) -> Result<Value, Fault> {
+pub(super) fn schema(member: &str, value: &Value) -> Result<Value, Fault> {
     match value {
         Value::Object(_) | Value::Bool(_) => Ok(value.clone()),
         Value::String(text) => match serde_json::from_str(text) {

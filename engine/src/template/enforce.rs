@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::form::{CLOSE, ToolFormat};
-use crate::grammar::{bounded_space, lark_literal};
+use crate::grammar::{Space, lark_literal, spaced};
 
 /// Ids of the marks around calls, where they are special tokens, which no text spells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl CallGrammar<'_> {
             // Behind the quotation mark that `head` ends with.
             let name = Value::from(name.as_str()).to_string().split_off(1);
             let head = lark_literal(&format!("{head}{name}, \"{member}\": "));
-            let schema = bounded_space(schema.clone());
+            let schema = spaced(schema.clone(), &Space::default());
             let _ = write!(lark, "\ncall_{i}: {before} {head} arguments_{i} \"}}\" {after}");
             let _ = write!(lark, "\narguments_{i}: %json {schema}");
         }

@@ -19,6 +19,7 @@ mod refusals;
 mod scheduling;
 mod speculation;
 mod speech;
+mod structural;
 mod structured;
 mod support;
 mod tiers;

@@ -228,7 +228,13 @@ async fn what_cannot_be_enforced_is_refused_by_name() {
         json!({"guided_grammar": "root ::= root | root root"}),
         json!({"guided_grammar": "start: start"}),
         json!({"guided_json": {"$ref": "#"}}),
-        json!({"structured_outputs": {"structural_tag": "{}"}}),
+        json!({"structured_outputs": {"json": {}, "disable_any_whitespace": "yes"}}),
+        json!({"structured_outputs": {"json": {}, "whitespace_pattern": "(", "disable_any_whitespace": false}}),
+        json!({"structured_outputs": {"json": {}, "whitespace_pattern": " ", "disable_any_whitespace": true}}),
+        json!({"structured_outputs": {"regex": "a", "disable_additional_properties": true}}),
+        json!({"structured_outputs": {"whitespace_pattern": " "}}),
+        json!({"guided_choice": ["a"], "guided_whitespace_pattern": " "}),
+        json!({"structured_outputs": {"json": {}, "xml": {}}}),
     ];
     let mut said = String::new();
     for more in refused {
