@@ -22,7 +22,7 @@ use super::members::Members;
 use super::next_turn::NextTurn;
 use super::options::TokenOptions;
 use super::speech::{Growing, Said, Speech};
-use super::{messages, options, structured, submit};
+use super::{echo, messages, options, structured, submit};
 use crate::runtime::{Engine, Event, Generation, Piece, StopCause};
 use crate::template::{Prompt, TemplateError};
 
@@ -38,7 +38,6 @@ pub(super) async fn create(
     let tools = messages::tools(&members)?;
     let mut options =
         options::read(&members, engine.tokenizer(), engine.max_model_len(), logprobs(&members)?)?;
-    members.unbuilt("echo", |v| v == false, "remove it")?;
     members.unbuilt("best_of", |v| v.as_i64().is_none_or(|b| b <= 1), "remove it, or use `n`")?;
     members.unbuilt("chat_template", |_| false, "the model's own template is used: remove it")?;
     members.unbuilt("documents", |v| v.as_array().is_some_and(Vec::is_empty), "write them into a message")?;
@@ -59,6 +58,16 @@ pub(super) async fn create(
     }
     options.rules.max_tokens = submit::output_limit(&engine, prompt.len(), asked, None, "messages")?;
     options.structure = speech.structure(&engine, tools.as_ref(), form).await?;
+    let role = role(&members, &messages)?;
+    let echoed = if members.boolean("echo")?.unwrap_or(false) {
+        // As many as of the answer, in the one place where a prompt's are told.
+        if options.stream.is_none() {
+            options.sampling.prompt_logprobs = options.sampling.prompt_logprobs.or(options.sampling.logprobs);
+        }
+        echo::last_message(&messages, &role)
+    } else {
+        String::new()
+    };
     let claims = submit::claims(&engine, &members, &options, &text, &prompt);
     let id = submit::request_id(&headers)?;
     options.span = submit::span(&engine, &headers);
@@ -68,6 +77,8 @@ pub(super) async fn create(
         id: format!("chatcmpl-{id}"),
         created: submit::now(),
         model: submit::answers_as(&engine, adapter.as_deref()),
+        role,
+        echoed,
         n: options.n,
         logprobs: options.sampling.logprobs.is_some(),
         speech,
@@ -95,6 +106,10 @@ pub(super) struct Head {
     pub(super) id: String,
     pub(super) created: i64,
     pub(super) model: String,
+    /// Of the answers.
+    pub(super) role: String,
+    /// What stands before each answer.
+    pub(super) echoed: String,
     pub(super) n: usize,
     pub(super) logprobs: bool,
     pub(super) speech: Speech,
@@ -111,6 +126,15 @@ fn logprobs(members: &Members) -> Result<Option<usize>, Fault> {
         }
         top => Ok(wanted.then_some(top.unwrap_or(0) as usize)),
     }
+}
+
+/// Whose the answer is: the assistant's, or where the prompt does not end with a beginning of its answer,
+/// the last message's, which goes on.
+fn role(members: &Members, messages: &[Message]) -> Result<String, Fault> {
+    let continues = members.boolean("continue_final_message")?.unwrap_or(false);
+    let begins = members.boolean("add_generation_prompt")?.unwrap_or(!continues);
+    let last = messages.last().filter(|_| !begins);
+    Ok(last.map_or_else(|| "assistant".to_owned(), |message| message.role.clone()))
 }
 
 /// The limit that the request names; the newer name counts where both stand.
@@ -213,7 +237,7 @@ async fn collect(
         .map(|_| Whole {
             growing: Growing::new(head.speech),
             reasoning: String::new(),
-            text: String::new(),
+            text: head.echoed.clone(),
             calls: Vec::new(),
             logprobs: Vec::new(),
             finish: None,
@@ -275,7 +299,7 @@ async fn collect(
         Choice {
             index: index as u32,
             message: AssistantMessage {
-                role: "assistant".into(),
+                role: head.role.clone(),
                 content,
                 reasoning: reasoning.clone(),
                 reasoning_content: reasoning,

@@ -62,9 +62,15 @@ impl ChatStream {
             ended: false,
         };
         for index in 0..stream.head.n {
-            let role =
-                Delta { role: Some("assistant".into()), content: Some(String::new()), ..Delta::default() };
-            stream.send(index, role, None, None, None);
+            let role = Some(stream.head.role.clone());
+            let begins = Delta { role, content: Some(String::new()), ..Delta::default() };
+            stream.send(index, begins, None, None, None);
+        }
+        if !stream.head.echoed.is_empty() {
+            for index in 0..stream.head.n {
+                let content = Some(stream.head.echoed.clone());
+                stream.send(index, Delta { content, ..Delta::default() }, None, None, None);
+            }
         }
         for event in begun {
             stream.take(event);

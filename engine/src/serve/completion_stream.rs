@@ -11,8 +11,10 @@ use strata_wire::sse;
 
 use super::answer::{self, Meter};
 use super::completions::{Head, note_logprob};
+use super::echo;
 use super::options::Streaming;
 use crate::runtime::{Engine, Event, Generation, Piece, StopCause};
+use crate::sampling::ScoredToken;
 
 /// The state of one stream.
 pub(super) struct CompletionStream {
@@ -22,6 +24,8 @@ pub(super) struct CompletionStream {
     engine: Arc<Engine>,
     generation: Generation,
     answers: Vec<Answer>,
+    /// Of each prompt whose log probabilities are echoed: what is known of it so far.
+    unscored: Vec<Option<Unscored>>,
     ready: VecDeque<Bytes>,
     ended: bool,
 }
@@ -34,6 +38,13 @@ struct Answer {
     tokens: Vec<u32>,
 }
 
+/// A prompt that is being scored, and what its answers say meanwhile.
+#[derive(Default)]
+struct Unscored {
+    tokens: Vec<ScoredToken>,
+    pieces: Vec<Piece>,
+}
+
 impl CompletionStream {
     pub(super) fn new(
         head: Head,
@@ -44,12 +55,16 @@ impl CompletionStream {
         begun: Vec<Event>,
     ) -> Self {
         let answers = (0..head.n * head.echoed.len()).map(|_| Answer::default()).collect();
+        let scores = head.echoes_logprobs();
+        let unscored = head.echoed.iter().map(|_| scores.then(Unscored::default)).collect();
+        let ready = VecDeque::new();
         let mut stream =
-            Self { head, how, meter, engine, generation, answers, ready: VecDeque::new(), ended: false };
-        for choice in 0..stream.answers.len() {
-            let echoed = stream.head.echoed[choice / stream.head.n].clone();
-            if !echoed.is_empty() {
-                stream.send(choice, echoed, None, None, None);
+            Self { head, how, meter, engine, generation, answers, unscored, ready, ended: false };
+        for prompt in 0..stream.head.echoed.len() {
+            if scores {
+                stream.when_scored(prompt);
+            } else if !stream.head.echoed[prompt].is_empty() {
+                stream.echo(prompt, None);
             }
         }
         for event in begun {
@@ -83,13 +98,47 @@ impl CompletionStream {
                 self.ended = true;
             }
             Event::Admitted { cached_tokens, .. } => self.meter.cached += cached_tokens,
-            Event::Scored { .. } => {}
-            Event::Piece(piece) => self.piece(piece),
+            Event::Scored { prompt, tokens } => {
+                if let Some(Some(unscored)) = self.unscored.get_mut(prompt) {
+                    unscored.tokens.extend(tokens);
+                    self.when_scored(prompt);
+                }
+            }
+            Event::Piece(piece) => match self.unscored.get_mut(piece.choice / self.head.n) {
+                // One that is aborted is not scored any further.
+                Some(Some(_)) if piece.finish == Some(FinishReason::Abort) => self.piece(piece),
+                Some(Some(unscored)) => unscored.pieces.push(piece),
+                _ => self.piece(piece),
+            },
+        }
+    }
+
+    /// Echoes a prompt once all of it is scored, and what its answers have said since.
+    fn when_scored(&mut self, prompt: usize) {
+        let whole = self.head.prompts[prompt].len() - 1;
+        let Some(unscored) = self.unscored[prompt].take_if(|unscored| unscored.tokens.len() >= whole) else {
+            return;
+        };
+        let none = CompletionLogprobs::default();
+        let logprobs = echo::logprobs(&self.head, prompt, &unscored.tokens, self.engine.tokenizer(), none);
+        let chars =
+            self.head.prompts[prompt].iter().map(|id| self.engine.tokenizer().text(*id).chars().count());
+        let chars = chars.sum();
+        for answer in &mut self.answers[prompt * self.head.n..][..self.head.n] {
+            answer.chars = chars;
+        }
+        self.echo(prompt, Some(&logprobs));
+        unscored.pieces.into_iter().for_each(|piece| self.piece(piece));
+    }
+
+    fn echo(&mut self, prompt: usize, logprobs: Option<&CompletionLogprobs>) {
+        for choice in prompt * self.head.n..(prompt + 1) * self.head.n {
+            self.send(choice, self.head.echoed[prompt].clone(), logprobs.cloned(), None, None);
         }
     }
 
     fn piece(&mut self, piece: Piece) {
-        let Piece { choice, text, token, finish, stop } = piece;
+        let Piece { choice, text, token, finish, stop } = echo::told(&self.head, piece);
         let Some(answer) = self.answers.get_mut(choice) else { return };
         if let Some(token) = &token {
             self.meter.completion += 1;

@@ -17,7 +17,7 @@ use super::completion_stream::CompletionStream;
 use super::members::{Members, wrong};
 use super::options::{Options, TokenOptions};
 use super::submit::Cut;
-use super::{options, structured, submit};
+use super::{echo, options, structured, submit};
 use crate::runtime::{Engine, Event, Generation, Piece, PieceToken, StopCause, Structure};
 use crate::sampling::ScoredToken;
 use crate::tokenizer::Tokenizer;
@@ -38,19 +38,21 @@ pub(super) async fn create(
     members.unbuilt("suffix", |v| v == "", "remove it")?;
     let echo = members.boolean("echo")?.unwrap_or(false);
     if echo && logprobs.is_some() {
-        if options.stream.is_some() {
-            let message = "`echo` with `logprobs` cannot be streamed: send it without `stream`";
-            return Err(Fault::invalid_param("echo", message));
-        }
         options.sampling.prompt_logprobs = options.sampling.prompt_logprobs.max(logprobs);
     }
     let keep = options.n;
     options.n = best_of(&members, &mut options)?;
-    let asked = members.whole("max_tokens", 1..=i64::MAX)?.map(|limit| limit as usize);
+    // Nothing is an answer where the prompt is wanted back.
+    let asked = members.whole("max_tokens", i64::from(!echo)..=i64::MAX)?.map(|limit| limit as usize);
     let prompts = prompts(&engine, &members, &options).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    options.rules.max_tokens =
-        submit::output_limit(&engine, longest, asked, Some(DEFAULT_MAX_TOKENS), "prompt")?;
+    options.rules.max_tokens = submit::output_limit(
+        &engine,
+        longest,
+        asked.map(|limit| limit.max(1)),
+        Some(DEFAULT_MAX_TOKENS),
+        "prompt",
+    )?;
     if let Some(form) = structured::read(&members, engine.tokenizer())? {
         let grammar = structured::compile(&engine, form).await?;
         options.structure = Some(Structure { grammar, thinking: None });
@@ -76,6 +78,8 @@ pub(super) async fn create(
         model: submit::answers_as(&engine, adapter.as_deref()),
         n: options.n,
         echoed,
+        echoes: echo,
+        prompt_only: asked == Some(0),
         keep,
         logprobs,
         tells_prompt_logprobs: members.get("prompt_logprobs").is_some(),
@@ -105,6 +109,10 @@ pub(super) struct Head {
     pub(super) n: usize,
     /// What stands before each prompt's answers.
     pub(super) echoed: Vec<String>,
+    /// Whether that is the prompt.
+    pub(super) echoes: bool,
+    /// Whether nothing stands behind it.
+    pub(super) prompt_only: bool,
     /// Answers to each prompt that are returned, the likeliest of `n`.
     pub(super) keep: usize,
     /// Likeliest tokens to tell at each place.
@@ -116,6 +124,11 @@ pub(super) struct Head {
 }
 
 impl Head {
+    /// Whether answers begin with the log probabilities of their prompt.
+    pub(super) fn echoes_logprobs(&self) -> bool {
+        self.echoes && self.logprobs.is_some()
+    }
+
     pub(super) fn response(
         &self,
         choices: Vec<CompletionChoice>,
@@ -281,7 +294,8 @@ async fn collect(
                     scored.extend(tokens);
                 }
             }
-            Event::Piece(Piece { choice, text, token, finish, stop }) => {
+            Event::Piece(piece) => {
+                let Piece { choice, text, token, finish, stop } = echo::told(&head, piece);
                 let Some(answer) = answers.get_mut(choice) else { return Ok(()) };
                 if let Some(token) = &token {
                     meter.completion += 1;
@@ -315,8 +329,8 @@ async fn collect(
         }
         for whole in group {
             let mut logprobs = whole.logprobs;
-            if !head.echoed[prompt].is_empty() && head.logprobs.is_some() {
-                logprobs = echoed_logprobs(&head, prompt, scored, engine.tokenizer(), logprobs);
+            if head.echoes_logprobs() {
+                logprobs = echo::logprobs(&head, prompt, scored, engine.tokenizer(), logprobs);
             }
             choices.push(CompletionChoice {
                 index: choices.len() as u32,
@@ -333,36 +347,4 @@ async fn collect(
         }
     }
     Ok(head.response(choices, Some(meter.usage())))
-}
-
-/// The log probabilities of an echoed prompt, and then those of its answer.
-fn echoed_logprobs(
-    head: &Head,
-    prompt: usize,
-    scored: &[ScoredToken],
-    tokenizer: &Tokenizer,
-    answer: CompletionLogprobs,
-) -> CompletionLogprobs {
-    let (top, by_id) = (head.logprobs.unwrap_or(0), head.tokens.by_id);
-    let mut list = CompletionLogprobs::default();
-    let mut chars = 0;
-    if let Some(first) = head.prompts[prompt].first() {
-        list.tokens.push(answer::token_name(*first, tokenizer, by_id));
-        list.token_logprobs.push(None);
-        list.top_logprobs.get_or_insert_default().push(Map::new());
-        list.text_offset.push(0);
-        chars += tokenizer.text(*first).chars().count();
-    }
-    for token in scored {
-        let mut logprobs = token.logprobs.clone();
-        logprobs.top.truncate(top);
-        let piece = PieceToken { id: token.token, logprobs: Some(logprobs) };
-        note_logprob(&mut list, &piece, tokenizer, chars, by_id);
-        chars += tokenizer.text(token.token).chars().count();
-    }
-    list.tokens.extend(answer.tokens);
-    list.token_logprobs.extend(answer.token_logprobs);
-    list.top_logprobs.get_or_insert_default().extend(answer.top_logprobs.unwrap_or_default());
-    list.text_offset.extend(answer.text_offset.into_iter().map(|offset| offset + chars));
-    list
 }

@@ -11,6 +11,7 @@ mod completion_stream;
 mod completions;
 mod control;
 mod drain;
+mod echo;
 pub mod embed;
 mod events;
 mod members;

@@ -6,6 +6,7 @@ mod adapters;
 mod backend;
 mod client;
 mod control;
+mod echo;
 mod events;
 mod extras;
 mod http;

@@ -105,7 +105,7 @@ async fn bad_requests() {
         ("chat_template", vec![json!("{{ x }}")]),
         ("continue_final_message", vec![json!("yes")]),
         ("truncation_side", vec![json!("middle"), json!(1)]),
-        ("guided_whitespace_pattern", vec![json!(" ?")]),
+        ("guided_whitespace_pattern", vec![json!(" ?"), json!(1)]),
         ("documents", vec![json!([{"text": "x"}])]),
         ("repetition_detection", vec![json!({"max_pattern_size": 3})]),
         ("logprob_token_ids", vec![json!([1])]),
@@ -146,7 +146,7 @@ async fn bad_requests() {
         }
     }
     for more in [
-        json!({"echo": true, "logprobs": 1, "stream": true}),
+        json!({"echo": true, "max_tokens": -1}),
         json!({"best_of": 2, "n": 3}),
         json!({"best_of": 2, "stream": true}),
         json!({"prompt_logprobs": 1, "stream": true}),
