@@ -11,7 +11,7 @@ import pytest
 from conftest import rendered_by_operator, values_of
 from network import Address, Pod
 
-PORTS = {"http": 8000, "internal": 8443}
+PORTS = {"http": 8000, "internal": 8443, "picker": 9002, "kv-events": 5557, "kv-replay": 5558}
 
 
 def strata(component: str, namespace: str) -> Pod:
@@ -224,6 +224,30 @@ class TestTheWhole:
             if isinstance(pods[t], Pod) and t not in OTHERS and reaches(s, t)
         }
         assert possible == self.expected(mode)
+
+    @pytest.mark.parametrize("mode", FLOWS)
+    def test_only_schedulers_read_what_caches_hold(self, helm, mode):
+        """It has the tokens of what was asked."""
+        rules = policies(helm, mode, self.METRICS) + self.of_operator(mode)
+        pods = self.pods(mode)
+        for port in (PORTS["kv-events"], PORTS["kv-replay"]):
+            pairs = itertools.permutations(pods, 2)
+            reach = {(s, t) for s, t in pairs if t.startswith("engine") and network.allowed(rules, pods[s], pods[t], port)}
+            of = {(f"scheduler@{n}", f"engine@{n}") for n in ("models", "others")}
+            assert reach == (set() if mode == "development" else of)
+
+    def test_proxies_reach_the_picker_and_what_it_picks(self, helm):
+        rules = policies(helm, "production", self.METRICS)
+        rules += [o for name, o in rendered_by_operator() if name.endswith("policies_with_a_picker")]
+        envoy = Pod("envoy", "ingress", {"app": "envoy"}, {}, PORTS)
+        beside = Pod("beside", "ingress", {"app": "other"}, {}, PORTS)
+        engine = strata("engine", "models")
+        for caller in (envoy, beside, OTHERS["app"], OTHERS["prometheus"], OWN["platform"]):
+            asks = network.allowed(rules, caller, MODELS["scheduler"], PORTS["picker"])
+            assert asks is (caller is envoy), caller.name
+        assert network.allowed(rules, envoy, engine, CLIENTS) and not network.allowed(rules, beside, engine, CLIENTS)
+        assert not network.allowed(rules, envoy, MODELS["scheduler"], CLIENTS)
+        assert not network.allowed(rules, envoy, engine, PORTS["kv-events"])
 
     @pytest.mark.parametrize("mode", FLOWS)
     def test_what_leaves_the_cluster(self, helm, mode):

@@ -45,6 +45,18 @@ BAD = {
         {"serviceMonitor": {"enabled": True}},
         r"serviceMonitor.enabled is set, but the NetworkPolicies let no Prometheus.*metricsNamespaces",
     ),
+    "a picker where there is none": (
+        {"mode": "development", "operator": {"picker": {"enabled": True}}, **OPEN},
+        r"mode development has no scheduler that could be asked",
+    ),
+    "proxies that may ask nobody": (
+        {"operator": {"picker": {"from": [{"podSelector": {}}]}}},
+        r"operator.picker.from is set, but nobody can ask.*operator.picker.enabled=true",
+    ),
+    "a proxy that is none": (
+        {"operator": {"picker": {"enabled": True, "from": [{"pods": {}}]}}},
+        r"/operator/picker/from/0.*'pods' not allowed",
+    ),
     "a pod that is another's": (
         {"gateway": {"podLabels": {"app.kubernetes.io/component": "platform"}}},
         r"gateway.podLabels sets app.kubernetes.io/component.*Remove it",

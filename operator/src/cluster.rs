@@ -44,7 +44,7 @@ pub use meta::shared_owners;
 pub use namespace::{NamespaceSeen, namespace_step};
 pub(crate) use revision::digest;
 pub use scale::METRIC_LABEL;
-pub use site::{Capabilities, ClusterSite, Trust};
+pub use site::{Capabilities, ClusterSite, Picker, Trust};
 pub use status::{malformed_status, model_status};
 pub use step::{DEVELOPMENT_SERVICE, ModelStep, model_step, swept_kinds};
 

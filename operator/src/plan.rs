@@ -160,16 +160,10 @@ pub(crate) fn judge_models<'a>(
             verdict
         } else if let (Place::Cluster, Err(error)) = (place, uri) {
             refused(Reason::Invalid, format!("`spec.model.uri`: {error}"))
-        } else if let Some(message) = too_few_devices_of_any(spec) {
+        } else if let Some(message) = too_few_devices_of_any(spec).or_else(|| adapter_without_folder(spec)) {
             refused(Reason::Invalid, message)
-        } else if let Some(older) = serves.get(spec.model.name.as_str()) {
-            refused(
-                Reason::NameConflict,
-                format!(
-                    "ModelDeployment {}/{} serves `{}` already: give this one another `spec.model.name`, or delete one",
-                    older.namespace, older.name, spec.model.name
-                ),
-            )
+        } else if let Some(message) = taken_name(spec, &serves) {
+            refused(Reason::NameConflict, message)
         } else if mode == Mode::Development && spec.wanted_replicas() > 1 {
             refused(
                 Reason::ModeLimit,
@@ -193,13 +187,49 @@ pub(crate) fn judge_models<'a>(
         } else {
             Verdict::Accepted
         };
+        // One that is refused for its names holds the others of them: who is refused for those depends on
+        // nobody else then, and schedulers decide alike.
+        let holds =
+            matches!(verdict, Verdict::Accepted | Verdict::Refused { reason: Reason::NameConflict, .. });
+        if holds {
+            for name in spec.served_names() {
+                serves.entry(name).or_insert_with(|| key.clone());
+            }
+        }
         if verdict == Verdict::Accepted {
-            serves.insert(&spec.model.name, key.clone());
             engines.push(workload(model));
         }
         judged.push(Judged { key, generation: model.metadata.generation.unwrap_or(1), verdict });
     }
     engines
+}
+
+/// Which name an older model has already, of a model or an adapter.
+fn taken_name(spec: &ModelDeploymentSpec, serves: &BTreeMap<&str, ObjectKey>) -> Option<String> {
+    let (name, older) = spec.served_names().find_map(|name| Some((name, serves.get(name)?)))?;
+    let this = if name == spec.model.name {
+        "this one another `spec.model.name`"
+    } else {
+        "the adapter another name"
+    };
+    Some(format!(
+        "ModelDeployment {}/{} serves `{name}` already: give {this}, or delete one",
+        older.namespace, older.name
+    ))
+}
+
+/// Which adapter's URI names no folder.
+fn adapter_without_folder(spec: &ModelDeploymentSpec) -> Option<String> {
+    spec.adapters.iter().enumerate().find_map(|(index, adapter)| {
+        let said = match ModelUri::parse(&adapter.uri, None) {
+            Err(error) => error.to_string(),
+            Ok(uri) => format!(
+                "names the file {}, and an adapter is a folder with adapter_config.json and its weights: name the folder",
+                uri.file()?
+            ),
+        };
+        Some(format!("`spec.adapters[{index}].uri`: {said}"))
+    })
 }
 
 /// A field that needs a scheduler, or several replicas.

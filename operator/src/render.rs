@@ -2,8 +2,10 @@
 
 mod args;
 mod engine;
+mod files;
 mod hop;
 mod host;
+mod lora;
 mod pod;
 #[cfg(test)]
 mod tests;
@@ -22,12 +24,20 @@ use crate::cluster::ClusterSite;
 use crate::workload::{Component, Workload};
 
 pub(crate) use engine::{egress_ports, is_device, too_few_devices};
+pub(crate) use files::FETCH;
 pub use hop::HOP_SECRET;
 pub(crate) use hop::Scheme;
 
 /// The port of every component's container. On a host each process gets a port of its own by
 /// `STRATA_LISTEN`.
 pub const PORT: i32 = 8000;
+/// The port at which schedulers are asked where requests should go, by gateway proxies.
+pub const PICKER_PORT: i32 = 9002;
+/// Names of the ports of an engine's pod at which it tells what its KV cache holds, and has held, as vLLM
+/// does.
+pub const EVENTS_PORT_NAME: &str = "kv-events";
+/// See [`EVENTS_PORT_NAME`].
+pub const REPLAY_PORT_NAME: &str = "kv-replay";
 /// The environment variable that says where to listen.
 pub const LISTEN_ENV: &str = "STRATA_LISTEN";
 /// The ConfigMap with the endpoints file of a namespace.
@@ -40,6 +50,9 @@ pub const ROLE_LABEL: &str = "strata.dev/role";
 /// Label beside [`ROLE_LABEL`]: pods that have the same value can use what the others make of a prompt. In
 /// the midst of a change there are pods of two.
 pub const HANDOVER_LABEL: &str = "strata.dev/handover";
+/// Annotation of an engine's pod: the names of the adapters that it serves, with commas between them. In
+/// the midst of a change there are pods with others.
+pub const ADAPTERS_ANNOTATION: &str = "strata.dev/adapters";
 /// Label: the ModelDeployment that a pod belongs to.
 pub const MODEL_LABEL: &str = "strata.dev/model-deployment";
 

@@ -11,6 +11,8 @@ use strata_wire::replicas::{
 pub struct Model {
     /// The name that requests ask for.
     pub served: String,
+    /// Those of the adapters that its pods serve beside it.
+    pub adapters: Vec<String>,
     /// When the object was made, in seconds since 1970.
     pub created: i64,
     /// Whether the object is being deleted.
@@ -34,6 +36,8 @@ pub struct Model {
 pub struct Pod {
     /// The object name of its ModelDeployment.
     pub model: String,
+    /// The adapters that it serves: in the midst of a change pods of one model differ.
+    pub adapters: Vec<String>,
     /// Which revision it runs.
     pub track: Track,
     /// What part of a request it does.
@@ -70,12 +74,12 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
     let mut served: BTreeMap<&str, (&String, &Model)> = BTreeMap::new();
     for (object, model) in models.iter().filter(|(_, model)| !model.leaving) {
         let older = |(_, other): &(&String, &Model)| other.created <= model.created;
-        if !served.get(&*model.served).is_some_and(older) {
-            served.insert(&model.served, (object, model));
+        for name in std::iter::once(&model.served).chain(&model.adapters) {
+            if !served.get(&**name).is_some_and(older) {
+                served.insert(name, (object, model));
+            }
         }
     }
-    let by_object: BTreeMap<&str, &str> =
-        served.iter().map(|(name, (object, _))| (object.as_str(), *name)).collect();
 
     let mut found = Found::default();
     for (name, (_, model)) in &served {
@@ -90,15 +94,24 @@ pub fn find(models: &BTreeMap<String, Model>, pods: &BTreeMap<String, Pod>, secu
         found.endpoints.models.insert((*name).to_owned(), listed);
     }
     for (name, pod) in pods.iter().filter(|(_, pod)| !pod.leaving) {
-        let listed = by_object.get(&*pod.model).and_then(|name| found.endpoints.models.get_mut(*name));
-        let (Some(listed), Some(authority)) = (listed, &pod.authority) else { continue };
+        let (Some(model), Some(authority)) = (models.get(&pod.model), &pod.authority) else { continue };
+        let adapters = model.adapters.iter().filter(|adapter| pod.adapters.contains(adapter));
+        let is_its = |name: &&String| served.get(&***name).is_some_and(|(object, _)| **object == pod.model);
+        let names: Vec<&String> = std::iter::once(&model.served).chain(adapters).filter(is_its).collect();
+        if names.is_empty() {
+            continue;
+        }
         let scheme = if secured && pod.tls { "https" } else { "http" };
         let url = format!("{scheme}://{authority}");
         let (name, handover) = (name.clone(), pod.handover.clone());
         let kv_events = pod.kv_events.clone();
         let endpoint = Endpoint { name, url, track: pod.track, role: pod.role, handover, kv_events };
         if pod.ready {
-            listed.replicas.push(endpoint);
+            for name in names {
+                if let Some(listed) = found.endpoints.models.get_mut(name) {
+                    listed.replicas.push(endpoint.clone());
+                }
+            }
         } else if pod.started {
             found.resting.push(endpoint);
         }
@@ -264,6 +277,40 @@ mod tests {
     }
 
     #[test]
+    fn adapters_are_asked_for_where_they_are() {
+        let has = |adapters: &[&str]| adapters.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let models = named(vec![
+            ("a", Model { adapters: has(&["sql", "fr"]), ..model("m", 1) }),
+            ("b", Model { adapters: has(&["fr", "de"]), ..model("n", 2) }),
+            ("c", model("de", 3)),
+        ]);
+        let pods = named(vec![
+            ("a-new", Pod { adapters: has(&["sql", "fr"]), ..pod("a", 1) }),
+            ("a-old", Pod { adapters: has(&["sql", "gone"]), ..pod("a", 2) }),
+            ("a-rests", Pod { adapters: has(&["sql"]), ready: false, ..pod("a", 3) }),
+            ("b-0", Pod { adapters: has(&["fr", "de"]), ..pod("b", 4) }),
+            ("c-0", pod("c", 5)),
+        ]);
+        let found = find(&models, &pods, false);
+        let names = |list: &ModelEndpoints| list.replicas.iter().map(|e| e.name.clone()).collect::<Vec<_>>();
+        let lists: Vec<(&str, String)> = found
+            .endpoints
+            .models
+            .iter()
+            .map(|(name, list)| (name.as_str(), names(list).join(" ")))
+            .collect();
+        let listed: Vec<(&str, &str)> = lists.iter().map(|(name, list)| (*name, list.as_str())).collect();
+        assert_eq!(
+            listed,
+            [("de", "b-0"), ("fr", "a-new"), ("m", "a-new a-old"), ("n", "b-0"), ("sql", "a-new a-old")],
+            "the older one's names hold"
+        );
+        assert_eq!(found.resting.len(), 1, "once, whatever it serves");
+        let asleep = find(&models, &BTreeMap::new(), false);
+        assert!(asleep.endpoints.models["sql"].replicas.is_empty(), "it is known, and can be waited for");
+    }
+
+    #[test]
     fn the_older_of_two_models_serves_the_name() {
         let mut models = named(vec![("a-younger", model("m", 9)), ("b-older", model("m", 3))]);
         let pods = named(vec![("young", pod("a-younger", 1)), ("old", pod("b-older", 2))]);
@@ -323,6 +370,7 @@ mod tests {
                 role: if host % 3 == 2 { Role::Prefill } else { Role::Decode },
                 handover: None,
                 kv_events: None,
+                adapters: Vec::new(),
                 authority: (host > 0).then(|| format!("10.0.0.{host}:8000")),
                 model,
                 ready,

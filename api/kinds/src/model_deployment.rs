@@ -68,6 +68,10 @@ use crate::tenant::SecretRef;
         "!has(self.parallelism) || !has(self.engine) || !has(self.engine.device) || self.engine.device != 'Cpu'",
         "`parallelism` is over GPUs: remove it, or `engine.device: Cpu`",
     ),
+    (
+        "!has(self.adapters) || self.adapters.all(adapter, adapter.name != self.model.name)",
+        "an adapter must have another name than the model: requests ask for one or the other by it",
+    ),
 ])))]
 pub struct ModelDeploymentSpec {
     /// The model.
@@ -194,14 +198,15 @@ pub enum Task {
     Classify,
 }
 
-/// A low-rank adapter.
+/// A low-rank adapter (LoRA), as PEFT saves it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Adapter {
     /// The name that requests ask for.
     #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = cel::rules(&[cel::MODEL_NAME])))]
     pub name: String,
-    /// Where its weights are, as `model.uri`.
+    /// The folder with its `adapter_config.json` and weights, as `model.uri`. What is fetched is kept beside
+    /// the model, where that is fetched, too.
     #[schemars(length(min = 1, max = 2048), extend("x-kubernetes-validations" = cel::uri()))]
     pub uri: String,
     /// A Secret with the credentials to fetch it.
@@ -279,6 +284,16 @@ impl ModelDeploymentSpec {
     /// The number of replicas wanted, where no autoscaler chooses it.
     pub fn wanted_replicas(&self) -> i32 {
         self.replicas.unwrap_or(1)
+    }
+
+    /// The names that requests ask for: the model's own, and those of its adapters.
+    pub fn served_names(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(&self.model.name).chain(self.adapters.iter().map(|a| &a.name)).map(String::as_str)
+    }
+
+    /// Whether requests could mean either of the two.
+    pub fn shares_a_name(&self, other: &Self) -> bool {
+        self.served_names().any(|name| other.served_names().any(|theirs| theirs == name))
     }
 
     /// What runs the model.

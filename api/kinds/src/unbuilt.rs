@@ -15,6 +15,11 @@ pub enum Place {
     Cluster,
 }
 
+/// Why a host cannot have what is on a volume.
+const NO_CLAIMS: &str = "names a PersistentVolumeClaim, and a host has none: use file://PATH";
+/// Why a pod cannot have what is in a home folder.
+const NO_HOME: &str = "names a home folder, and pods have none: put the files on a PersistentVolumeClaim and use pvc://CLAIM/PATH, or file:// with an absolute path in the image";
+
 struct Refusals(Vec<FieldError>);
 
 impl Refusals {
@@ -39,7 +44,7 @@ pub fn model_deployment(spec: &ModelDeploymentSpec, place: Place) -> Vec<FieldEr
         Place::Cluster => cluster(&mut r, spec),
     }
     task(&mut r, spec);
-    r.refuse(!spec.adapters.is_empty(), "spec.adapters", "remove it");
+    adapters(&mut r, spec, place);
     r.refuse(!spec.experimental.is_empty(), "spec.experimental", "remove it; there are no such switches");
     if spec.runtime() == Runtime::Native {
         native(&mut r, spec);
@@ -57,6 +62,36 @@ fn task(r: &mut Refusals, spec: &ModelDeploymentSpec) {
         (Task::Embed, _) => r.refuse(true, "spec.task", "remove it, or use the runtime Native, which embeds"),
         // The engine answers /rerank and /classify, and gateway and scheduler do not pass them on.
         _ => r.refuse(true, "spec.task", "remove it, or set Generate or Embed"),
+    }
+}
+
+/// Engines are given adapters by flags, and only of a model that generates.
+fn adapters(r: &mut Refusals, spec: &ModelDeploymentSpec, place: Place) {
+    if spec.adapters.is_empty() {
+        return;
+    }
+    r.impossible(
+        spec.runtime() == Runtime::Custom,
+        "spec.adapters",
+        "needs flags, and Strata cannot know those of a Custom engine: remove it, and give the image its adapters by `engine.args`",
+    );
+    r.impossible(
+        spec.task == Some(Task::Embed),
+        "spec.adapters",
+        "is for models that generate: remove it, or `task: Embed`",
+    );
+    let args = spec.engine.iter().flat_map(|engine| &engine.args);
+    r.impossible(
+        args.into_iter().any(|arg| arg.starts_with("--lora-modules")),
+        "spec.engine.args",
+        "must not have --lora-modules beside `spec.adapters`: list all adapters there",
+    );
+    for (index, adapter) in spec.adapters.iter().enumerate() {
+        let path = format!("spec.adapters[{index}].uri");
+        match place {
+            Place::Host => r.impossible(adapter.uri.starts_with("pvc://"), &path, NO_CLAIMS),
+            Place::Cluster => r.impossible(is_in_home(&adapter.uri), &path, NO_HOME),
+        }
     }
 }
 
@@ -101,11 +136,7 @@ fn native(r: &mut Refusals, spec: &ModelDeploymentSpec) {
 }
 
 fn host(r: &mut Refusals, spec: &ModelDeploymentSpec) {
-    r.impossible(
-        spec.model.uri.starts_with("pvc://"),
-        "spec.model.uri",
-        "names a PersistentVolumeClaim, and a host has none: use file://PATH",
-    );
+    r.impossible(spec.model.uri.starts_with("pvc://"), "spec.model.uri", NO_CLAIMS);
     r.impossible(
         spec.model.cache.is_some(),
         "spec.model.cache",
@@ -144,11 +175,11 @@ fn host(r: &mut Refusals, spec: &ModelDeploymentSpec) {
 }
 
 fn cluster(r: &mut Refusals, spec: &ModelDeploymentSpec) {
-    r.impossible(
-        local_path(&spec.model.uri).is_some_and(|path| path.starts_with('~')),
-        "spec.model.uri",
-        "names a home folder, and pods have none: put the model on a PersistentVolumeClaim and use pvc://CLAIM/PATH, or file:// with an absolute path in the image",
-    );
+    r.impossible(is_in_home(&spec.model.uri), "spec.model.uri", NO_HOME);
+}
+
+fn is_in_home(uri: &str) -> bool {
+    local_path(uri).is_some_and(|path| path.starts_with('~'))
 }
 
 /// What a QuotaPolicy asks for that is not built.
@@ -214,6 +245,42 @@ mod tests {
         `spec.task` is not built yet: remove it, or set Generate or Embed
         "
         );
+    }
+
+    #[test]
+    fn adapters_are_for_engines_that_are_known_to_serve_them() {
+        let refused = |engine: &Value, task: &str, uri: &str, place| {
+            let spec = json!({
+                "model": { "name": "m", "uri": "/m" }, "task": task, "engine": engine,
+                "adapters": [{ "name": "a", "uri": "/a" }, { "name": "b", "uri": uri }],
+            });
+            let errors = model_deployment(&serde_json::from_value(spec).unwrap(), place);
+            let of_host = |error: &FieldError| error.path == "spec.engine.runtime";
+            errors.into_iter().filter(|e| !of_host(e)).map(|e| e.to_string()).collect::<Vec<_>>()
+        };
+        let (native, vllm) = (json!({}), json!({ "runtime": "Vllm", "image": "x" }));
+        let none: [String; 0] = [];
+        for place in [Place::Host, Place::Cluster] {
+            assert_eq!(refused(&native, "Generate", "hf://a/b", place), none);
+            assert_eq!(refused(&vllm, "Generate", "oci://r/a:1", place), none);
+        }
+        assert_eq!(refused(&native, "Generate", "file://~/b", Place::Host), none);
+        assert_eq!(refused(&native, "Generate", "pvc://c/b", Place::Cluster), none);
+        let said = [
+            refused(&json!({ "runtime": "Custom", "image": "x" }), "Generate", "/b", Place::Cluster),
+            refused(&native, "Embed", "/b", Place::Cluster),
+            refused(&json!({ "args": ["--lora-modules", "c=/c"] }), "Generate", "/b", Place::Cluster),
+            refused(&native, "Generate", "pvc://c/b", Place::Host),
+            refused(&native, "Generate", "file://~/b", Place::Cluster),
+        ];
+        assert!(said.iter().all(|errors| errors.len() == 1), "{said:?}");
+        insta::assert_snapshot!(said.concat().join("\n"), @"
+        `spec.adapters` needs flags, and Strata cannot know those of a Custom engine: remove it, and give the image its adapters by `engine.args`
+        `spec.adapters` is for models that generate: remove it, or `task: Embed`
+        `spec.engine.args` must not have --lora-modules beside `spec.adapters`: list all adapters there
+        `spec.adapters[1].uri` names a PersistentVolumeClaim, and a host has none: use file://PATH
+        `spec.adapters[1].uri` names a home folder, and pods have none: put the files on a PersistentVolumeClaim and use pvc://CLAIM/PATH, or file:// with an absolute path in the image
+        ");
     }
 
     #[test]

@@ -229,6 +229,8 @@ fn pod_templates() {
         "spec.podTemplate.env[0].name",
         "Strata's own",
     );
+    let adapters = json!([{ "name": "a", "uri": "/a" }, { "name": "a", "uri": "/b" }]);
+    refused(&with(MODEL, "/spec/adapters", adapters), "spec.adapters[1]", "repeats \"a\"");
     let twice = template(json!({ "env": [{ "name": "A", "value": "" }, { "name": "A", "value": "x" }] }));
     refused(&twice, "spec.podTemplate.env[1]", "repeats \"A\"");
     refused(

@@ -16,6 +16,13 @@
     {{- fail (printf "\n\nthe platform would use the models of namespace %q, which is not in modelNamespaces %v. Set platform.modelNamespace to one of them.\n" $models $v.modelNamespaces) -}}
   {{- end -}}
 {{- end -}}
+{{- if $v.operator.picker.enabled -}}
+  {{- if eq $v.mode "development" -}}
+    {{- fail "\n\noperator.picker.enabled is set, but mode development has no scheduler that could be asked. Remove it, or set mode=production or enterprise.\n" -}}
+  {{- end -}}
+{{- else if $v.operator.picker.from -}}
+  {{- fail "\n\noperator.picker.from is set, but nobody can ask. Set operator.picker.enabled=true, or remove it.\n" -}}
+{{- end -}}
 {{- if and $v.serviceMonitor.enabled $v.networkPolicy.enabled (not $v.networkPolicy.metricsNamespaces) -}}
   {{- fail "\n\nserviceMonitor.enabled is set, but the NetworkPolicies let no Prometheus read metrics. Set networkPolicy.metricsNamespaces to its namespace, for example {monitoring}.\n" -}}
 {{- end -}}

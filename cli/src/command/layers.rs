@@ -216,6 +216,7 @@ pub(super) fn operator(args: args::Operator) -> anyhow::Result<()> {
             model_namespaces: args.model_namespaces,
             metrics_namespaces: args.metrics_namespaces,
             gateway: args.gateway,
+            picker: args.picker.then(|| args.picker_from.unwrap_or_default()),
             image_pull_policy: args.image_pull_policy,
             image_pull_secrets: args.image_pull_secrets,
             log_format: std::env::var("STRATA_LOG_FORMAT").ok(),

@@ -25,8 +25,7 @@ pub fn judge(
         all.iter().map(|m| &**m).filter(|m| site.serves(m.metadata.namespace.as_deref().unwrap_or_default()))
     };
     let here = |m: &ModelDeployment| m.metadata.namespace.as_deref() == Some(namespace.as_str());
-    let matters =
-        |m: &&ModelDeployment| m.spec.model.name == model.spec.model.name || site.mode == Mode::Development;
+    let matters = |m: &&ModelDeployment| m.spec.shares_a_name(&model.spec) || site.mode == Mode::Development;
     let is_it = |m: &ModelDeployment| here(m) && m.name_any() == name;
     let candidates = served().filter(matters).filter(|m| !is_it(m)).chain([model]);
     let mut judged = Vec::new();

@@ -10,7 +10,7 @@ use strata_kinds::ModelDeployment;
 use strata_wire::replicas::Role;
 
 use super::{ClusterSite, TRACK_LABEL};
-use crate::render::{PORT, ROLE_LABEL, labels, match_labels, protocol};
+use crate::render::{PICKER_PORT, PORT, ROLE_LABEL, Scheme, labels, match_labels, protocol};
 use crate::workload::{Component, EngineWorkload, Owner, Workload};
 
 /// The scheduler's name, and that of its account, role and the like.
@@ -51,6 +51,19 @@ pub(super) fn named(meta: &ObjectMeta, name: &str) -> ObjectMeta {
 
 /// An address for the replicas of a workload. Those that compute prompts for others answer nobody.
 pub(super) fn service(workload: &Workload, site: &ClusterSite, meta: &ObjectMeta, name: &str) -> Service {
+    let port = |name: &str, port, protocol: &str| ServicePort {
+        name: Some(name.to_owned()),
+        port,
+        target_port: Some(IntOrString::String(name.to_owned())),
+        app_protocol: Some(protocol.to_owned()),
+        ..ServicePort::default()
+    };
+    let scheme = protocol(workload, site);
+    let mut ports = vec![port("http", PORT, scheme.as_str())];
+    if site.picker.is_some() && workload.component() == Component::Scheduler {
+        let grpc = if scheme == Scheme::Https { "https" } else { "kubernetes.io/h2c" };
+        ports.push(port("picker", PICKER_PORT, grpc));
+    }
     Service {
         metadata: named(meta, name),
         spec: Some(ServiceSpec {
@@ -58,13 +71,7 @@ pub(super) fn service(workload: &Workload, site: &ClusterSite, meta: &ObjectMeta
                 Workload::Engine(engine) => answering(engine),
                 _ => match_labels(workload.component(), workload.model()),
             }),
-            ports: Some(vec![ServicePort {
-                name: Some("http".to_owned()),
-                port: PORT,
-                target_port: Some(IntOrString::String("http".to_owned())),
-                app_protocol: Some(protocol(workload, site).as_str().to_owned()),
-                ..ServicePort::default()
-            }]),
+            ports: Some(ports),
             ..ServiceSpec::default()
         }),
         ..Service::default()

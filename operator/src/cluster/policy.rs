@@ -11,21 +11,28 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::ClusterSite;
 use super::meta::{self, SCHEDULER};
 use crate::Mode;
-use crate::render::{egress_ports, match_labels};
+use crate::render::{EVENTS_PORT_NAME, PICKER_PORT, PORT, REPLAY_PORT_NAME, egress_ports, match_labels};
 use crate::workload::{Component, EngineWorkload};
 
-/// Engines answer the schedulers of their namespace (the platform, in mode development) and the operator,
-/// and call nobody.
+/// Engines answer the schedulers of their namespace (the platform, in mode development), the operator, and
+/// proxies that ask schedulers where to send a request; they tell schedulers what their caches hold, and
+/// call nobody.
 pub(super) fn engines(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
     let callers = if site.mode == Mode::Development {
         strata(Component::Platform.name(), site)
     } else {
         here(Component::Scheduler)
     };
+    let mut rules = vec![ingress(PORT, vec![callers, strata("operator", site)])];
+    if site.mode.has_scheduler() {
+        rules
+            .push(NetworkPolicyIngressRule { from: Some(vec![here(Component::Scheduler)]), ports: events() });
+        rules.extend(proxies(PORT, site));
+    }
     policy(
         meta::named(meta, "strata-engine"),
         match_labels(Component::Engine, None).into_iter().collect(),
-        vec![ingress(vec![callers, strata("operator", site)])],
+        rules,
         Vec::new(),
         site,
     )
@@ -35,6 +42,7 @@ pub(super) fn engines(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
 pub(super) fn schedulers(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
     let above = if site.mode.has_gateway() { Component::Gateway } else { Component::Platform };
     let callers = vec![strata(above.name(), site), strata("operator", site), here(Component::Scheduler)];
+    let told = NetworkPolicyEgressRule { to: Some(vec![here(Component::Engine)]), ports: events() };
     let layers = NetworkPolicyEgressRule {
         to: Some(vec![here(Component::Engine), here(Component::Scheduler)]),
         ports: Some(vec![tcp(IntOrString::String("http".to_owned()))]),
@@ -42,8 +50,8 @@ pub(super) fn schedulers(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy
     policy(
         meta::named(meta, SCHEDULER),
         match_labels(Component::Scheduler, None).into_iter().collect(),
-        vec![ingress(callers)],
-        vec![layers, dns(), api_server(site)],
+        std::iter::once(ingress(PORT, callers)).chain(proxies(PICKER_PORT, site)).collect(),
+        vec![layers, told, dns(), api_server(site)],
         site,
     )
 }
@@ -117,12 +125,20 @@ fn policy(
     }
 }
 
-fn ingress(from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
+fn ingress(port: i32, from: Vec<NetworkPolicyPeer>) -> NetworkPolicyIngressRule {
     // By number: while a model is fetched it is the container `fetch` that listens.
-    NetworkPolicyIngressRule {
-        from: Some(from),
-        ports: Some(vec![tcp(IntOrString::Int(crate::render::PORT))]),
-    }
+    NetworkPolicyIngressRule { from: Some(from), ports: Some(vec![tcp(IntOrString::Int(port))]) }
+}
+
+/// Proxies that ask schedulers. A rule that names nobody would let everybody in.
+fn proxies(port: i32, site: &ClusterSite) -> Option<NetworkPolicyIngressRule> {
+    let from = site.picker.as_ref().map(|picker| picker.from.clone())?;
+    (!from.is_empty()).then(|| ingress(port, from))
+}
+
+/// The ports of an engine that publishes what its cache holds, whatever their numbers.
+fn events() -> Option<Vec<NetworkPolicyPort>> {
+    Some([EVENTS_PORT_NAME, REPLAY_PORT_NAME].map(|name| tcp(IntOrString::String(name.to_owned()))).into())
 }
 
 fn tcp(port: IntOrString) -> NetworkPolicyPort {
@@ -186,13 +202,16 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::Mode;
-    use crate::cluster::{Child, ClusterSite, ModelSeen, NamespaceSeen, judge, model_step, namespace_step};
+    use crate::cluster::{
+        Child, ClusterSite, ModelSeen, NamespaceSeen, Picker, judge, model_step, namespace_step,
+    };
 
     /// All policies of a namespace with one model that is there and one that is fetched. The tests of the
     /// charts judge the flows that these snapshots allow (charts/tests/test_network.py).
-    fn policies(mode: Mode) -> Vec<Value> {
+    fn policies(mode: Mode, picker: Option<Picker>) -> Vec<Value> {
         let site = ClusterSite {
             metrics_namespaces: vec!["monitoring".into()],
+            picker,
             ..ClusterSite::new("strata:1", mode, "strata")
         };
         let models: Vec<_> = [("here", "pvc://models/a.gguf"), ("fetched", "hf://owner/name")]
@@ -243,9 +262,26 @@ mod tests {
     }
 
     #[test]
+    fn proxies_reach_what_they_ask_and_where_they_are_sent() {
+        let proxies = json!([{
+            "namespaceSelector": { "matchLabels": { "kubernetes.io/metadata.name": "ingress" } },
+            "podSelector": { "matchLabels": { "app": "envoy" } },
+        }]);
+        let picker: Picker = proxies.to_string().parse().unwrap();
+        insta::assert_yaml_snapshot!(
+            "policies_with_a_picker",
+            policies(Mode::Production, Some(picker.clone()))
+        );
+        let none = policies(Mode::Production, None);
+        assert_eq!(policies(Mode::Production, Some(Picker::default())), none, "nobody is named");
+        let development = policies(Mode::Development, None);
+        assert_eq!(policies(Mode::Development, Some(picker)), development, "there is no scheduler");
+    }
+
+    #[test]
     fn flows_of_each_mode() {
         for mode in [Mode::Development, Mode::Production, Mode::Enterprise] {
-            insta::assert_yaml_snapshot!(format!("policies_in_mode_{mode}"), policies(mode));
+            insta::assert_yaml_snapshot!(format!("policies_in_mode_{mode}"), policies(mode, None));
         }
     }
 }

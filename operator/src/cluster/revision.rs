@@ -159,6 +159,7 @@ pub(super) fn scheduler_inputs(site: &ClusterSite) -> String {
         "image": site.image, "imagePullPolicy": site.image_pull_policy,
         "imagePullSecrets": site.image_pull_secrets, "logFormat": site.log_format,
         "mode": site.mode, "mtls": site.trust == Trust::Mtls,
+        "picker": site.picker.as_ref().map(|_| true),
     }))
 }
 

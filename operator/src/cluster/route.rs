@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::meta::{self, SCHEDULER};
 use super::{Capabilities, Child, ClusterSite};
-use crate::render::PORT;
+use crate::render::{PICKER_PORT, PORT};
 use crate::workload::{Component, EngineWorkload};
 
 /// The route and the pool of a model, both by the model's own name.
@@ -22,7 +22,7 @@ pub(super) fn of_model(engine: &EngineWorkload, meta: &ObjectMeta, site: &Cluste
             json!({ "metadata": meta::named(meta, name), "spec": http_route(engine, site) }),
         ));
     }
-    if site.capabilities.inference_pool && site.mode.has_scheduler() {
+    if site.capabilities.inference_pool && is_asked(site) {
         children.push(Child::custom(
             pool,
             json!({
@@ -31,7 +31,7 @@ pub(super) fn of_model(engine: &EngineWorkload, meta: &ObjectMeta, site: &Cluste
                     "selector": { "matchLabels": meta::answering(engine) },
                     "targetPorts": [{ "number": PORT }],
                     "endpointPickerRef": {
-                        "group": "", "kind": "Service", "name": SCHEDULER, "port": { "number": PORT },
+                        "group": "", "kind": "Service", "name": SCHEDULER, "port": { "number": PICKER_PORT },
                         // Past the picker no engine would know the caller.
                         "failureMode": "FailClose",
                     },
@@ -40,6 +40,11 @@ pub(super) fn of_model(engine: &EngineWorkload, meta: &ObjectMeta, site: &Cluste
         ));
     }
     children
+}
+
+/// Whether there are schedulers that answer the picker's protocol, without which a pool has no picker.
+fn is_asked(site: &ClusterSite) -> bool {
+    site.mode.has_scheduler() && site.picker.is_some()
 }
 
 /// `/NAMESPACE/MODEL/v1` at the Gateway is `/v1` at Strata's entrance, so that no layer is left out.
@@ -84,7 +89,7 @@ pub(super) fn entrance(site: &ClusterSite) -> &'static str {
 /// `x-gateway-inference-objective`. An objective names one pool: it is that of the namespace's first model.
 pub(super) fn of_namespace(namespace: &str, engines: &[EngineWorkload], site: &ClusterSite) -> Vec<Child> {
     let Some(pool) = engines.iter().map(|e| e.owner.name.as_str()).min() else { return Vec::new() };
-    if !(site.capabilities.inference_objective && site.capabilities.inference_pool) {
+    if !(site.capabilities.inference_objective && site.capabilities.inference_pool && is_asked(site)) {
         return Vec::new();
     }
     let [_, _, kind, _] = Capabilities::kinds();

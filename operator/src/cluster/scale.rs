@@ -52,7 +52,7 @@ pub(super) fn decide(
     let set = |n: i32| Decision { set: (n != replicas).then_some(n), look_again: None };
     let least = scaling.min.max(1);
     if replicas == 0 {
-        let asked = scaling.min > 0 || is_asked(seen.schedulers, &engine.spec.model.name);
+        let asked = scaling.min > 0 || engine.spec.served_names().any(|name| is_asked(seen.schedulers, name));
         return if asked { set(least) } else { Decision::default() };
     }
     if scaling.min == 0 {
@@ -96,12 +96,14 @@ fn calm(
     }
     for view in seen.schedulers {
         let Ok(report) = &view.report else { return Calm::No };
-        let Some(demand) = report.demand.get(&engine.spec.model.name) else { return Calm::No };
-        if demand.held > 0 || demand.in_flight > 0 {
-            return Calm::No;
+        for name in engine.spec.served_names() {
+            let Some(demand) = report.demand.get(name) else { return Calm::No };
+            if demand.held > 0 || demand.in_flight > 0 {
+                return Calm::No;
+            }
+            let idle = Duration::try_from_secs_f64(demand.idle_s.max(0.0)).unwrap_or_default();
+            left = left.max(after.saturating_sub(idle));
         }
-        let idle = Duration::try_from_secs_f64(demand.idle_s.max(0.0)).unwrap_or_default();
-        left = left.max(after.saturating_sub(idle));
     }
     // A canary's are not among the replicas, nor are those that compute prompts for them.
     let is_stable =

@@ -1,7 +1,9 @@
 //! What the operator is told about the cluster that it works in.
 
 use std::collections::BTreeSet;
+use std::str::FromStr;
 
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use kube::core::ApiResource;
 
 use super::child::resource;
@@ -66,8 +68,32 @@ pub enum Trust {
     Mtls,
 }
 
+/// Lets proxies of a Gateway ask schedulers where a request should go, and send it there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Picker {
+    /// Who the proxies are, as NetworkPolicies have it; none is let in when empty.
+    pub from: Vec<NetworkPolicyPeer>,
+}
+
+impl FromStr for Picker {
+    type Err = String;
+
+    /// Reads a JSON list of peers.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let from: Vec<NetworkPolicyPeer> = serde_json::from_str(text).map_err(|error| {
+            format!("{error}; expected a list of peers, such as [{{\"namespaceSelector\":{{\"matchLabels\":{{}}}}}}]")
+        })?;
+        if from.contains(&NetworkPolicyPeer::default()) {
+            return Err(
+                "a peer is empty; each needs a namespaceSelector, a podSelector or an ipBlock".to_owned()
+            );
+        }
+        Ok(Self { from })
+    }
+}
+
 /// What the operator is told, and what it found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClusterSite {
     /// Image of Strata's containers.
     pub image: String,
@@ -100,6 +126,8 @@ pub struct ClusterSite {
     pub priorities: BTreeSet<i32>,
     /// The Gateway of the Gateway API, as `NAMESPACE/NAME`, that HTTPRoutes attach to.
     pub gateway: Option<String>,
+    /// Whether schedulers are asked by proxies, too.
+    pub picker: Option<Picker>,
     /// Kinds that the cluster has.
     pub capabilities: Capabilities,
 }
@@ -126,6 +154,7 @@ impl ClusterSite {
             metrics_namespaces: Vec::new(),
             priorities: BTreeSet::new(),
             gateway: None,
+            picker: None,
             capabilities: Capabilities::default(),
         }
     }
@@ -133,5 +162,22 @@ impl ClusterSite {
     /// Whether models of this namespace are served.
     pub fn serves(&self, namespace: &str) -> bool {
         self.model_namespaces.is_empty() || self.model_namespaces.iter().any(|n| n == namespace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_are_told_as_policies_have_them() {
+        let text = r#"[{"namespaceSelector":{"matchLabels":{"a":"b"}}},{"ipBlock":{"cidr":"10.0.0.0/8"}}]"#;
+        let picker: Picker = text.parse().unwrap();
+        assert_eq!(serde_json::to_string(&picker.from).unwrap(), text);
+        assert_eq!("[]".parse(), Ok(Picker::default()));
+        for (wrong, why) in [("{}", "expected a list of peers"), ("[{}]", "a peer is empty"), ("", "EOF")] {
+            let error = wrong.parse::<Picker>().unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

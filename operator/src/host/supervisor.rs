@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use self::fleet::Fleet;
+use self::fleet::{Fleet, Handle};
 use self::site::Addresses;
 use super::events::Standing;
 use super::pod::Tools;
@@ -186,17 +186,21 @@ impl Supervisor {
         let mut endpoints = Endpoints::default();
         for (workload, rendered) in wanted {
             let Workload::Engine(engine) = workload else { continue };
-            let replicas = self
-                .fleet
-                .serving(rendered.name(), steps)
-                .map(|pod| Endpoint::new(&pod.name, pod.view().address.url()))
-                .collect();
-            let (weights, policy) = (workload::weights(&engine.spec), workload::policy(&engine.spec));
-            let objectives = workload::objectives(&engine.spec);
-            let affinity = workload::affinity(&engine.spec);
-            let model =
-                ModelEndpoints { replicas, weights, policy, objectives, affinity, canary_percent: None };
-            endpoints.models.insert(engine.spec.model.name.clone(), model);
+            let serving: Vec<_> = self.fleet.serving(rendered.name(), steps).collect();
+            for name in engine.spec.served_names() {
+                // Of an adapter that is new, only the new ones know.
+                let serves = |pod: &&&Handle| {
+                    *name == engine.spec.model.name || pod.adapters.iter().any(|a| a == name)
+                };
+                let endpoint = |pod: &&Handle| Endpoint::new(&pod.name, pod.view().address.url());
+                let replicas = serving.iter().filter(serves).map(endpoint).collect();
+                let (weights, policy) = (workload::weights(&engine.spec), workload::policy(&engine.spec));
+                let objectives = workload::objectives(&engine.spec);
+                let affinity = workload::affinity(&engine.spec);
+                let model =
+                    ModelEndpoints { replicas, weights, policy, objectives, affinity, canary_percent: None };
+                endpoints.models.insert(name.to_owned(), model);
+            }
         }
         if self.endpoints.as_ref() == Some(&endpoints) {
             return Ok(());

@@ -15,6 +15,7 @@ use strata_kinds::{ModelDeployment, QuotaPolicy, Tenant};
 
 use super::cache::Held;
 use super::watch::Keep;
+use crate::render::ADAPTERS_ANNOTATION;
 
 /// Metadata alone, of a kind whose content nobody reads.
 #[derive(Debug)]
@@ -198,7 +199,9 @@ kept_whole! {
     };
     Pod: |pod| {
         strip(pod);
-        pod.metadata.annotations = None;
+        if let Some(annotations) = &mut pod.metadata.annotations {
+            annotations.retain(|name, _| name == ADAPTERS_ANNOTATION);
+        }
         let node_name = pod.spec.take().and_then(|spec| spec.node_name);
         pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
     };
@@ -263,7 +266,7 @@ mod tests {
     #[test]
     fn of_a_pod_and_of_a_deployment_little_is_kept() {
         let pod: Pod = serde_json::from_value(json!({
-            "metadata": { "name": "p", "annotations": { "a": "b" }, "managedFields": [{ "manager": "m" }] },
+            "metadata": { "name": "p", "annotations": { "a": "b", "strata.dev/adapters": "sql" }, "managedFields": [{ "manager": "m" }] },
             "spec": { "nodeName": "node", "containers": [{ "name": "c" }] },
             "status": { "podIP": "10.0.0.1" },
         }))

@@ -45,11 +45,11 @@ pub(super) struct Poller {
     pub(super) metrics: Arc<Metrics>,
 }
 
-/// Whether the init container that fetches the model runs.
+/// Whether an init container runs that fetches the model or an adapter.
 fn fetches(pod: &Pod) -> bool {
     let statuses = pod.status.iter().flat_map(|s| s.init_container_statuses.iter().flatten());
     statuses
-        .filter(|s| s.name == "fetch")
+        .filter(|s| s.name.starts_with(crate::render::FETCH))
         .any(|s| s.state.as_ref().is_some_and(|state| state.running.is_some()))
 }
 
@@ -215,7 +215,7 @@ impl Poller {
                 let (before, report) = self.shell.views.set_scheduler(pod, report);
                 let changed = digest::changed(before.as_ref(), &report);
                 for model in self.shell.caches.models_in(&namespace) {
-                    if changed.touches(&model.spec.model.name) {
+                    if model.spec.served_names().any(|name| changed.touches(name)) {
                         self.shell.queue.poke(Item::Model(Key::of(&model.metadata)), Lane::Urgent);
                     }
                 }

@@ -287,7 +287,7 @@ fn model_changed(shell: &Shell, change: &Change<Parsed<ModelDeployment>>, lane: 
 
 /// Whether the verdict on `other` may depend on `model`.
 fn concerns(model: &ModelDeployment, other: &ModelDeployment, mode: Mode) -> bool {
-    model.spec.model.name == other.spec.model.name || mode == Mode::Development
+    model.spec.shares_a_name(&other.spec) || mode == Mode::Development
 }
 
 #[cfg(test)]

@@ -77,6 +77,34 @@ fn the_older_of_two_with_one_name_wins() {
 }
 
 #[test]
+fn an_adapter_s_name_is_a_model_s_to_all_others() {
+    let adapters = |name: &str, age, served: &str, adapters: &[(&str, &str)]| {
+        let all: Vec<Value> =
+            adapters.iter().map(|(name, uri)| json!({ "name": name, "uri": uri })).collect();
+        model(name, Some(age), json!({ "model": { "name": served, "uri": "/m" }, "adapters": all }))
+    };
+    let models = [
+        adapters("a", 1, "m", &[("sql", "/sql"), ("fr", "hf://team/fr")]),
+        adapters("b", 2, "sql", &[]),
+        adapters("c", 3, "n", &[("m", "/m"), ("de", "/de")]),
+        // Whoever holds a name holds it, refused or not: schedulers know only who is older.
+        adapters("d", 4, "de", &[]),
+        adapters("e", 5, "o", &[("es", "/es"), ("it", "hf://team/it/it.gguf")]),
+        adapters("f", 6, "p", &[("pt", "pt")]),
+        adapters("g", 7, "es", &[]),
+    ];
+    let made = plan(&world(&models, &[], &[]), Place::Cluster, Mode::Production);
+    insta::assert_snapshot!(summary(&made), @"
+    strata-scheduler a-engine g-engine
+    ModelDeployment b: NameConflict: ModelDeployment strata/a serves `sql` already: give this one another `spec.model.name`, or delete one
+    ModelDeployment c: NameConflict: ModelDeployment strata/a serves `m` already: give the adapter another name, or delete one
+    ModelDeployment d: NameConflict: ModelDeployment strata/c serves `de` already: give this one another `spec.model.name`, or delete one
+    ModelDeployment e: Invalid: `spec.adapters[1].uri`: names the file it.gguf, and an adapter is a folder with adapter_config.json and its weights: name the folder
+    ModelDeployment f: Invalid: `spec.adapters[0].uri`: `pt` must be file://PATH, an absolute path, hf://OWNER/NAME, oci://REGISTRY/NAME:TAG, s3://BUCKET/PATH, pvc://CLAIM/PATH or https://HOST/PATH
+    ");
+}
+
+#[test]
 fn what_is_refused_says_what_to_do() {
     let models = [
         named("a", "m"),

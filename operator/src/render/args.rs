@@ -3,7 +3,8 @@
 use strata_kinds::model_deployment::Task;
 use strata_kinds::quantity;
 
-use super::{HostSite, Site};
+use super::files::Adapter;
+use super::{HostSite, Site, lora};
 use crate::workload::{EngineWorkload, Workload};
 
 /// The arguments after `strata COMPONENT`. Where to listen is in the environment.
@@ -13,7 +14,9 @@ pub(super) fn args(workload: &Workload, site: Site<'_>) -> Vec<String> {
         Workload::Engine(engine) => {
             // In a container the engine sees its limit by itself.
             let threads = cpu_limit(engine);
-            engine_args(engine, &super::host::model(&engine.spec, host), threads)
+            let (model, adapters) =
+                (super::host::model(&engine.spec, host), super::host::adapters(&engine.spec, host));
+            engine_args(engine, &model, &adapters, threads)
         }
         Workload::Scheduler(_) => vec!["--endpoints".to_owned(), host.endpoints.clone()],
         Workload::Gateway => gateway_args(host),
@@ -39,12 +42,17 @@ fn platform_args(host: &HostSite) -> Vec<String> {
     args
 }
 
-/// The arguments of an engine whose model is at this path.
-pub(super) fn engine(workload: &EngineWorkload, path: &str) -> Vec<String> {
-    engine_args(workload, path, None)
+/// The arguments of an engine whose model and adapters are at these paths.
+pub(super) fn engine(workload: &EngineWorkload, path: &str, adapters: &[Adapter]) -> Vec<String> {
+    engine_args(workload, path, adapters, None)
 }
 
-fn engine_args(workload: &EngineWorkload, model: &str, limited: Option<u64>) -> Vec<String> {
+fn engine_args(
+    workload: &EngineWorkload,
+    model: &str,
+    adapters: &[Adapter],
+    limited: Option<u64>,
+) -> Vec<String> {
     let spec = &workload.spec;
     let mut args = vec!["--model".to_owned(), model.to_owned()];
     args.extend(["--served-model-name".to_owned(), spec.model.name.clone()]);
@@ -70,6 +78,7 @@ fn engine_args(workload: &EngineWorkload, model: &str, limited: Option<u64>) -> 
     if kv_cache.prefix_caching == Some(false) {
         args.push("--no-prefix-cache".to_owned());
     }
+    args.extend(lora::args(adapters, &engine.args));
     args.extend(engine.args);
     args
 }

@@ -1,6 +1,7 @@
 //! The pod of a model's replica on a cluster: its engine, and what brings the weights.
 
 mod custom;
+mod events;
 mod native;
 mod role;
 mod source;
@@ -33,14 +34,14 @@ pub(super) fn parts(engine: &EngineWorkload, added: &PodTemplate, site: &Cluster
     let spec = &engine.spec;
     let source = source::of(spec, site);
     let mut parts = match spec.runtime() {
-        Runtime::Native => native::parts(engine, &source.path, added, site),
-        Runtime::Vllm => vllm::parts(engine, &source.path, added),
-        Runtime::Custom => custom::parts(engine, &source.path, added),
+        Runtime::Native => native::parts(engine, &source, added, site),
+        Runtime::Vllm => vllm::parts(engine, &source, added, site),
+        Runtime::Custom => custom::parts(engine, &source.path, added, site),
     };
     parts.init.extend(source.init);
     parts.volumes.extend(source.volumes);
-    if let Some(mount) = source.mount {
-        parts.main.volume_mounts.get_or_insert_default().push(mount);
+    if !source.mounts.is_empty() {
+        parts.main.volume_mounts.get_or_insert_default().extend(source.mounts);
     }
     parts
 }

@@ -16,7 +16,8 @@ use strata_kinds::model_deployment::{CacheScope, PodTemplate};
 use strata_wire::defaults;
 
 use super::{
-    HANDOVER_LABEL, HostSite, LISTEN_ENV, PORT, ROLE_LABEL, Site, args, engine, hop, host, match_labels,
+    ADAPTERS_ANNOTATION, HANDOVER_LABEL, HostSite, LISTEN_ENV, PICKER_PORT, PORT, ROLE_LABEL, Site, args,
+    engine, hop, host, match_labels,
 };
 use crate::cluster::{ClusterSite, digest};
 use crate::workload::{Component, EngineWorkload, Workload};
@@ -50,7 +51,7 @@ pub(super) fn template(
         (_, Site::Cluster(cluster)) => scheduler(workload, cluster),
         (_, Site::Host(host)) => on_host(workload, host, &added),
     };
-    let annotations = annotations(&parts.main, &added);
+    let annotations = annotations(workload, &parts.main, &added);
     let pod = PodSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
@@ -103,12 +104,23 @@ fn handover_label(workload: &Workload) -> Option<(String, String)> {
     })
 }
 
-/// The user's own, and how metrics are to be asked for where that is not as usual.
-fn annotations(main: &Container, added: &PodTemplate) -> Option<BTreeMap<String, String>> {
+/// The user's own, how metrics are to be asked for where that is not as usual, and the adapters.
+fn annotations(
+    workload: &Workload,
+    main: &Container,
+    added: &PodTemplate,
+) -> Option<BTreeMap<String, String>> {
     let get = main.readiness_probe.as_ref().and_then(|probe| probe.http_get.as_ref());
     let scheme = get.and_then(|get| get.scheme.as_deref()).map(str::to_lowercase);
     let said = scheme.map(|scheme| ("prometheus.io/scheme".to_owned(), scheme));
-    let all: BTreeMap<String, String> = said.into_iter().chain(added.annotations.clone()).collect();
+    let mut all: BTreeMap<String, String> = said.into_iter().chain(added.annotations.clone()).collect();
+    all.remove(ADAPTERS_ANNOTATION);
+    if let Workload::Engine(engine) = workload
+        && !engine.spec.adapters.is_empty()
+    {
+        let names: Vec<&str> = engine.spec.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+        all.insert(ADAPTERS_ANNOTATION.to_owned(), names.join(","));
+    }
     (!all.is_empty()).then_some(all)
 }
 
@@ -198,7 +210,7 @@ fn on_host(workload: &Workload, site: &HostSite, added: &PodTemplate) -> Parts {
         ..strata(component, None)
     };
     let init = match workload {
-        Workload::Engine(engine) => host::fetch(&engine.spec, site).into_iter().collect(),
+        Workload::Engine(engine) => host::fetch(&engine.spec, site),
         _ => Vec::new(),
     };
     Parts { main, init, volumes: Vec::new() }
@@ -231,8 +243,15 @@ fn scheduler(workload: &Workload, site: &ClusterSite) -> Parts {
     env.push(variable("STRATA_DRAIN_SECONDS", defaults::STREAM_TIMEOUT.as_secs().to_string()));
     env.extend(hop.env);
     let probe = |path, period, timeout, failures| Some(hop.scheme.probe(path, period, timeout, failures));
+    let mut args = vec!["--kubernetes".to_owned()];
+    let mut ports = vec![port()];
+    if site.picker.is_some() {
+        args.extend(["--extproc-listen".to_owned(), format!("0.0.0.0:{PICKER_PORT}")]);
+        ports.push(ContainerPort { name: Some("picker".to_owned()), container_port: PICKER_PORT, ..port() });
+    }
     let main = Container {
-        args: Some(vec!["--kubernetes".to_owned()]),
+        args: Some(args),
+        ports: Some(ports),
         env: Some(env),
         resources: Some(ResourceRequirements {
             requests: Some(quantities(&[("cpu", "50m"), ("memory", "64Mi")])),

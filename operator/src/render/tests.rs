@@ -133,6 +133,37 @@ fn a_host_fetches_what_is_elsewhere() {
 }
 
 #[test]
+fn adapters_on_a_host() {
+    let adapted = engine(json!({
+        "model": { "name": "m", "uri": "/m.gguf" },
+        "engine": { "args": ["--step-tokens", "64"] },
+        "adapters": [
+            { "name": "here", "uri": "file:///lora/here" },
+            { "name": "home", "uri": "file://~/lora/home" },
+            { "name": "kept", "uri": "file://~/.cache/strata/models/kept" },
+            { "name": "team/sql", "uri": "hf://team/sql", "credentialsSecretRef": { "name": "hub" } },
+        ],
+    }));
+    let rendered = render(&adapted, Site::Host(&HostSite { models: Some("/big/".into()), ..host() }));
+    let template = rendered.template();
+    let path = strata_wire::model_uri::model_path("hf://team/sql", None).unwrap().under("/big");
+    assert_eq!(
+        command(&rendered),
+        format!(
+            "strata engine --model /m.gguf --served-model-name m --enable-lora --max-loras 4 --lora-modules \
+             here=/lora/here home=/home/ada/lora/home kept=/big/kept team/sql={path} --step-tokens 64"
+        )
+    );
+    let init = template.spec.unwrap().init_containers.unwrap();
+    assert_eq!(init.len(), 1, "only what is elsewhere is fetched");
+    assert_eq!(init[0].name, "fetch-adapter-3");
+    assert_eq!(init[0].args.as_deref().unwrap(), ["--uri", "hf://team/sql", "--to", "/big"]);
+    assert_eq!(init[0].env_from.as_ref().unwrap()[0].secret_ref.as_ref().unwrap().name, "hub");
+    let annotations = template.metadata.unwrap().annotations.unwrap();
+    assert_eq!(annotations[ADAPTERS_ANNOTATION], "here,home,kept,team/sql");
+}
+
+#[test]
 fn a_revision_follows_the_template_and_nothing_else() {
     let base = render(&plain(), Site::Host(&host())).revision();
     let spec = |change: serde_json::Value| {
@@ -149,6 +180,8 @@ fn a_revision_follows_the_template_and_nothing_else() {
         base
     );
     assert_ne!(spec(json!({ "engine": { "maxModelLen": 64 } })), base);
+    let adapter = |uri: &str| spec(json!({ "adapters": [{ "name": "a", "uri": uri }] }));
+    assert!(adapter("/a") != base && adapter("/a") != adapter("/b"));
     assert_ne!(spec(json!({ "podTemplate": { "env": [{ "name": "A", "value": "b" }] } })), base);
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use strata_operator::Mode;
 use strata_operator::cluster::{
-    Capabilities, Child, ClusterSite, MANAGED_LABEL, NamespaceSeen, Trust, namespace_step, workload,
+    Capabilities, Child, ClusterSite, MANAGED_LABEL, NamespaceSeen, Picker, Trust, namespace_step, workload,
 };
 
 use super::world::World;
@@ -58,12 +58,18 @@ fn full() -> World {
     }));
     world.site.capabilities = everything();
     world.site.gateway = Some("infra/public".into());
+    world.site.picker = Some(proxies());
     world.site.image_pull_secrets = vec!["strata-registry".into()];
     world.site.image_pull_policy = Some("IfNotPresent".into());
     world
 }
 
 const GPU: &str = super::world::GPU;
+
+fn proxies() -> Picker {
+    let envoys = r#"[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"infra"}}}]"#;
+    envoys.parse().unwrap()
+}
 
 #[test]
 fn a_canary() {
@@ -110,6 +116,63 @@ fn each_source_of_a_model() {
         })
         .collect();
     insta::assert_yaml_snapshot!(shown);
+}
+
+/// What a pod is made of that serves adapters, by where the model and they are.
+#[test]
+fn adapters_beside_each_source_of_a_model() {
+    let adapters = json!([
+        { "name": "team/sql", "uri": "hf://team/sql@v2", "credentialsSecretRef": { "name": "hub" } },
+        { "name": "fr", "uri": "pvc://models/lora/fr" },
+        { "name": "de", "uri": "pvc://others/de,r=8" },
+        { "name": "es", "uri": "file:///adapters/es" },
+    ]);
+    let vllm = json!({ "runtime": "Vllm", "image": "x", "args": ["--max-lora-rank", "64"] });
+    let models = [
+        (json!({ "name": "m", "uri": "/models/m" }), json!({})),
+        (json!({ "name": "m", "uri": "pvc://models/m" }), json!({})),
+        (json!({ "name": "m", "uri": "hf://owner/name" }), json!({})),
+        (json!({ "name": "m", "uri": "hf://owner/name", "cache": { "claimName": "models" } }), vllm),
+    ];
+    let shown: Vec<Value> = models
+        .iter()
+        .map(|(model, engine)| {
+            let world = World::new(json!({ "model": model, "engine": engine, "adapters": adapters }));
+            let template = of_kind(&world, "Deployment")["spec"]["template"].clone();
+            let (pod, main) = (&template["spec"], &template["spec"]["containers"][0]);
+            let init: Vec<Value> = pod["initContainers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|c| json!([c["name"], c["args"], c["envFrom"], c["volumeMounts"]]))
+                .collect();
+            let policy = objects(&world).into_iter().find(|o| o["kind"] == "NetworkPolicy").unwrap();
+            json!({
+                "uri": model["uri"], "args": main["args"], "mounts": main["volumeMounts"],
+                "volumes": pod["volumes"], "init": init, "serves": template["metadata"]["annotations"],
+                "egress": policy["spec"]["egress"][1]["ports"],
+            })
+        })
+        .collect();
+    insta::assert_yaml_snapshot!(shown);
+}
+
+#[test]
+fn another_adapter_is_another_revision() {
+    let mut world = World::new(json!({ "adapters": [{ "name": "a", "uri": "/a" }] }));
+    let revision = |world: &World| {
+        of_kind(world, "Deployment")["spec"]["template"]["metadata"]["labels"]["strata.dev/revision"].clone()
+    };
+    let first = revision(&world);
+    world.edit(json!({ "adapters": [{ "name": "a", "uri": "/b" }] }));
+    let second = revision(&world);
+    assert_ne!(first, second, "where it is");
+    world.edit(json!({ "adapters": [{ "name": "b", "uri": "/b" }] }));
+    assert_ne!(revision(&world), second, "what it is called");
+    let said = json!({ "annotations": { "strata.dev/adapters": "mine" } });
+    let plain = World::new(json!({ "podTemplate": said }));
+    let template = &of_kind(&plain, "Deployment")["spec"]["template"];
+    assert_eq!(template["metadata"].get("annotations"), None, "which there are is for the operator to say");
 }
 
 #[test]
@@ -183,6 +246,7 @@ fn a_namespace_shares_a_scheduler() {
     let site = ClusterSite {
         capabilities: everything(),
         priorities: [0, 10].into(),
+        picker: Some(proxies()),
         metrics_namespaces: vec!["monitoring".into()],
         ..ClusterSite::new("strata:1", Mode::Enterprise, "strata")
     };
@@ -190,6 +254,10 @@ fn a_namespace_shares_a_scheduler() {
         make(&site).into_iter().filter(|c| c.key().kind != "ControllerRevision").map(|c| c.object).collect();
     insta::assert_yaml_snapshot!(objects);
     assert_eq!(namespace_step("models", &[], &NamespaceSeen::default(), &site), []);
+    // A pool without a picker would be refused by every gateway.
+    let unasked = make(&ClusterSite { picker: None, ..site.clone() });
+    assert!(unasked.iter().all(|c| !c.key().kind.starts_with("Inference")), "{unasked:?}");
+    assert!(!format!("{unasked:?}").contains("9002"));
     let development = make(&ClusterSite { mode: Mode::Development, ..site.clone() });
     let kinds: Vec<String> = development.iter().map(|c| c.key().kind).collect();
     assert_eq!(kinds, ["NetworkPolicy"]);

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use strata_operator::Mode;
-use strata_operator::cluster::Capabilities;
+use strata_operator::cluster::{Capabilities, Picker};
 
 use super::world::{GPU, Phase, SimPod, World};
 
@@ -192,6 +192,7 @@ fn a_canary_is_of_those_that_answer() {
 fn neither_takes_the_pods_of_the_other() {
     let mut world = world();
     world.site.capabilities = Capabilities::found(|_| true, true);
+    world.site.picker = Some(Picker::default());
     let spec = |name: &str| child(&world, "Deployment", name)["spec"].clone();
     let (decode, prefill) = (spec("a-engine"), spec("a-engine-prefill"));
     let labels = |spec: &Value| spec["template"]["metadata"]["labels"].clone();

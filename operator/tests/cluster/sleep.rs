@@ -48,6 +48,28 @@ fn it_sleeps_after_its_time_and_wakes_when_asked() {
 }
 
 #[test]
+fn who_asks_for_an_adapter_keeps_it_awake_and_wakes_it() {
+    let mut world = sleepy();
+    world.edit(json!({ "adapters": [{ "name": "sql", "uri": "/sql" }] }));
+    world.settle();
+    world.now += 1000;
+    let report = |adapter: Demand| {
+        let demand = [("m".to_owned(), idle(1000.0)), ("sql".to_owned(), adapter)].into();
+        let report = Ok(Arc::new(ReplicaReport { models: BTreeMap::default(), demand }));
+        vec![SchedulerView { pod: "s".into(), ready: true, report }]
+    };
+    for asked in [Demand { in_flight: 1, ..idle(0.0) }, idle(30.0)] {
+        world.schedulers = report(asked);
+        assert_eq!(world.decide().unwrap().scale, None, "{asked:?}");
+    }
+    world.schedulers = report(idle(1000.0));
+    world.settle();
+    assert!(world.pods.is_empty());
+    world.schedulers = report(Demand { held: 1, ..idle(0.0) });
+    assert_eq!(world.decide().unwrap().scale, Some(1));
+}
+
+#[test]
 fn a_canary_does_not_keep_it_awake() {
     let mut world = sleepy();
     world.edit(json!({ "rollout": { "canary": { "weight": 50 } } }));

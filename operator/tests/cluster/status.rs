@@ -355,3 +355,29 @@ fn times_change_with_the_status_alone() {
     assert_eq!(second["conditions"][0]["observedGeneration"], 2);
     assert_eq!(second["conditions"][0]["lastTransitionTime"], first["conditions"][0]["lastTransitionTime"]);
 }
+
+/// An adapter that is new is known to the new pods alone, and counts once schedulers send it requests.
+#[test]
+fn ready_is_for_each_name() {
+    let adapters = |names: &[&str]| {
+        let all: Vec<_> = names.iter().map(|name| json!({ "name": name, "uri": "/a" })).collect();
+        json!({ "adapters": all })
+    };
+    let mut world = World::new(adapters(&["sql"]));
+    world.unheard.insert("sql".into());
+    world.settle();
+    assert!(
+        world.said().contains("NotRouted") && world.said().contains("0 of 1 replicas"),
+        "{}",
+        world.said()
+    );
+    world.unheard.clear();
+    assert!(world.ready());
+    world.edit(adapters(&["sql", "fr"]));
+    world.edit(json!({ "replicas": 2, "rollout": { "canary": { "weight": 50 } } }));
+    world.settle();
+    assert!(!world.of_track("canary").is_empty() && !world.of_track("stable").is_empty());
+    assert!(!world.said().contains("NotRouted"), "old pods do not have it: {}", world.said());
+    world.unheard.insert("fr".into());
+    assert!(world.said().contains("NotRouted"), "{}", world.said());
+}

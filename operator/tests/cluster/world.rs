@@ -93,6 +93,8 @@ pub struct World {
     pub demand: Demand,
     /// Whether schedulers have seen what there is.
     pub routed: bool,
+    /// Names that schedulers have not heard of.
+    pub unheard: BTreeSet<String>,
     pub downloads: BTreeMap<String, Progress>,
     pub autoscaler: Option<HorizontalPodAutoscaler>,
     pub refused: Vec<Refused>,
@@ -119,6 +121,7 @@ impl World {
             schedulers: Vec::new(),
             demand: Demand::default(),
             routed: true,
+            unheard: BTreeSet::new(),
             downloads: BTreeMap::new(),
             autoscaler: None,
             refused: Vec::new(),
@@ -172,21 +175,31 @@ impl World {
         if !self.schedulers.is_empty() || !self.site.mode.has_scheduler() {
             return self.schedulers.clone();
         }
-        let routed = self.pods.iter().filter(|p| self.routed && p.stays() && p.is_ready());
-        let states: Vec<ReplicaState> = routed
-            .map(|p| {
-                serde_json::from_value(json!({
-                    "name": p.name, "url": "http://10.0.0.1:8000", "ready": true, "in_flight": 0,
-                    "running": 0.0, "waiting": 0.0, "kv_usage": 0.0, "prefix_queries": 0.0,
-                    "prefix_hits": 0.0, "requests": 0,
-                    "role": if p.track == "prefill" { "prefill" } else { "decode" },
-                }))
-                .unwrap()
-            })
-            .collect();
+        let object = self.object();
+        let names: Vec<&str> =
+            object.spec.served_names().filter(|name| !self.unheard.contains(*name)).collect();
+        let states = |name: &str| -> Vec<ReplicaState> {
+            let routed = self.pods.iter().filter(|p| self.routed && p.stays() && p.is_ready());
+            let serves = |p: &&SimPod| {
+                let adapters = self.annotations(p)["strata.dev/adapters"].as_str().unwrap_or("").to_owned();
+                name == "m" || adapters.split(',').any(|adapter| adapter == name)
+            };
+            routed
+                .filter(serves)
+                .map(|p| {
+                    serde_json::from_value(json!({
+                        "name": p.name, "url": "http://10.0.0.1:8000", "ready": true, "in_flight": 0,
+                        "running": 0.0, "waiting": 0.0, "kv_usage": 0.0, "prefix_queries": 0.0,
+                        "prefix_hits": 0.0, "requests": 0,
+                        "role": if p.track == "prefill" { "prefill" } else { "decode" },
+                    }))
+                    .unwrap()
+                })
+                .collect()
+        };
         let report = ReplicaReport {
-            models: [("m".to_owned(), states)].into(),
-            demand: [("m".to_owned(), self.demand)].into(),
+            models: names.iter().map(|name| ((*name).to_owned(), states(name))).collect(),
+            demand: names.iter().map(|name| ((*name).to_owned(), self.demand)).collect(),
         };
         ["strata-scheduler-0", "strata-scheduler-1"]
             .map(|pod| SchedulerView {
@@ -319,6 +332,14 @@ impl World {
         self.pods.iter().filter(|p| p.track == track && p.stays()).collect()
     }
 
+    /// Those of the template that a pod was made of.
+    fn annotations(&self, pod: &SimPod) -> Value {
+        let is_its =
+            |r: &&Arc<ControllerRevision>| r.metadata.name.as_deref().unwrap().ends_with(&pod.revision);
+        let revision = self.revisions.iter().find(is_its).and_then(|r| r.data.as_ref());
+        revision.map_or(Value::Null, |data| data.0["template"]["metadata"]["annotations"].clone())
+    }
+
     fn typed(&self, pod: &SimPod) -> Pod {
         let at = |second: i64| Timestamp::from_second(second).unwrap().to_string();
         let mut status = json!({ "phase": "Running" });
@@ -354,7 +375,7 @@ impl World {
         serde_json::from_value(json!({
             "metadata": {
                 "name": pod.name, "namespace": "models", "deletionTimestamp": deleted,
-                "labels": { REVISION_LABEL: pod.revision, TRACK_LABEL: pod.track },
+                "annotations": self.annotations(pod), "labels": { REVISION_LABEL: pod.revision, TRACK_LABEL: pod.track },
             },
             "spec": { "containers": [], "nodeName": pod.is_placed().then_some("node-0") },
             "status": status,

@@ -143,6 +143,7 @@ impl Readable for PodObject {
 
     fn plain(self) -> Pod {
         let mut labels = self.metadata.labels.unwrap_or_default();
+        let mut annotations = self.metadata.annotations.unwrap_or_default();
         let containers = self.spec.and_then(|s| s.containers).unwrap_or_default();
         let serves = containers.iter().find_map(|c| Some((c.port(PORT_NAME)?, c.is_tls())));
         let (port, tls) = serves.unwrap_or((PORT, false));
@@ -157,6 +158,10 @@ impl Readable for PodObject {
         let authority = host.map(|host| format!("{host}:{port}"));
         Pod {
             model: labels.remove("strata.dev/model-deployment").unwrap_or_default(),
+            adapters: annotations
+                .remove("strata.dev/adapters")
+                .map(|names| names.split(',').map(str::to_owned).collect())
+                .unwrap_or_default(),
             handover: labels.remove("strata.dev/handover"),
             track: match labels.get("strata.dev/track").map(String::as_str) {
                 Some("canary") => Track::Canary,
@@ -187,6 +192,8 @@ pub(super) struct ModelObject {
 #[derive(Clone, Debug, Deserialize)]
 struct ModelSpec {
     model: Named,
+    #[serde(default)]
+    adapters: Vec<Named>,
     routing: Option<Routing>,
     rollout: Option<Rollout>,
 }
@@ -212,6 +219,7 @@ impl Readable for ModelObject {
         let canary = self.spec.rollout.and_then(|rollout| rollout.canary);
         Model {
             served: self.spec.model.name,
+            adapters: self.spec.adapters.into_iter().map(|adapter| adapter.name).collect(),
             created: self.metadata.creation_timestamp.map_or(0, |at| at.0.as_second()),
             leaving: self.metadata.deletion_timestamp.is_some(),
             weights: routing.weights(),
@@ -247,6 +255,7 @@ mod tests {
             "metadata": {
                 "name": "m-engine-1", "namespace": "team", "resourceVersion": "7",
                 "labels": {"strata.dev/model-deployment": "m", "strata.dev/track": "canary"},
+                "annotations": {"strata.dev/adapters": "sql,team/fr"},
                 "managedFields": [{"manager": "kubelet"}],
             },
             "spec": {"containers": [
@@ -269,6 +278,7 @@ mod tests {
             pod(|_| ()),
             Pod {
                 model: "m".to_owned(),
+                adapters: vec!["sql".to_owned(), "team/fr".to_owned()],
                 track: Track::Canary,
                 role: Role::Decode,
                 handover: None,
@@ -321,6 +331,7 @@ mod tests {
             "spec": {
                 "model": {"name": "meta/m", "uri": "file:///m"},
                 "engine": {"runtime": "OfALaterVersion"},
+                "adapters": [{"name": "sql", "uri": "hf://a/b"}],
                 "routing": {"policy": "SloAware", "objectives": {"ttft": "2s", "tpot": "50ms"}, "weights": {"prefix": 70, "latency": 0}, "sessionHeader": "x-chat", "outputPercentile": 90, "hashPrefixes": false},
                 "rollout": {"maxSurge": "25%", "canary": {"weight": 20}},
             },
@@ -330,6 +341,7 @@ mod tests {
             model,
             Model {
                 served: "meta/m".to_owned(),
+                adapters: vec!["sql".to_owned()],
                 created: 60,
                 leaving: false,
                 weights: [("latency".to_owned(), 0.0), ("prefix".to_owned(), 70.0)].into(),

@@ -1,11 +1,13 @@
 //! Whether every scheduler sends requests to every replica.
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use strata_wire::replicas::{ReplicaReport, Role};
 
 use super::super::assess::Assessment;
 use super::super::{SchedulerView, pods};
+use crate::render::ADAPTERS_ANNOTATION;
 use crate::workload::EngineWorkload;
-use kube::ResourceExt;
 
 /// What is missing; nothing when all is well.
 pub(super) fn missing(
@@ -17,12 +19,12 @@ pub(super) fn missing(
     if serving.peek().is_none() {
         return Some("its replicas serve; no scheduler does yet".to_owned());
     }
-    let pods: Vec<String> = assessment
+    let pods: Vec<(String, Vec<&str>)> = assessment
         .stable_pods
         .iter()
         .chain(&assessment.canary_pods)
         .filter(|p| pods::is_ready(p))
-        .map(|p| p.name_any())
+        .map(|p| (p.name_any(), names(engine, p)))
         .collect();
     serving.find_map(|view| match &view.report {
         Err(error) => {
@@ -30,7 +32,10 @@ pub(super) fn missing(
         }
         Ok(report) => {
             let role = engine.role.unwrap_or_default();
-            let routed = pods.iter().filter(|pod| routes(report, &engine.spec.model.name, pod, role)).count();
+            let routed = pods
+                .iter()
+                .filter(|(pod, names)| names.iter().all(|name| routes(report, name, pod, role)))
+                .count();
             let (sends, replicas) = match role {
                 Role::Decode => ("requests", "replicas"),
                 Role::Prefill => ("prompts", "prefill replicas"),
@@ -40,6 +45,13 @@ pub(super) fn missing(
             })
         }
     })
+}
+
+/// The names by which requests reach a pod: of the adapters, those that it has.
+fn names<'e>(engine: &'e EngineWorkload, pod: &Pod) -> Vec<&'e str> {
+    let serves = pod.annotations().get(ADAPTERS_ANNOTATION).map_or("", String::as_str);
+    let has = |name: &&str| *name == engine.spec.model.name || serves.split(',').any(|its| its == *name);
+    engine.spec.served_names().filter(has).collect()
 }
 
 fn routes(report: &ReplicaReport, model: &str, pod: &str, role: Role) -> bool {

@@ -22,6 +22,8 @@ pub(super) struct Handle {
     pub component: Component,
     pub workload: String,
     pub served: Option<String>,
+    /// The adapters that it serves beside its model.
+    pub adapters: Vec<String>,
     pub revision: String,
     ordinal: u32,
     view: watch::Receiver<View>,
@@ -219,15 +221,19 @@ fn start(
     let (view_from, view) = watch::channel(view);
     let (order, orders) = watch::channel(Order::Run);
     let pod = Pod { name: name.clone(), recipe, tools: tools.clone(), view: view_from, order: orders };
-    let served = match workload {
-        Workload::Engine(engine) => Some(engine.spec.model.name.clone()),
-        _ => None,
+    let (served, adapters) = match workload {
+        Workload::Engine(engine) => {
+            let names = engine.spec.adapters.iter().map(|adapter| adapter.name.clone());
+            (Some(engine.spec.model.name.clone()), names.collect())
+        }
+        _ => (None, Vec::new()),
     };
     Ok(Handle {
         name,
         component,
         workload: rendered.name().to_owned(),
         served,
+        adapters,
         revision,
         ordinal,
         view,

@@ -5,12 +5,14 @@
 
 use strata_kinds::model_deployment::PodTemplate;
 
-use super::{empty_dir, foreign};
+use super::{empty_dir, events, foreign};
+use crate::cluster::ClusterSite;
 use crate::render::pod::Parts;
 use crate::workload::EngineWorkload;
 
-pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Parts {
+pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate, site: &ClusterSite) -> Parts {
     let mut main = foreign(engine, path, added);
+    main.ports.get_or_insert_default().extend(events::of(&engine.spec, site).ports);
     let settings = engine.spec.engine.clone().unwrap_or_default();
     main.command = (!settings.command.is_empty()).then_some(settings.command);
     main.args = (!settings.args.is_empty()).then_some(settings.args);

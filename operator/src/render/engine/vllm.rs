@@ -4,9 +4,11 @@ use strata_kinds::ModelDeploymentSpec;
 use strata_kinds::model_deployment::{Device, PodTemplate};
 use strata_kinds::quantity;
 
-use super::{empty_dir, foreign, is_accelerator, mount, role, set_env};
-use crate::render::PORT;
+use super::source::Source;
+use super::{empty_dir, events, foreign, is_accelerator, mount, role, set_env};
+use crate::cluster::ClusterSite;
 use crate::render::pod::{Parts, quantities, stream_seconds, variable};
+use crate::render::{PORT, lora};
 use crate::workload::EngineWorkload;
 
 /// How long it finishes streams after it was told to stop, in seconds.
@@ -14,12 +16,19 @@ const DRAIN: &str = "--shutdown-timeout";
 /// The resource that a GPU is.
 const GPU: &str = "nvidia.com/gpu";
 
-pub(super) fn parts(engine: &EngineWorkload, path: &str, added: &PodTemplate) -> Parts {
+pub(super) fn parts(
+    engine: &EngineWorkload,
+    source: &Source,
+    added: &PodTemplate,
+    site: &ClusterSite,
+) -> Parts {
     let spec = &engine.spec;
-    let mut main = foreign(engine, path, added);
+    let mut main = foreign(engine, &source.path, added);
     // The image's entry point has changed over its versions; this has not.
     main.command = Some(vec!["vllm".to_owned(), "serve".to_owned()]);
-    main.args = Some(args(engine, path, added));
+    let events = events::of(spec, site);
+    main.ports.get_or_insert_default().extend(events.ports);
+    main.args = Some(args(engine, source, events.args, added));
     let threads = spec.engine.as_ref().and_then(|e| e.threads);
     set_env(
         &mut main,
@@ -60,9 +69,9 @@ pub(super) fn gpus(spec: &ModelDeploymentSpec) -> u64 {
     spec.parallelism.as_ref().map_or(1, strata_kinds::model_deployment::Parallelism::devices)
 }
 
-fn args(workload: &EngineWorkload, path: &str, added: &PodTemplate) -> Vec<String> {
+fn args(workload: &EngineWorkload, source: &Source, events: Vec<String>, added: &PodTemplate) -> Vec<String> {
     let spec = &workload.spec;
-    let mut args = vec![path.to_owned()];
+    let mut args = vec![source.path.clone()];
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("--served-model-name", spec.model.name.clone());
     add("--host", "0.0.0.0".to_owned());
@@ -103,6 +112,8 @@ fn args(workload: &EngineWorkload, path: &str, added: &PodTemplate) -> Vec<Strin
     if workload.role.is_some() {
         args.extend(role::args(&engine.args));
     }
+    args.extend(events);
+    args.extend(lora::args(&source.adapters, &engine.args));
     args.extend(engine.args);
     args
 }
