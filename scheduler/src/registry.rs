@@ -119,7 +119,9 @@ impl Pool {
 
     /// Whether its replicas serve it as an adapter of another model.
     pub fn is_adapter(&self) -> bool {
-        self.replicas.load().iter().any(|replica| replica.is_adapter(&self.name))
+        let replicas = self.replicas.load();
+        // The first that says so knows.
+        replicas.iter().find_map(|replica| replica.serves_adapter(&self.name)).unwrap_or(false)
     }
 
     /// Whether there are ready replicas: then those that wait do so because these are full.

@@ -340,10 +340,10 @@ impl Replica {
         }
     }
 
-    /// Whether it serves an adapter of this name.
-    pub fn is_adapter(&self, name: &str) -> bool {
-        let of_another = |model: &Model| model.id == name && model.parent.is_some();
-        self.adapters.get().is_some() && self.lock().models.iter().any(of_another)
+    /// Whether what it serves by this name is an adapter. `None` when it does not say, or serves no adapters.
+    pub fn serves_adapter(&self, name: &str) -> Option<bool> {
+        self.adapters.get()?;
+        self.lock().models.iter().find(|model| model.id == name).map(|model| model.parent.is_some())
     }
 
     /// How near an adapter is there.

@@ -8,16 +8,16 @@
 
 use strata_wire::prefix::Prefix;
 
+use super::load::{ASSUMED_MAX_SEQUENCES, Load};
 use crate::scheduler::mix;
 
 /// Blocks of a prompt's beginning that tell it from others: what prompts share that begin with the same
 /// instructions.
 const BEGINNING: usize = 8;
-/// A home has this part of the mean load at most, as in consistent hashing with bounded loads (Mirrokni,
-/// Thorup and Zadimoghaddam 2016): however many prompts begin alike, no replica gets more than that of them.
-const BOUND: f64 = 1.25;
-/// A load that is no crowd, whatever the others have.
-const FEW: f64 = 4.0;
+/// A home has no more above the least busy than this part of what it can run at once. Loads are bounded, as in
+/// consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam 2016): however many prompts begin
+/// alike, the others get theirs; and a replica of few sequences is no home while another has fewer.
+const SLACK: f64 = 1.0 / 32.0;
 
 /// A text as a number that every scheduler finds, of whatever build (FNV-1a, then mixed).
 pub fn number(parts: &[&[u8]]) -> u64 {
@@ -41,10 +41,9 @@ pub(super) fn home(key: u64, among: impl Iterator<Item = (usize, u64)>) -> Optio
     among.max_by_key(|(_, seed)| weight(key, *seed)).map(|(place, _)| place)
 }
 
-/// Whether a replica with this load may get one more as a home, beside others: `all` is the sum of the loads
-/// of so many replicas.
-pub(super) fn within_bound(load: f64, all: f64, replicas: usize) -> bool {
-    load + 1.0 <= (BOUND * (all + 1.0) / replicas.max(1) as f64).ceil().max(FEW)
+/// Whether a replica may get one more as a home, when the least busy has so many sequences.
+pub(super) fn is_within(load: &Load, least: f64) -> bool {
+    load.sequences() <= least + SLACK * load.max_sequences.unwrap_or(ASSUMED_MAX_SEQUENCES)
 }
 
 /// What of a request leans it.

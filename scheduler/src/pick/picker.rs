@@ -66,15 +66,14 @@ fn session(open: &[Scored], weights: &Weights) -> Option<Scored> {
     open.iter().all(|(_, parts)| parts.score(weights) <= score).then_some(*home)
 }
 
-/// The home of a prompt: of those that are about as good as the best, and have no more than their share.
+/// The home of a prompt: of those that are about as good as the best, and about as little busy as the least.
 /// `None` when these are not several.
 fn at_home(key: u64, open: &[Scored], candidates: &[Candidate<'_>], weights: &Weights) -> Option<Scored> {
     let top = open.iter().map(|(_, parts)| parts.score(weights)).fold(f64::NEG_INFINITY, f64::max);
-    let load = |place: usize| candidates[place].load.sequences();
-    let all: f64 = open.iter().map(|(place, _)| load(*place)).sum();
+    let load = |place: usize| &candidates[place].load;
+    let least = open.iter().map(|(place, _)| load(*place).sequences()).fold(f64::INFINITY, f64::min);
     let alike = open.iter().filter(|(place, parts)| {
-        let near = parts.score(weights) >= top - ALIKE_SCORES;
-        near && affinity::within_bound(load(*place), all, open.len())
+        parts.score(weights) >= top - ALIKE_SCORES && affinity::is_within(load(*place), least)
     });
     let alike: Vec<Scored> = alike.copied().collect();
     let home = affinity::home(key, alike.iter().map(|(place, _)| (*place, candidates[*place].seed)))?;

@@ -9,7 +9,7 @@ use strata_wire::decisions::Decisions;
 use strata_wire::metrics::engine::LORA_REQUESTS;
 use strata_wire::replicas::{Affinity, Endpoints, ModelEndpoints};
 
-use crate::support::{Does, EndpointsFile, Engine, Reply, Rig, eventually, listed, quick};
+use crate::support::{Does, EndpointsFile, Engine, PATIENCE, Reply, Rig, eventually, listed, quick};
 
 fn fleet(count: usize) -> Vec<Engine> {
     (0..count).map(|n| Engine::start(&format!("m-{n}"))).collect()
@@ -22,7 +22,9 @@ async fn two(engines: &[Engine], affinity: Affinity) -> (EndpointsFile, [Rig; 2]
     let model = ModelEndpoints { affinity, ..listed(&all) };
     file.write(&Endpoints { models: [("m".to_owned(), model)].into() });
     let start = async || {
-        let rig = Rig::start(SchedulerOptions { endpoints: Some(file.path()), ..quick() }).await;
+        // What replicas said counts on a machine that is too busy to ask them again.
+        let options = SchedulerOptions { scrape_timeout: PATIENCE, ..quick() };
+        let rig = Rig::start(SchedulerOptions { endpoints: Some(file.path()), ..options }).await;
         rig.ready("m", engines.len()).await;
         rig
     };
