@@ -447,8 +447,10 @@ fn usage(inner: &Inner) -> Value {
     let answer = inner.answer_tokens.load(Ordering::SeqCst);
     match *inner.usage.lock().unwrap() {
         None => json!({"prompt_tokens": 100, "completion_tokens": answer, "total_tokens": 100 + answer}),
-        Some((cached, of)) => json!({"prompt_tokens": of, "completion_tokens": answer, "total_tokens": of + answer,
-            "prompt_tokens_details": {"cached_tokens": cached}}),
+        Some((cached, of)) => {
+            json!({"prompt_tokens": of, "completion_tokens": answer, "total_tokens": of + answer,
+            "prompt_tokens_details": {"cached_tokens": cached}})
+        }
     }
 }
 
