@@ -139,3 +139,44 @@ async fn an_adapter_answers_otherwise_and_the_model_as_ever() {
     assert_ne!(random, base);
     assert_eq!(text(&adapted, ask("random")).await, random, "alone, and on a cached prefix");
 }
+
+#[tokio::test]
+async fn marks_bind_what_the_model_says_and_prompts_are_scored_alone() {
+    let Some(engine) = start() else { return };
+    let router = router(engine.clone(), Above::default());
+    let schema = json!({"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer"}},
+                        "required": ["city", "days"], "additionalProperties": false});
+    let older = json!({"type": "structural_tag", "triggers": ["<call"],
+                       "structures": [{"begin": "<call>", "schema": schema, "end": "</call>"}]});
+    let call = json!({"type": "tag", "begin": "<call>", "content": {"type": "json_schema", "json_schema": schema},
+                      "end": "</call>"});
+    let newer = json!({"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": ["<call"],
+                       "tags": [call], "at_least_one": true, "stop_after_first": true}});
+    let ask = |content: &str, format| {
+        json!({"model": "smollm2", "temperature": 0, "max_tokens": 40, "response_format": format,
+               "structured_outputs": {"disable_any_whitespace": true},
+               "messages": [{"role": "user", "content": content}]})
+    };
+    let said = async |body| {
+        let answer = post(&router, "/v1/chat/completions", &body).await.json().await;
+        answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    let bound = said(ask("I fly to Rome for 3 days.", newer)).await;
+    eprintln!("bound: {bound}");
+    let inside = bound.strip_prefix("<call>").unwrap().strip_suffix("</call>").unwrap();
+    let inside: serde_json::Value = serde_json::from_str(inside).unwrap();
+    assert!(inside["city"] == "Rome" || inside["city"] == "Paris", "{inside}");
+    assert!(inside["days"].is_i64(), "{inside}");
+    // Without a mark the answer is what it is without a grammar.
+    let free = said(ask("What is the capital of France?", older)).await;
+    assert_eq!(free, "The capital of France is Paris.");
+
+    let echo = json!({"model": "smollm2", "prompt": "The capital of France is Paris", "echo": true, "logprobs": 1,
+                      "max_tokens": 0, "temperature": 0});
+    let scored = post(&router, "/v1/completions", &echo).await.json().await;
+    let logprobs = &scored["choices"][0]["logprobs"];
+    eprintln!("scored: {} {}", logprobs["tokens"], logprobs["token_logprobs"]);
+    assert_eq!(scored["choices"][0]["text"], "The capital of France is Paris");
+    let last = logprobs["token_logprobs"].as_array().unwrap().last().unwrap().as_f64().unwrap();
+    assert!(last > -3.0, "{logprobs}");
+}
