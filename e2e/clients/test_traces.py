@@ -205,4 +205,5 @@ def test_what_was_thought_of_the_cache_is_what_the_engine_had(strata, uri, colle
     within = values['strata_scheduler_cache_predictions_total{model_name="m",outcome="within_block"}']
     assert sum(v for name, v in values.items() if "predictions_total" in name) == 15
     assert within >= 13, values
-    assert 0.9 < tokens("predicted") / tokens("actual") < 1.1, values
+    # The scheduler counts in blocks of 256 bytes, four of the engine's.
+    assert 0.7 < tokens("predicted") / tokens("actual") < 1.3, values
