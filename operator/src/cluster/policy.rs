@@ -25,8 +25,10 @@ pub(super) fn engines(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
     };
     let mut rules = vec![ingress(PORT, vec![callers, strata("operator", site)])];
     if site.mode.has_scheduler() {
-        rules
-            .push(NetworkPolicyIngressRule { from: Some(vec![here(Component::Scheduler)]), ports: events() });
+        rules.push(NetworkPolicyIngressRule {
+            from: Some(vec![here(Component::Scheduler)]),
+            ports: Some(events()),
+        });
         rules.extend(proxies(PORT, site));
     }
     policy(
@@ -42,7 +44,7 @@ pub(super) fn engines(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
 pub(super) fn schedulers(meta: &ObjectMeta, site: &ClusterSite) -> NetworkPolicy {
     let above = if site.mode.has_gateway() { Component::Gateway } else { Component::Platform };
     let callers = vec![strata(above.name(), site), strata("operator", site), here(Component::Scheduler)];
-    let told = NetworkPolicyEgressRule { to: Some(vec![here(Component::Engine)]), ports: events() };
+    let told = NetworkPolicyEgressRule { to: Some(vec![here(Component::Engine)]), ports: Some(events()) };
     let layers = NetworkPolicyEgressRule {
         to: Some(vec![here(Component::Engine), here(Component::Scheduler)]),
         ports: Some(vec![tcp(IntOrString::String("http".to_owned()))]),
@@ -137,8 +139,8 @@ fn proxies(port: i32, site: &ClusterSite) -> Option<NetworkPolicyIngressRule> {
 }
 
 /// The ports of an engine that publishes what its cache holds, whatever their numbers.
-fn events() -> Option<Vec<NetworkPolicyPort>> {
-    Some([EVENTS_PORT_NAME, REPLAY_PORT_NAME].map(|name| tcp(IntOrString::String(name.to_owned()))).into())
+fn events() -> Vec<NetworkPolicyPort> {
+    [EVENTS_PORT_NAME, REPLAY_PORT_NAME].map(|name| tcp(IntOrString::String(name.to_owned()))).into()
 }
 
 fn tcp(port: IntOrString) -> NetworkPolicyPort {
