@@ -384,6 +384,7 @@ Examples:
 
 Uses the cluster of the current kubeconfig context, or the pod's own. Serves /health, /ready and
 /metrics. Of several that run, one leads and the others stand by.")]
+#[expect(clippy::struct_excessive_bools, reason = "one for each switch of the command line")]
 pub(crate) struct Operator {
     /// Strata's own namespace, where Tenants, QuotaPolicies and the Lease are
     #[arg(long, value_name = "NAME", env = "STRATA_NAMESPACE", default_value = "strata")]

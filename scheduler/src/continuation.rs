@@ -150,7 +150,9 @@ impl Sent {
     /// not ended.
     pub(crate) fn read(events: &[Bytes]) -> Option<Self> {
         let (mut sent, mut splitter) = (Self::default(), Splitter::default());
-        events.iter().for_each(|event| splitter.push(event));
+        for event in events {
+            splitter.push(event);
+        }
         while let Some(event) = splitter.next_event() {
             let chunk: Value = serde_json::from_str(&event.data).ok()?;
             for name in HEAD {

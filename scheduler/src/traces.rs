@@ -225,7 +225,9 @@ impl Spans {
         let part = self.whole.as_ref().and_then(|whole| whole.child(name, Kind::Internal));
         if let Some(part) = part {
             let mut part = part.since(from);
-            said.into_iter().for_each(|(name, value)| part.set(name, value));
+            for (name, value) in said {
+                part.set(name, value);
+            }
             part.end_at(to, status);
         }
     }

@@ -137,6 +137,7 @@ Examples:
 Tokens are counted by the server's usage. A request that fails is counted and its error is shown; the exit
 code is 1 when none succeeded. Without --tokenizer random prompts are English words, of about one token each;
 with it they are token ids of exactly the length asked for.")]
+#[expect(clippy::struct_excessive_bools, reason = "one for each switch of the command line")]
 pub(crate) struct BenchServe {
     /// Which API the server is asked by
     #[arg(long, value_enum, default_value = "openai")]

@@ -84,7 +84,7 @@ fn one(it: &Explained) -> String {
         jiff::Timestamp::from_millisecond(it.at_ms as i64).map_or_else(|_| "?".to_owned(), |t| t.to_string());
     let answer =
         it.answer_tokens.map_or_else(String::new, |tokens| format!(" answer of {tokens:.0} tokens,"));
-    let mut text = format!(
+    let text = format!(
         "{} {} model {}, {} prefix blocks,{answer} held {:.0} ms, policy {}\n{}: {}\n",
         at, it.request, it.model, it.blocks, it.held_ms, it.policy, it.replica, it.why
     );
