@@ -105,7 +105,7 @@ mod tests {
             let ramp = Some(Ramp { by, from: 2.0, to: 50.0 });
             let arrival = Arrival { rate: f64::INFINITY, burstiness: 1e6, ramp };
             let times = arrival.times(200, &mut Random::new(3));
-            let gap = |at: usize| (times[at] - times[at - 1]).as_secs_f64();
+            let gap = |at: usize| times[at].abs_diff(times[at - 1]).as_secs_f64();
             assert!((times[0].as_secs_f64() - 0.5).abs() < 0.01, "{by:?}: {:?}", times[0]);
             assert!((gap(199) - 0.02).abs() < 0.001, "{by:?}: {}", gap(199));
             let middle = if by == Rise::Linear { 1.0 / 26.0 } else { 0.1 };

@@ -1,6 +1,7 @@
 //! One engine replica: whether it can take requests, how loaded it is, and what it probably holds.
 
 mod lease;
+mod view;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,8 +23,10 @@ use crate::pick::{
 };
 use crate::telemetry::{Reading, Trend};
 use crate::vllm::{Note, Notes};
+use view::Holds;
 
 pub use lease::{Lease, Verdict};
+pub use view::View;
 
 /// Scrapes that may fail in a row before a replica is unready. A refused connection does not wait for
 /// the second.
@@ -132,16 +135,6 @@ impl Inner {
         self.pledges.iter().filter(counts).map(same).max().unwrap_or(0)
     }
 
-    fn holds(&self) -> Holds {
-        match &self.lane {
-            Some(lane) if !self.guesses => {
-                let marks = self.pledges.iter().map(|pledge| mark(pledge.first.as_ref()));
-                Holds::Told { lane: lane.number(), coming: marks.fold(0, |all, mark| all | mark) }
-            }
-            _ => Holds::Unclear,
-        }
-    }
-
     fn cached(&self, prefix: &Prefix, found: &Found, now: Duration) -> Cached {
         let bytes_per_token = self.trend.bytes_per_token();
         match &self.lane {
@@ -164,56 +157,6 @@ pub enum ScrapeFailure {
     Certain(String),
     /// It may only have been slow.
     Passing(String),
-}
-
-/// A replica at the moment of a choice.
-#[derive(Clone, Copy, Debug)]
-pub struct View {
-    /// Whether it may get requests.
-    pub ready: bool,
-    /// How often it has become ready.
-    pub epoch: u64,
-    /// How loaded it is.
-    pub load: Load,
-    /// What it has of the prompt.
-    pub cached: Cached,
-    /// Bytes of canonical text to one token.
-    pub bytes_per_token: f64,
-    /// Share of its KV blocks in use, if known.
-    pub kv_usage: Option<f64>,
-    /// What beside its load decides.
-    pub standing: Standing,
-    /// What it has taken for other requests.
-    pub learnt: Learnt,
-    /// How to tell what it has of a prompt without another look at it.
-    holds: Holds,
-}
-
-/// What a replica has of prompts, as far as a glance tells.
-#[derive(Clone, Copy, Debug)]
-enum Holds {
-    /// What its lane bears, and of prompts that it computes now: the first blocks of these are marked here by
-    /// their hash, a bit of 64 each.
-    Told { lane: u32, coming: u64 },
-    /// More than that.
-    Unclear,
-}
-
-/// The bit that marks a prompt's first block.
-fn mark(first: Option<&BlockHash>) -> u64 {
-    first.map_or(0, |hash| 1 << (hash.0 & 63))
-}
-
-impl View {
-    /// What of this prompt the replica has, if that can be told without another look at it.
-    fn cached(&self, prefix: &Prefix, found: &Found) -> Option<Cached> {
-        match self.holds {
-            Holds::Told { lane, coming } if coming & mark(prefix.blocks.first()) == 0 => {
-                Some(Cached::told(found.tokens_of(lane)))
-            }
-            _ => None,
-        }
-    }
 }
 
 impl Replica {
@@ -307,7 +250,7 @@ impl Replica {
                 ready_for: now.saturating_sub(inner.ready_since),
             },
             learnt: inner.learnt,
-            holds: inner.holds(),
+            holds: Holds::of(&inner),
         }
     }
 

@@ -84,13 +84,14 @@ async fn a_request_that_names_one_has_its_priority() {
                     }
                 }
             });
+            let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;
             while !wait_with(&rig, priority).await {
-                tokio::task::yield_now().await;
+                assert!(tokio::time::Instant::now() < deadline, "none waits with the priority {priority}");
             }
-            asked
+            (asked,)
         }
     };
-    let third = held("3", "batch").await;
+    let (third,) = held("3", "batch").await;
     server.delete(OBJECTIVES, "gold");
     let zeroth = {
         let deadline = tokio::time::Instant::now() + crate::support::PATIENCE;

@@ -44,7 +44,9 @@ async fn holds(rig: &Arc<Rig>, count: usize) {
         rig.held("m") == count && refused == 20 - count
     })
     .await;
-    asked.into_iter().for_each(|task| task.abort());
+    for task in asked {
+        task.abort();
+    }
     eventually("they have left", || rig.held("m") == 0).await;
 }
 
@@ -74,7 +76,7 @@ async fn one_that_leaves_counts_no_more() {
 }
 
 /// A ready pod of a scheduler.
-fn scheduler(name: &str, labels: Value) -> Value {
+fn scheduler(name: &str, labels: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels},
         "status": {"podIP": "10.9.9.9", "conditions": [{"type": "Ready", "status": "True"}]},
@@ -99,7 +101,7 @@ async fn the_schedulers_of_a_namespace_share_the_queue() {
     server.put(MODELS, model("m"));
     server.put(PODS, pod(&engine, "m", "stable"));
     for name in ["scheduler-0", "scheduler-1", "scheduler-2"] {
-        server.put(PODS, scheduler(name, labels.clone()));
+        server.put(PODS, scheduler(name, &labels));
     }
     let rig = Arc::new(Rig::start(cluster(&server, "scheduler-0", None)).await);
     rig.ready("m", 1).await;
@@ -122,9 +124,9 @@ async fn a_pools_schedulers_are_those_that_are_labelled_alike() {
     let mut replica = pod(&engine, "", "stable");
     replica["metadata"]["labels"] = json!({"app": "llama"});
     server.put(PODS, replica);
-    server.put(PODS, scheduler("p-0", json!({"app": "picker", "pod-template-hash": "a"})));
-    server.put(PODS, scheduler("p-1", json!({"app": "picker", "pod-template-hash": "b"})));
-    server.put(PODS, scheduler("q-0", json!({"app": "another"})));
+    server.put(PODS, scheduler("p-0", &json!({"app": "picker", "pod-template-hash": "a"})));
+    server.put(PODS, scheduler("p-1", &json!({"app": "picker", "pod-template-hash": "b"})));
+    server.put(PODS, scheduler("q-0", &json!({"app": "another"})));
     server.put(
         POOLS,
         json!({

@@ -117,7 +117,7 @@ impl Envoy {
             .stdout(Stdio::null())
             .spawn()
             .expect("STRATA_TEST_ENVOY names a program");
-        let mut envoy = Self { child, listeners: Vec::new(), folder: folder };
+        let mut envoy = Self { child, listeners: Vec::new(), folder };
         envoy.listens(filters.len()).await;
         Some(envoy)
     }

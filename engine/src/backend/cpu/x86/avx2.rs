@@ -36,6 +36,44 @@ macro_rules! both {
     }};
 }
 
+/// A pair of registers, each of which becomes what is said of it. No closure: one would be compiled without
+/// AVX2, and where the compiler does not inline it each of its instructions is a call.
+macro_rules! each {
+    ($pair:expr, |$half:ident| $becomes:expr) => {{
+        let [low, high] = $pair;
+        // SAFETY: an `Avx2` exists only where AVX2, FMA and F16C were detected.
+        unsafe {
+            [
+                {
+                    let $half = low;
+                    $becomes
+                },
+                {
+                    let $half = high;
+                    $becomes
+                },
+            ]
+        }
+    }};
+}
+
+/// Adds to eight lanes the products of their four codes with four numbers; see [`Simd::dot`].
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_of_eight(sum: __m256i, codes: __m256i, x: __m256i, wide: bool) -> __m256i {
+    let ones = _mm256_set1_epi16(1);
+    let pairs = if wide {
+        // Two products of codes up to 255 do not fit 16 bits together, so one at a time.
+        let even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
+        let odd = _mm256_andnot_si256(_mm256_set1_epi16(0xff), codes);
+        let odd = _mm256_madd_epi16(_mm256_maddubs_epi16(odd, x), ones);
+        _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(even, x), ones), odd)
+    } else {
+        _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones)
+    };
+    _mm256_add_epi32(sum, pairs)
+}
+
 impl Simd for Avx2 {
     type V = [__m256; 2];
     type B = __m128i;
@@ -98,8 +136,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn power_of_two(self, v: Self::V) -> Self::V {
-        // SAFETY: AVX2 was detected.
-        v.map(|v| unsafe {
+        each!(v, |v| {
             let bits = _mm256_slli_epi32::<23>(_mm256_castps_si256(v));
             _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(127 << 23)))
         })
@@ -156,18 +193,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn halves(self, from: &[u8; 2 * LANES]) -> Self::V {
-        // SAFETY: F16C was detected; both types are 32 bytes of which any are valid.
-        unsafe {
-            std::mem::transmute::<[u8; 2 * LANES], [__m128i; 2]>(*from).map(|half| _mm256_cvtph_ps(half))
-        }
+        // SAFETY: both types are 32 bytes of which any are valid.
+        let halves = unsafe { std::mem::transmute::<[u8; 2 * LANES], [__m128i; 2]>(*from) };
+        each!(halves, |half| _mm256_cvtph_ps(half))
     }
     #[inline(always)]
     fn upper_halves(self, from: &[u8; 2 * LANES]) -> Self::V {
-        // SAFETY: AVX2 was detected; both types are 32 bytes of which any are valid.
-        unsafe {
-            std::mem::transmute::<[u8; 2 * LANES], [__m128i; 2]>(*from)
-                .map(|bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))))
-        }
+        // SAFETY: both types are 32 bytes of which any are valid.
+        let halves = unsafe { std::mem::transmute::<[u8; 2 * LANES], [__m128i; 2]>(*from) };
+        each!(halves, |bits| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits))))
     }
     #[inline(always)]
     fn to_halves(self, v: Self::V) -> [u8; 2 * LANES] {
@@ -194,23 +228,20 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn code_bits<const SHIFT: u32>(self, u: Self::U, mask: u8) -> Self::U {
-        // SAFETY: AVX2 was detected. What a 16-bit shift brings in from the byte above is masked.
-        u.map(|u| unsafe {
+        // What a 16-bit shift brings in from the byte above is masked.
+        each!(u, |u| {
             let shifted = _mm256_srl_epi16(u, _mm_cvtsi32_si128(SHIFT as i32));
             _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
         })
     }
     #[inline(always)]
     fn code_join<const SHIFT: u32>(self, low: Self::U, high: Self::U) -> Self::U {
-        // SAFETY: AVX2 was detected.
-        std::array::from_fn(|i| unsafe {
-            _mm256_or_si256(low[i], _mm256_sll_epi16(high[i], _mm_cvtsi32_si128(SHIFT as i32)))
-        })
+        let moved = each!(high, |high| _mm256_sll_epi16(high, _mm_cvtsi32_si128(SHIFT as i32)));
+        both!(_mm256_or_si256, low, moved)
     }
     #[inline(always)]
     fn code_less(self, u: Self::U, zero: u8) -> Self::U {
-        // SAFETY: AVX2 was detected.
-        u.map(|u| unsafe { _mm256_sub_epi8(u, _mm256_set1_epi8(zero as i8)) })
+        each!(u, |u| _mm256_sub_epi8(u, _mm256_set1_epi8(zero as i8)))
     }
     #[inline(always)]
     fn integer(self, x: i32) -> Self::I {
@@ -223,26 +254,16 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot(self, sum: Self::I, codes: Self::U, x: [i8; 4], wide: bool) -> Self::I {
+        let [a, b, c, d] = x;
         // SAFETY: AVX2 was detected.
-        std::array::from_fn(|i| unsafe {
-            let x = _mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
-            let ones = _mm256_set1_epi16(1);
-            let pairs = if wide {
-                // Two products of codes up to 255 do not fit 16 bits together, so one at a time.
-                let even = _mm256_and_si256(codes[i], _mm256_set1_epi16(0xff));
-                let odd = _mm256_andnot_si256(_mm256_set1_epi16(0xff), codes[i]);
-                let odd = _mm256_madd_epi16(_mm256_maddubs_epi16(odd, x), ones);
-                _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(even, x), ones), odd)
-            } else {
-                _mm256_madd_epi16(_mm256_maddubs_epi16(codes[i], x), ones)
-            };
-            _mm256_add_epi32(sum[i], pairs)
-        })
+        unsafe {
+            let x = _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]));
+            [dot_of_eight(sum[0], codes[0], x, wide), dot_of_eight(sum[1], codes[1], x, wide)]
+        }
     }
     #[inline(always)]
     fn float(self, i: Self::I) -> Self::V {
-        // SAFETY: AVX2 was detected.
-        i.map(|i| unsafe { _mm256_cvtepi32_ps(i) })
+        each!(i, |i| _mm256_cvtepi32_ps(i))
     }
 }
 
