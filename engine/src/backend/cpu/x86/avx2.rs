@@ -254,10 +254,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot(self, sum: Self::I, codes: Self::U, x: [i8; 4], wide: bool) -> Self::I {
-        let [a, b, c, d] = x;
+        let x = [x[0] as u8, x[1] as u8, x[2] as u8, x[3] as u8];
         // SAFETY: AVX2 was detected.
         unsafe {
-            let x = _mm256_set1_epi32(i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]));
+            let x = _mm256_set1_epi32(i32::from_le_bytes(x));
             [dot_of_eight(sum[0], codes[0], x, wide), dot_of_eight(sum[1], codes[1], x, wide)]
         }
     }
