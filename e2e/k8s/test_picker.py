@@ -134,5 +134,9 @@ def test_an_envoy_asks_them_and_sends_requests_where_they_say(kube, serving, tmp
 def test_without_it_there_is_none(kube, serving):
     serving.strata.install(internalTls=False)
     kube.wait("the pool to go", lambda: pool(kube) is None, 60)
-    ports = kube.get(f"/api/v1/namespaces/{MODELS}/services/strata-scheduler")["spec"]["ports"]
-    assert [p["port"] for p in ports] == [8000]
+
+    def ports() -> list[int]:
+        service = kube.get(f"/api/v1/namespaces/{MODELS}/services/strata-scheduler")
+        return [p["port"] for p in service["spec"]["ports"]]
+
+    kube.wait("the port to go", lambda: ports() == [8000], 60)
