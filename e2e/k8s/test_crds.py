@@ -96,6 +96,7 @@ BAD = {
             {"spec.engine.runtime": "Native"},
             {"spec.engine": CUSTOM},
             {"spec.engine.device": "Cpu"},
+            {"spec.adapters.0.name": "m"},
         ],
         "spec.adapters[].uri": ["ftp://host/x", "hf://owner/../x"],
         "spec.autoscaling": [
@@ -113,6 +114,7 @@ BAD = {
         "spec.prefill.parallelism": [{"tensor": 2, "expert": 3}],
         "spec.podTemplate.resources": [{"requests": {"nvidia.com/gpu": 1}}],
         "spec.prefill.podTemplate.resources": [{"requests": {"nvidia.com/gpu": 1}}],
+        "spec.routing.sessionHeader": {"spec.routing": {"sessionHeader": "X Chat"}},
         "spec.rollout": [{"maxSurge": 0, "maxUnavailable": "0%"}],
         "spec.rollout.maxSurge": ["some"],
         "spec.rollout.maxUnavailable": ["120%"],
